@@ -1,0 +1,1 @@
+"""Raw text to token shards. Run ``python -m data_prep --help``. Never imports ``pipeline``."""

@@ -1,0 +1,36 @@
+"""How a user's mistake is told: one line on stderr, exit code 2, no traceback."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """Something the user can mend. The message names the file, key or offset, the value and the way out."""
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command's ``main`` and exit with its code; a ``UserError`` or a full disk becomes one line and code 2.
+
+    Under a launcher every rank meets the same mistake; only the first rank of a node tells it.
+    """
+    try:
+        code = main() or 0
+    except UserError as error:
+        code = _tell(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        code = _tell(f"{error.filename or 'disk'}: {error.strerror}; free some space and run the same command again")
+    except KeyboardInterrupt:
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _tell(message: str) -> int:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return 2
