@@ -1,0 +1,1 @@
+"""Token shards to a distilled student. Run ``python -m pipeline.distill --help``."""

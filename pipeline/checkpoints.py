@@ -1,0 +1,120 @@
+"""Atomic checkpoints of the student alone, whole and by parameter name.
+
+    RUN/checkpoints/step-00000120/state.safetensors   fp32 weights, exp_avg/NAME, exp_avg_sq/NAME, and the untrained tail
+    RUN/checkpoints/step-00000120/state.json          step, samples consumed, corpus, recipe, versions, sha256 of the above
+
+No pickle, no file per rank and no ZeRO stage inside: the same folder continues at any number of ranks and any stage, and
+export is a read of it. A folder is written aside, synced and renamed, so a whole name means a whole checkpoint; what is
+torn all the same (its hash does not match) is skipped with a warning and never deleted.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_prep.errors import UserError
+
+STATE, INFO = "state.safetensors", "state.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint: its folder and what its state.json says."""
+
+    path: Path
+    info: dict
+
+    @property
+    def step(self) -> int:
+        return self.info["step"]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return load_file(self.path / STATE)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The fp32 weights of the whole student, without the optimizer's moments."""
+        return {name: tensor for name, tensor in self.tensors().items() if "/" not in name}
+
+
+def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int) -> Path:
+    """Write the checkpoint of ``info["step"]`` and drop all but the newest ``keep``. A full disk leaves nothing behind."""
+    folder = run / "checkpoints"
+    final, aside = folder / f"step-{info['step']:08d}", folder / f".writing-{info['step']:08d}"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        save_file(tensors, aside / STATE)
+        (aside / INFO).write_text(
+            json.dumps(info | {"format": FORMAT, "sha256": _sha256(aside / STATE)}, indent=1, sort_keys=True) + "\n"
+        )
+        for path in (aside / STATE, aside / INFO, aside):
+            _sync(path)
+        if final.exists():  # a torn one of the same step: keep it for inspection, out of the way
+            final.rename(_unused(folder / f"torn-{final.name}"))
+        aside.rename(final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
+        newest = latest(run)
+        raise UserError(
+            f"{final}: the checkpoint of {size / 2**20:.0f} MiB cannot be written ({error}); free some space and run the "
+            f"same command again: it goes on from {f'step {newest.step}' if newest else 'the start'}"
+        ) from error
+    for old in _folders(run)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(run: Path) -> Checkpoint | None:
+    """The newest whole checkpoint, or None. Torn ones are skipped with a warning."""
+    for folder in reversed(_folders(run)):
+        if (reason := _torn(folder)) is None:
+            return Checkpoint(folder, json.loads((folder / INFO).read_text()))
+        print(f"warning: {folder} is not whole ({reason}); it is skipped", file=sys.stderr, flush=True)
+    return None
+
+
+def _torn(folder: Path) -> str | None:
+    try:
+        info = json.loads((folder / INFO).read_text())
+        if info["format"] != FORMAT:
+            return f"format {info['format']!r}"
+        return None if _sha256(folder / STATE) == info["sha256"] else f"{STATE} does not match its sha256"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError):
+        return f"{INFO} is not readable"
+
+
+def _folders(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def _unused(path: Path) -> Path:
+    number = 0
+    while (candidate := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return candidate
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

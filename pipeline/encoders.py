@@ -1,0 +1,292 @@
+"""Teacher and student, cut down to what the loss reads: the query, key and value projections of one layer.
+
+Both models are cut structurally: embeddings, layers 1…L−1 and, of layer L, the three projections (after its pre-norm in
+pre-norm families). Nothing above ever runs, no attention map is ever kept, and ``forward`` returns q, k and v, which is
+safe under ZeRO-3 where hooks that steal them are not.
+
+Another family of encoders is one more line in ``FAMILIES``.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+
+from data_prep.errors import UserError
+from pipeline.relations import QKV
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family of encoders keeps its parts, and what its config calls them."""
+
+    layers: Callable[[nn.Module], nn.ModuleList] = lambda model: model.encoder.layer
+    projections: Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]] = lambda layer: (
+        layer.attention.self.query,
+        layer.attention.self.key,
+        layer.attention.self.value,
+    )
+    pre_norm: Callable[[nn.Module], nn.Module] = lambda layer: nn.Identity()
+    ffn: str = "intermediate_size"
+    dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    first_position: Callable[[PreTrainedConfig], int] = lambda config: 0
+
+
+def _after_padding(config: PreTrainedConfig) -> int:
+    """RoBERTa's positions start behind the padding id, so pad + 1 rows of its table are never used."""
+    return config.pad_token_id + 1
+
+
+_ROBERTA = Family(first_position=_after_padding)
+
+FAMILIES = {
+    "bert": Family(),
+    "roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "xlm-roberta-xl": Family(
+        pre_norm=lambda layer: layer.attention.self_attn_layer_norm, first_position=_after_padding
+    ),
+    "electra": Family(),
+    "distilbert": Family(
+        layers=lambda model: model.transformer.layer,
+        projections=lambda layer: (layer.attention.q_lin, layer.attention.k_lin, layer.attention.v_lin),
+        ffn="hidden_dim",
+        dropouts=("dropout", "attention_dropout"),
+    ),
+}
+
+# The shapes of the papers' teachers, so that a recipe can be checked and planned without a network.
+_XLMR = dict(model_type="xlm-roberta", vocab_size=250002, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1)
+_ROBERTA_EN = dict(_XLMR, model_type="roberta", vocab_size=50265)
+_LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+_PUBLIC_SHAPES = {
+    "google-bert/bert-base-uncased": dict(model_type="bert"),
+    "google-bert/bert-large-uncased": dict(model_type="bert", **_LARGE),
+    "FacebookAI/roberta-base": _ROBERTA_EN,
+    "FacebookAI/roberta-large": _ROBERTA_EN | _LARGE,
+    "FacebookAI/xlm-roberta-base": _XLMR,
+    "FacebookAI/xlm-roberta-large": _XLMR | _LARGE,
+}
+
+
+class CutEncoder(nn.Module):
+    """Embeddings, layers 1…L−1 and the q, k, v projections of layer L of a transformers encoder, sharing its weights.
+
+    The embeddings stand apart from the ``body`` so that a sharded teacher can keep them whole: gathering a table of
+    250,000 rows to read a few hundred of them would be most of its traffic.
+    """
+
+    def __init__(self, model: PreTrainedModel, layer: int):
+        """Cut ``model`` at ``layer`` (counted from 1)."""
+        super().__init__()
+        self.config = model.config
+        self.embeddings = nn.Sequential(model.embeddings)
+        if hasattr(model, "embeddings_project"):  # ELECTRA's small embeddings
+            self.embeddings.append(model.embeddings_project)
+        self.body = CutBody(model, layer)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> QKV:
+        """[B, T] ids and, for right-padded batches, a [B, T] mask of real positions -> q, k, v, each [B, T, width]."""
+        return self.body(*self.embed(input_ids, attention_mask))
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the body reads: embedded ids [B, T, width] and the mask in the form this model's attention wants."""
+        hidden = self.embeddings(input_ids)
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
+        return hidden, mask
+
+
+class CutBody(nn.Module):
+    """Layers 1…L−1 and the three projections of layer L."""
+
+    def __init__(self, model: PreTrainedModel, layer: int):
+        super().__init__()
+        family = family_of(model.config)
+        layers = family.layers(model)
+        self.layers = nn.ModuleList(layers[: layer - 1])
+        self.pre_norm = family.pre_norm(layers[layer - 1])
+        self.query, self.key, self.value = family.projections(layers[layer - 1])
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> QKV:
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+        hidden = self.pre_norm(hidden)
+        return QKV(self.query(hidden), self.key(hidden), self.value(hidden))
+
+
+def cut_encoder(model: PreTrainedModel, layer: int) -> CutEncoder:
+    """The cut of ``model`` at ``layer`` (from 1). Raises UserError for a layer that it does not have."""
+    check_layer(model.config, layer)
+    return CutEncoder(model, layer)
+
+
+def check_layer(config: PreTrainedConfig, layer: int) -> None:
+    if not 1 <= layer <= config.num_hidden_layers:
+        raise UserError(f"teacher.layer = {layer}: the model has layers 1 to {config.num_hidden_layers}")
+
+
+def split(model: PreTrainedModel) -> tuple[CutEncoder, dict[str, str], dict[str, Tensor]]:
+    """A student's trained part and its untrained tail.
+
+    Returns the cut at the last layer; the model's own name for each parameter of the cut; and, by the model's name, the
+    parameters that get no gradient (last attention output and FFN, pooler): no optimizer may see them, since DeepSpeed
+    decays parameters without a gradient, yet they are part of the exported model.
+    """
+    cut = CutEncoder(model, model.config.num_hidden_layers)
+    own_names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {name: own_names[id(parameter)] for name, parameter in cut.named_parameters()}
+    trained = set(names.values())
+    return cut, names, {name: p.detach() for name, p in model.named_parameters() if name not in trained}
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    if config.model_type not in FAMILIES:
+        raise UserError(f"model type {config.model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
+    return FAMILIES[config.model_type]
+
+
+def longest_input(config: PreTrainedConfig) -> int:
+    """How many positions the model has for real tokens."""
+    return config.max_position_embeddings - family_of(config).first_position(config)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load_config(model: str, revision: str = "main") -> PreTrainedConfig:
+    """The config of a model folder or hub id; the papers' own teachers are known without a network."""
+    if model in _PUBLIC_SHAPES:
+        shape = dict(_PUBLIC_SHAPES[model])
+        return AutoConfig.for_model(shape.pop("model_type"), **shape)
+    _check_folder(model)
+    with _one_line(model):
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+    family_of(config)
+    return config
+
+
+def load_model(model: str, revision: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A pretrained encoder from a folder or the hub, safetensors only. Raises UserError if any weight is missing."""
+    load_config(model, revision)
+    with _one_line(model):
+        loaded, report = AutoModel.from_pretrained(
+            model,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise UserError(f"{model}: the weights lack {len(missing)} tensors, first {missing[0]}; get the whole model")
+    return loaded.eval()
+
+
+def load_tokenizer(model: str, revision: str = "main"):
+    """The tokenizer that belongs to a model folder or hub id."""
+    _check_folder(model)
+    with _one_line(model):
+        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+
+
+class _one_line:
+    """Turns what transformers raises for a folder, file or download that is not there or not whole into a UserError."""
+
+    def __init__(self, model: str):
+        self.model = model
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, OSError | ValueError | SafetensorError | KeyError | json.JSONDecodeError):
+            cause = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
+            raise UserError(f"{self.model}: cannot be loaded ({cause})") from error
+
+
+def _check_folder(model: str) -> None:
+    """A path must be a whole model folder; anything else is taken for a hub id."""
+    folder = Path(model)
+    if not folder.is_dir():
+        if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+            raise UserError(f"{model}: no such folder; teacher.model is a model folder or a hub id")
+        return
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{model}: no config.json; teacher.model must be a Hugging Face model folder")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+        hint = f"only {pickled[0]}, a pickle; save it again as safetensors" if pickled else "no *.safetensors file"
+        raise UserError(f"{model}: no weights that are safe to load ({hint})")
+
+
+# --- the student ------------------------------------------------------------------------------------------------------
+
+
+def student_config(teacher: PreTrainedConfig, layers: int, hidden: int, heads: int, ffn: int, dropout: float):
+    """The teacher's config at the student's size: same family, vocabulary and positions."""
+    family = family_of(teacher)
+    values = teacher.to_dict()
+    for gone in ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "model_type"):
+        values.pop(gone, None)
+    mapped = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
+    own_names = teacher.attribute_map
+    values |= {own_names.get(key, key): value for key, value in mapped.items()}
+    values |= {family.ffn: ffn} | dict.fromkeys(family.dropouts, dropout)
+    if "embedding_size" in values:
+        values["embedding_size"] = hidden
+    return AutoConfig.for_model(teacher.model_type, **values)
+
+
+def build_student(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    """A randomly initialised fp32 model, the same on every rank: its numbers follow from ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModel.from_config(config, dtype=torch.float32)
+
+
+def copy_every_kth_layer(teacher: PreTrainedModel, student: PreTrainedModel, last: int) -> list[int]:
+    """Initialise ``student`` from evenly spaced layers of ``teacher``, ending with layer ``last``; returns them.
+
+    With 12 layers and ``last`` = 12 a 6-layer student takes layers 2, 4, … 12. Embeddings and pooler are copied too.
+    """
+    count = student.config.num_hidden_layers
+    chosen = [round((i + 1) * last / count) for i in range(count)]
+    source, target = teacher.state_dict(), student.state_dict()
+    prefix = next(n for n, m in student.named_modules() if m is family_of(student.config).layers(student)) + "."
+    for name, tensor in target.items():
+        origin = name
+        if name.startswith(prefix):
+            index, rest = name[len(prefix) :].split(".", 1)
+            origin = f"{prefix}{chosen[int(index)] - 1}.{rest}"
+        tensor.copy_(source[origin])
+    return chosen
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
+    """Parameters of a model of this shape, as the papers count them: word embeddings, Transformer layers, the rest."""
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    embeddings = model.get_input_embeddings().weight.numel()
+    layers = sum(p.numel() for p in family_of(config).layers(model).parameters())
+    total = sum(p.numel() for p in model.parameters())
+    return {"embeddings": embeddings, "transformer": layers, "other": total - embeddings - layers, "total": total}
+
+
+def weights_hash(parameters: Iterable[Tensor]) -> str:
+    """A digest of all the parameters' bytes, in order."""
+    digest = hashlib.sha256()
+    for parameter in parameters:
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,315 @@
+"""Every DeepSpeed call: the process group, the teacher's hosting, the student's engine, and its whole state.
+
+Two engines, not one. A small student wants ZeRO-0 or 1; a large teacher may have to be sharded over all ranks (ZeRO-3).
+The comments name the behaviour of DeepSpeed 0.19 that made the code as it is.
+"""
+
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from data_prep.errors import UserError
+from pipeline.encoders import CutEncoder, weights_hash
+from pipeline.precision import DTYPES, lacks_bf16_units, widen_products
+from pipeline.recipe import Recipe, load_ds_config
+from pipeline.relations import QKV
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+import deepspeed
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    set_z3_leaf_modules,
+)
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)  # DeepSpeed's own calls
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: its number, how many there are, how many share this machine, and its device."""
+
+    rank: int
+    world: int
+    local_world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def start_ranks() -> Ranks:
+    """Join the process group that `deepspeed`, torchrun or nobody (one process) has set up in the environment."""
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
+    accelerator = get_accelerator()
+    device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
+    if device.type == "cpu":  # two ranks that each take every core wait for each other all the time
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+    else:
+        accelerator.set_device(local)
+    backend = accelerator.communication_backend_name() if device.type != "cpu" else "gloo"
+    deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(minutes=30))
+    return Ranks(dist.get_rank(), world, local_world, device)
+
+
+def on_first_rank(ranks: Ranks, work: Callable[[], object]):
+    """Run ``work`` on rank 0 and return its result on every rank; a UserError or OSError there is raised on all."""
+    outcome = [None, None]
+    if ranks.first:
+        try:
+            outcome[0] = work()
+        except (UserError, OSError) as error:
+            outcome[1] = error
+    if ranks.world > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def check_same_weights(ranks: Ranks, student: nn.Module) -> str:
+    """The hash of the student's weights, compared over all ranks: under ZeRO each rank keeps a part of *its own* copy."""
+    hashes: list = [None] * ranks.world
+    dist.all_gather_object(hashes, weights_hash(student.parameters()))
+    if len(set(hashes)) > 1:
+        raise RuntimeError(f"ranks hold different students: {hashes}")
+    return hashes[0]
+
+
+# --- the teacher ------------------------------------------------------------------------------------------------------
+
+
+def choose_hosting(recipe: Recipe, ranks: Ranks, parameters: int) -> tuple[str, str]:
+    """``replicate`` or ``zero3`` and the reason, for a teacher of this many parameters."""
+    wanted = recipe.teacher.hosting
+    if wanted != "auto":
+        return wanted, "the recipe says so"
+    weights = parameters * DTYPES[recipe.precision].itemsize
+    memory = _memory_per_rank(ranks)
+    sizes = f"its weights take {weights / 2**30:.2f} GiB of {memory / 2**30:.1f} GiB a rank"
+    if ranks.world > 1 and weights > memory / 4:
+        return "zero3", f"{sizes}, more than a quarter"
+    return "replicate", sizes if ranks.world > 1 else f"{sizes}, and there is one rank only"
+
+
+def _memory_per_rank(ranks: Ranks) -> int:
+    if ranks.device.type == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks.local_world
+    return get_accelerator().total_memory()
+
+
+def host_teacher(recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: str) -> Callable[[Tensor], QKV]:
+    """The frozen teacher as a function of input ids [B, T] on this rank's device."""
+    dtype = DTYPES[recipe.precision]
+    teacher.requires_grad_(False).to(dtype).eval()
+    _fit_arithmetic(teacher, recipe, ranks)
+    if hosting == "replicate":
+        teacher.to(ranks.device)
+        body = teacher.body
+    else:
+        # zero3 moves parameters to the device, but neither the embeddings, which are not its own, nor any buffer.
+        teacher.embeddings.to(ranks.device)
+        for module in teacher.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(ranks.device))
+        if len(teacher.body.layers):
+            set_z3_leaf_modules(teacher.body, [type(teacher.body.layers[0])])
+        config = load_ds_config(recipe.teacher.ds_config, recipe)
+        if config.get("zero_optimization", {}).get("stage") != 3:
+            # Without an optimizer, `initialize` refuses stages 1 and 2, and stage 0 is the plain module.
+            raise UserError(f"{recipe.teacher.ds_config}: a hosted teacher needs zero_optimization.stage = 3")
+        # By default stage 3 replaces torch.nn.functional.linear for the whole process, student included.
+        config["zero_optimization"]["memory_efficient_linear"] = False
+        config |= _precision_config(recipe, 3) | {"train_micro_batch_size_per_gpu": 1}
+        body, *_ = deepspeed.initialize(model=teacher.body, config=config | _QUIET, dist_init_required=False)
+        body.eval()
+
+    @torch.no_grad()
+    def forward(input_ids: Tensor) -> QKV:
+        return body(*teacher.embed(input_ids))
+
+    return forward
+
+
+# --- the student ------------------------------------------------------------------------------------------------------
+
+
+def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
+    """The student under DeepSpeed: micro-batches go through ``engine(ids)``, ``engine.backward`` and ``engine.step``.
+
+    ``engine.backward`` divides by the accumulation steps and averages over ranks: losses go in undivided, and calls go
+    through the engine, never its module, or gradients would not be synchronised.
+    """
+    config = load_ds_config(recipe.student.ds_config, recipe)
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if stage == 3:
+        config["zero_optimization"]["memory_efficient_linear"] = False
+    config |= _precision_config(recipe, stage) | {
+        "train_batch_size": recipe.batch,
+        "train_micro_batch_size_per_gpu": recipe.micro_batch,
+        "gradient_accumulation_steps": recipe.accumulation(ranks.world),
+        "gradient_clipping": recipe.gradient_clipping,  # DeepSpeed's own default is 1.0, not none
+    }
+    _fit_arithmetic(student, recipe, ranks)
+    optimizer = torch.optim.AdamW(
+        _decay_groups(student, recipe.weight_decay),
+        lr=recipe.learning_rate,
+        betas=recipe.adam_betas,
+        eps=recipe.adam_eps,
+        fused=ranks.device.type == "cuda",
+    )
+    engine, *_ = deepspeed.initialize(
+        model=student, optimizer=optimizer, config=config | _QUIET, dist_init_required=False
+    )
+    # The bf16 wrapper of stage 0 takes an empty first step on its own, which would leave Adam's bias correction one off.
+    _set_updates(engine, 0)
+    engine.resolved_config = config
+    return engine
+
+
+def _decay_groups(student: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay for matrices, none for biases and norms, as BERT was trained."""
+    matrices = [p for p in student.parameters() if p.dim() > 1]
+    vectors = [p for p in student.parameters() if p.dim() <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _precision_config(recipe: Recipe, stage: int) -> dict:
+    if recipe.precision == "fp32":
+        return {"data_types": {"grad_accum_dtype": "fp32"}}
+    # Stage 0 under bf16 keeps fp32 master weights but refuses to accumulate gradients in anything but bf16.
+    return {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "bf16" if stage == 0 else "fp32"}}
+
+
+# The throughput timer would synchronise the device every step; progress is ours to print.
+_QUIET = {"steps_per_print": 2**31, "wall_clock_breakdown": False}
+
+
+def _fit_arithmetic(encoder: CutEncoder, recipe: Recipe, ranks: Ranks) -> None:
+    if recipe.precision == "bf16" and lacks_bf16_units(ranks.device):
+        widen_products(encoder)
+
+
+def set_learning_rate(engine, rate: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def prime_optimizer(engine, vocab_size: int) -> None:
+    """One update with zero gradients and rate 0: it changes nothing, but Adam's moments do not exist before a first."""
+    set_learning_rate(engine, 0.0)
+    ids = torch.zeros((1, 4), dtype=torch.long, device=engine.device)
+    for _ in range(engine.gradient_accumulation_steps()):
+        output = engine(ids)
+        engine.backward(sum(x.float().sum() for x in output) * 0.0)
+        engine.step()
+
+
+def read_state(engine, names: dict[str, str], first: bool) -> dict[str, Tensor]:
+    """The student's whole state, gathered by all ranks and returned (on the CPU) where ``first``.
+
+    Keys: NAME for the fp32 weight and exp_avg/NAME, exp_avg_sq/NAME for Adam's moments, by the model's own names.
+    """
+    state = {}
+    for name, weight, moments in _masters(engine):
+        for key, read in {names[name]: weight, **{f"{m}/{names[name]}": moments[m] for m in MOMENTS}}.items():
+            tensor = read.get()
+            if first:
+                state[key] = tensor.detach().float().cpu().clone()
+    return state
+
+
+def write_state(engine, names: dict[str, str], state: dict[str, Tensor], updates: int) -> None:
+    """Put back what ``read_state`` gave, after ``updates`` optimizer steps, at any stage and number of ranks.
+
+    Call ``prime_optimizer`` before. The bf16 copies are not touched: the module must have been given the same weights
+    before its engine was made, or its first forward would run on stale ones.
+    """
+    for name, weight, moments in _masters(engine):
+        weight.set(state[names[name]])
+        for moment in MOMENTS:
+            moments[moment].set(state[f"{moment}/{names[name]}"])
+    _set_updates(engine, updates)
+
+
+def _set_updates(engine, updates: int) -> None:
+    """Tell Adam how many steps it has taken."""
+    for values in engine.basic_optimizer.state.values():
+        values["step"] = torch.full_like(torch.as_tensor(values["step"]), updates)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """One whole fp32 tensor of the optimizer, wherever its pieces live. ``get`` is collective."""
+
+    get: Callable[[], Tensor]
+    set: Callable[[Tensor], None]
+
+
+def _masters(engine) -> Iterator[tuple[str, _Slot, dict[str, _Slot]]]:
+    """For each parameter: its name in the cut encoder, its fp32 weight, and Adam's moments."""
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        # Stages 1 and 2 link the moments of all parameter groups after the first group's step, when the others have none.
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    plain = _stage0_masters(engine)
+    for name, parameter in engine.module.named_parameters():
+        if plain is not None:
+            master = plain[parameter]
+            adam = engine.basic_optimizer.state[master]
+            yield name, _tensor_slot(master), {m: _tensor_slot(adam[m]) for m in MOMENTS}
+        else:
+            yield name, _zero_weight_slot(parameter), {m: _zero_moment_slot(parameter, m) for m in MOMENTS}
+
+
+def _stage0_masters(engine) -> dict[nn.Parameter, Tensor] | None:
+    """At stage 0 DeepSpeed's accessors know no fp32 weights: they are the parameters, or the bf16 wrapper's copies."""
+    if engine.zero_optimization_stage() != 0:
+        return None
+    if not hasattr(engine.optimizer, "fp32_groups"):
+        return {parameter: parameter for parameter in engine.module.parameters()}
+    groups = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
+    return {low: high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
+
+
+def _tensor_slot(tensor: Tensor) -> _Slot:
+    return _Slot(lambda: tensor, lambda value: tensor.data.copy_(value))
+
+
+def _zero_weight_slot(parameter: nn.Parameter) -> _Slot:
+    return _Slot(
+        lambda: safe_get_full_fp32_param(parameter),
+        lambda value: safe_set_full_fp32_param(parameter, value.to(parameter.device)),
+    )
+
+
+def _zero_moment_slot(parameter: nn.Parameter, moment: str) -> _Slot:
+    return _Slot(
+        lambda: safe_get_full_optimizer_state(parameter, moment),
+        lambda value: safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment),
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

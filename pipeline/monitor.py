@@ -1,0 +1,101 @@
+"""What a person sees of a run: a progress bar or plain lines, TensorBoard, and metrics.jsonl for machines. Rank 0 only."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class Monitor:
+    """Writes one row for each logged step to RUN/metrics.jsonl and RUN/tensorboard, and shows it.
+
+    A run that goes on from step ``start`` forgets the rows after it: they are about to be made again.
+    """
+
+    def __init__(self, run: Path, start: int, steps: int, tokens_per_step: int):
+        self._path = run / "metrics.jsonl"
+        _keep_until(self._path, start)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(run / "tensorboard", purge_step=start + 1 if start else None)
+        self._steps, self._tokens_per_step = steps, tokens_per_step
+        self._bar = tqdm(
+            total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), smoothing=0.1
+        )
+        self._mark = (start, time.perf_counter())
+
+    def say(self, line: str) -> None:
+        """A sentence for the person, above the bar."""
+        self._bar.clear()
+        print(line, flush=True)
+
+    def step(self, step: int) -> None:
+        self._bar.update(step - self._bar.n)
+
+    def log(self, step: int, losses: dict[str, float], **others: float) -> None:
+        """One row of training: losses in nats, and what else is known, as ``learning_rate``."""
+        done, since = self._mark
+        now = time.perf_counter()
+        rate = (step - done) * self._tokens_per_step / max(now - since, 1e-9)
+        self._mark = (step, now)
+        left = (self._steps - step) * self._tokens_per_step / max(rate, 1e-9)
+        self._write(step, "train", losses | others | {"tokens_per_second": rate})
+        shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        if self._bar.disable:
+            self.say(f"step {step}/{self._steps}  {shown}  {rate:,.0f} tokens/s  {_duration(left)} left")
+        else:
+            self._bar.set_postfix_str(f"{shown} {rate:,.0f} tok/s")
+
+    def evaluated(self, step: int, losses: dict[str, float]) -> None:
+        """One row of held-out losses in nats; the time it took does not count as training."""
+        self._write(step, "heldout", losses)
+        self._mark = (self._mark[0], self._mark[1])
+        self.say(f"step {step}/{self._steps}  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+
+    def resume_clock(self, step: int) -> None:
+        """Training goes on from here: leave what came before (an evaluation, a checkpoint) out of the next rate."""
+        self._mark = (step, time.perf_counter())
+
+    def figure(self, step: int, name: str, figure) -> None:
+        self._board.add_figure(name, figure, step)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+
+    def _write(self, step: int, kind: str, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The rows of RUN/metrics.jsonl; a half-written last line (a killed run) is left out."""
+    path = run / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _keep_until(path: Path, step: int) -> None:
+    kept = [row for row in read_metrics(path.parent) if step and row["step"] <= step]
+    aside = path.with_suffix(".writing")
+    aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    aside.replace(path)
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,363 @@
+"""One run's settings: a frozen dataclass read from TOML, checked before anything heavy starts.
+
+``python -m pipeline.recipe FILE [key=value …]`` prints the resolved recipe and the numbers that follow from it.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.errors import UserError, run_command
+from pipeline import encoders
+from pipeline.relations import PAIRS
+
+SHIPPED = Path(__file__).parent / "recipes"
+DS_CONFIGS = Path(__file__).parent.parent / "ds_configs"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """``[teacher]``: the frozen model, and where its relations are taken from."""
+
+    model: str  # a Hugging Face folder or hub id
+    layer: int  # counted from 1; its q, k, v are what the student learns
+    revision: str = "main"
+    hosting: Literal["auto", "replicate", "zero3"] = "auto"
+    ds_config: str = "teacher_zero3.json"
+
+
+@dataclass(frozen=True)
+class Student:
+    """``[student]``: the model that is trained. Its FFN is 4 · hidden, as in the paper; its last layer learns."""
+
+    layers: int
+    hidden: int
+    heads: int = 12
+    init: Literal["random", "teacher"] = "random"
+    dropout: float = 0.1
+    ds_config: str = "student_zero1.json"
+
+    @property
+    def ffn(self) -> int:
+        return 4 * self.hidden
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run's result. Batch sizes are in sequences, lengths in tokens, steps in updates."""
+
+    data: str  # folder that `python -m data_prep prepare` wrote
+    out: str  # run folder
+    teacher: Teacher
+    student: Student
+    steps: int
+    batch: int  # sequences in an optimizer step, all ranks and micro-batches together
+    micro_batch: int  # sequences in one forward on one rank
+    learning_rate: float  # at the end of the warm-up; then linear decay to zero
+    warmup_steps: int
+    length: int = 512
+    pairs: tuple[str, ...] = ("qk", "vv")
+    relation_heads: int = 12
+    precision: Literal["bf16", "fp32"] = "bf16"
+    weight_decay: float = 0.01
+    adam_betas: tuple[float, ...] = (0.9, 0.999)
+    adam_eps: float = 1e-6
+    gradient_clipping: float = 1.0  # of the global norm; 0 = none
+    sampling_alpha: float = 1.0  # sources are drawn in proportion to tokens ** alpha
+    seed: int = 42
+    log_every: int = 50
+    eval_every: int = 5000
+    eval_samples: int = 1024
+    checkpoint_every: int = 5000
+    keep_checkpoints: int = 2
+
+    source: str = field(default="recipe", compare=False)  # the file it was read from, for messages
+
+    def accumulation(self, ranks: int) -> int:
+        """Micro-batches that each of ``ranks`` ranks runs in one step. Raises UserError where they do not come out."""
+        if self.batch < ranks:
+            self._refuse("batch", f"fewer sequences than the {ranks} ranks; raise batch or use fewer ranks")
+        if self.batch % (ranks * self.micro_batch):
+            self._refuse(
+                "batch",
+                f"not a multiple of {ranks} ranks × micro_batch = {self.micro_batch}; "
+                f"use a multiple of {ranks * self.micro_batch} or another micro_batch",
+            )
+        return self.batch // (ranks * self.micro_batch)
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of update ``step`` (from 0): linear warm-up, then linear decay that would reach zero at ``steps``."""
+        warm = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
+        decay = (self.steps - step) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * min(1.0, warm, decay)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.length
+
+    def check(self) -> None:
+        """Everything that can be told without reading data or weights. Raises UserError naming file, key and value."""
+        for key in ("steps", "batch", "micro_batch", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
+            self._need(key, getattr(self, key) >= 1, "at least 1")
+        self._need("warmup_steps", self.warmup_steps >= 0, "at least 0")
+        self._need("length", self.length >= 3, "at least 3: [CLS], a token, [SEP]")
+        for key in ("learning_rate", "adam_eps"):
+            self._need(key, getattr(self, key) > 0, "above 0")
+        for key in ("weight_decay", "gradient_clipping", "sampling_alpha", "seed", "eval_samples"):
+            self._need(key, getattr(self, key) >= 0, "at least 0")
+        self._need("adam_betas", len(self.adam_betas) == 2 and all(0 <= b < 1 for b in self.adam_betas), "two in [0, 1)")
+        good = self.pairs and set(self.pairs) <= set(PAIRS) and len(set(self.pairs)) == len(self.pairs)
+        self._need("pairs", good, f"different pairs from {', '.join(PAIRS)}")
+        student = self.student
+        self._need("student.layers", student.layers >= 1, "at least 1")
+        self._need("student.dropout", 0 <= student.dropout < 1, "in [0, 1)")
+        self._need("student.heads", student.heads >= 1, "at least 1")
+        self._divides("student.hidden", student.hidden, student.heads, "attention heads")
+        self._need("relation_heads", self.relation_heads >= 1, "at least 1")
+        self._divides("student.hidden", student.hidden, self.relation_heads, "relation heads")
+
+    def check_teacher(self, config) -> None:
+        """What depends on the teacher's shape (a transformers config)."""
+        layers, width = config.num_hidden_layers, config.hidden_size
+        self._need("teacher.layer", 1 <= self.teacher.layer <= layers, f"one of the teacher's layers 1 to {layers}")
+        self._divides("relation_heads", width, self.relation_heads, "relation heads", f"the teacher's width {width}")
+        longest = encoders.longest_input(config)
+        self._need("length", self.length <= longest, f"at most the teacher's {longest} positions")
+        if self.student.init == "teacher":
+            for name, own, theirs in (
+                ("student.hidden", self.student.hidden, width),
+                ("student.heads", self.student.heads, config.num_attention_heads),
+                ("the student's FFN", self.student.ffn, getattr(config, encoders.family_of(config).ffn)),
+            ):
+                if own != theirs:
+                    self._refuse("student.init", f"{name} is {own}, the teacher's is {theirs}; use the same, or 'random'")
+            self._need("student.layers", self.student.layers <= self.teacher.layer, "at most teacher.layer to copy from")
+
+    def student_config(self, teacher_config):
+        s = self.student
+        return encoders.student_config(teacher_config, s.layers, s.hidden, s.heads, s.ffn, s.dropout)
+
+    def to_dict(self) -> dict:
+        """Plain values, in the order of the fields, without the file's name."""
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        values.pop("source")
+        return values
+
+    def _need(self, key: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            self._refuse(key, f"must be {wanted}")
+
+    def _divides(self, key: str, width: int, heads: int, what: str, of: str | None = None) -> None:
+        if width < 1 or width % heads:
+            lower = max(width // heads, 1) * heads
+            self._refuse(
+                key,
+                f"{of or 'it'} is not divisible by {heads} {what}; "
+                + ("change the heads" if of else f"use {lower} or {lower + heads}, or change the heads"),
+            )
+
+    def _refuse(self, key: str, why: str) -> typing.NoReturn:
+        value = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        raise UserError(f"{self.source}: {key} = {value!r}: {why}")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file or a shipped recipe's name, apply ``key=value`` overrides, check it."""
+    file = find_recipe(path)
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{file}: not valid TOML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 at byte {error.start}") from None
+    for override in overrides:
+        _override(values, override)
+    recipe = _build(Recipe, values, file.name, "")
+    recipe.check()
+    return recipe
+
+
+def find_recipe(path: str | Path) -> Path:
+    """The recipe's file: the path itself, or a recipe that is shipped under this name."""
+    file = Path(path)
+    if file.is_file():
+        return file
+    shipped = SHIPPED / f"{file.name.removesuffix('.toml')}.toml"
+    if file.parent == Path() and shipped.is_file():
+        return shipped
+    names = sorted(p.stem for p in SHIPPED.glob("*.toml"))
+    raise UserError(f"{path}: no such recipe file; shipped recipes are {', '.join(names)}")
+
+
+def _override(values: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{override!r}: overrides are written key=value, as in steps=100 or student.layers=4")
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise UserError(f"command line: {key}: {table} is a value, not a table")
+    try:
+        values[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        values[last] = text
+
+
+def _build(kind: type, values: dict[str, Any], source: str, prefix: str):
+    """``kind`` from a TOML table, each key checked against the dataclass's own annotations."""
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.name != "source"}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"allowed are {', '.join(fields)}"
+            raise UserError(f"{source}: {prefix}{key} = {values[key]!r}: unknown key; {hint}")
+    types = typing.get_type_hints(kind)
+    ready = {}
+    for name, spec in fields.items():
+        if name in values:
+            ready[name] = _value(types[name], values[name], source, prefix + name)
+        elif spec.default is dataclasses.MISSING:
+            raise UserError(f"{source}: {prefix}{name} is missing; it must be set to {_describe(types[name])}")
+    if kind is Recipe:
+        ready["source"] = source
+    return kind(**ready)
+
+
+def _value(kind, value, source: str, key: str):
+    if dataclasses.is_dataclass(kind):
+        if isinstance(value, dict):
+            return _build(kind, value, source, key + ".")
+    elif typing.get_origin(kind) is Literal:
+        if value in typing.get_args(kind):
+            return value
+    elif typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        if isinstance(value, str) and inner is str:  # qk,vv on a command line
+            value = value.split(",")
+        if isinstance(value, list):
+            return tuple(_value(inner, item, source, key) for item in value)
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise UserError(f"{source}: {key} = {value!r}: must be {_describe(kind)}")
+
+
+def _describe(kind) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return "a list of " + {"str": "strings", "float": "numbers"}[typing.get_args(kind)[0].__name__]
+    names = {int: "a whole number", float: "a number", str: "a string"}
+    return names.get(kind, f"a table [{kind.__name__.lower()}]")
+
+
+# --- DeepSpeed configs ------------------------------------------------------------------------------------------------
+
+# What these files may hold: what only DeepSpeed knows. DeepSpeed itself ignores a misspelt top-level key in silence.
+_DS_KEYS = {
+    "zero_optimization", "communication_data_type", "prescale_gradients", "gradient_predivide_factor", "aio",
+    "wall_clock_breakdown", "comms_logger", "flops_profiler", "memory_breakdown", "dump_state", "steps_per_print",
+}  # fmt: skip
+_RECIPE_KEYS = {
+    "train_batch_size": "batch", "train_micro_batch_size_per_gpu": "micro_batch", "optimizer": "learning_rate",
+    "gradient_accumulation_steps": "batch and micro_batch", "gradient_clipping": "gradient_clipping",
+    "scheduler": "warmup_steps", "bf16": "precision", "fp16": "precision", "data_types": "precision",
+    "torch_autocast": "precision",
+}  # fmt: skip
+
+
+def load_ds_config(name: str, recipe: Recipe) -> dict:
+    """A native DeepSpeed config: a file in ds_configs/ by its bare name, or a path. Raises UserError on a clash."""
+    file = Path(name) if "/" in name else DS_CONFIGS / name
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        shipped = ", ".join(sorted(p.name for p in DS_CONFIGS.glob("*.json")))
+        raise UserError(f"{recipe.source}: ds_config = {name!r}: no such file; shipped are {shipped}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid JSON: {error}") from None
+    for key in config:
+        if key in _RECIPE_KEYS:
+            raise UserError(f"{file}: {key}: belongs to the recipe ({recipe.source}: {_RECIPE_KEYS[key]}); remove it here")
+        if key not in _DS_KEYS:
+            near = difflib.get_close_matches(key, _DS_KEYS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(sorted(_DS_KEYS))}"
+            raise UserError(f"{file}: {key}: unknown or removed DeepSpeed key; {hint}")
+    _refuse_auto(config, file, "")
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"{file}: zero_optimization.stage = {stage!r}: must be 0, 1, 2 or 3")
+    return config
+
+
+def _refuse_auto(value, file: Path, key: str) -> None:
+    if value == "auto":
+        raise UserError(f'{file}: {key} = "auto": DeepSpeed drops it silently; write the value')
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_auto(inner, file, f"{key}.{name}".lstrip("."))
+
+
+# --- printing ---------------------------------------------------------------------------------------------------------
+
+
+def describe(recipe: Recipe, teacher_config) -> str:
+    """The resolved recipe as TOML-like lines, and what follows from it."""
+    lines = []
+    tables = {}
+    for key, value in recipe.to_dict().items():
+        if isinstance(value, dict):
+            tables[key] = value
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    lines += ["", "# What follows from it"]
+    for name, config in (("teacher", teacher_config), ("student", recipe.student_config(teacher_config))):
+        count = encoders.count_parameters(config)
+        lines.append(
+            f"# {name}: {config.num_hidden_layers} layers × {config.hidden_size}, {count['total'] / 1e6:.2f} M parameters = "
+            f"{count['embeddings'] / 1e6:.1f} M word embeddings + {count['transformer'] / 1e6:.1f} M Transformer "
+            f"+ {count['other'] / 1e6:.2f} M positions, norms and pooler"
+        )
+    lines.append(
+        f"# one step: {recipe.batch} sequences × {recipe.length} = {recipe.tokens_per_step:,} tokens; "
+        f"all {recipe.steps:,} steps: {recipe.tokens_per_step * recipe.steps:,} tokens"
+    )
+    splits = [(ranks, recipe.batch // (ranks * recipe.micro_batch)) for ranks in (1, 2, 4, 8, 16, 32)]
+    fitting = [f"{r} × {recipe.micro_batch} × {a}" for r, a in splits if a and not recipe.batch % (r * recipe.micro_batch)]
+    lines.append(f"# batch = ranks × micro_batch × accumulation: {', '.join(fitting) or 'no split over 1 to 32 ranks'}")
+    if recipe.steps <= recipe.warmup_steps:
+        lines.append("# note: the run ends inside the warm-up and never reaches its learning rate")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.recipe", description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", help="a TOML file, or the name of a shipped recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in steps=100 or student.layers=4")
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe, options.overrides)
+    config = encoders.load_config(recipe.teacher.model, recipe.teacher.revision)
+    recipe.check_teacher(config)
+    for name in (recipe.teacher.ds_config, recipe.student.ds_config):
+        load_ds_config(name, recipe)
+    sys.stdout.write(describe(recipe, config) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,155 @@
+"""pipeline.relations against the literal formula, and against a model's own attention."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from pipeline import relations
+from pipeline.encoders import cut_encoder
+from pipeline.relations import PAIRS, QKV, relation, relation_loss
+from tests.literal_relations import literal_relation_loss
+
+
+def random_qkv(batch, length, width, seed, dtype=torch.float64, grad=False):
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(batch, length, width, generator=generator, dtype=torch.float64) for _ in range(3)]
+    return QKV(*(t.to(dtype).requires_grad_(grad) for t in tensors))
+
+
+def both(batch, length, widths, pairs, heads, lengths, dtype):
+    """(fast losses, fast gradients, literal losses, literal gradients) on the same numbers."""
+    teacher = random_qkv(batch, length, widths[0], 1)
+    student = random_qkv(batch, length, widths[1], 2, grad=True)
+    exact = literal_relation_loss(teacher, student, pairs, heads, lengths)
+    exact_grads = torch.autograd.grad(exact["loss"], student, allow_unused=True)
+    fast_teacher = QKV(*(t.detach().to(dtype) for t in teacher))
+    fast_student = QKV(*(t.detach().to(dtype).requires_grad_() for t in student))
+    fast = relation_loss(fast_teacher, fast_student, pairs, heads, torch.tensor(lengths))
+    grads = torch.autograd.grad(fast["loss"], fast_student, allow_unused=True)
+    return fast, grads, exact, exact_grads
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("pairs", [("qk", "vv"), ("qq", "kk", "vv"), ("qv",), ("kv",), ("vq", "kq")])
+@pytest.mark.parametrize("block", [1, 700, 2**22])
+def test_loss_and_gradients_equal_the_literal_formula(monkeypatch, dtype, tolerance, pairs, block):
+    monkeypatch.setattr(relations, "_block_bytes", lambda device: block)
+    fast, grads, exact, exact_grads = both(3, 7, (24, 16), pairs, 2, [7, 1, 4], dtype)
+    for name in ("loss", *pairs):
+        assert abs(fast[name].item() - exact[name].item()) < tolerance
+    for grad, exact_grad in zip(grads, exact_grads, strict=True):
+        assert (grad is None) == (exact_grad is None)
+        if grad is not None:
+            assert (grad.double() - exact_grad).abs().max() < tolerance
+
+
+def test_heads_of_width_eight_in_the_student_and_sixteen_in_the_teacher():
+    fast, grads, exact, exact_grads = both(2, 5, (64, 32), ("qq", "kk", "vv"), 4, [5, 3], torch.float32)
+    assert abs(fast["loss"].item() - exact["loss"].item()) < 1e-6
+    assert all((g.double() - e).abs().max() < 1e-6 for g, e in zip(grads, exact_grads, strict=True))
+
+
+def test_the_gradient_follows_the_weight_given_to_each_relation():
+    teacher, student = random_qkv(2, 6, 8, 1), random_qkv(2, 6, 8, 2, grad=True)
+    losses = relation_loss(teacher, student, ("qk", "vv"), 2)
+    weighted = torch.autograd.grad(3 * losses["qk"] + 0.5 * losses["vv"], student)
+    alone = relation_loss(teacher, student, ("qk", "vv"), 2)
+    q, k = torch.autograd.grad(alone["qk"], student[:2])
+    (v,) = torch.autograd.grad(alone["vv"], student[2:])
+    for got, expected in zip(weighted, (3 * q, 3 * k, 0.5 * v), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_the_closed_form_gradient_passes_gradcheck():
+    teacher, student = random_qkv(2, 4, 6, 1), random_qkv(2, 4, 6, 2, grad=True)
+    lengths = torch.tensor([4, 2])
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: relation_loss(teacher, QKV(q, k, v), ("qk", "qq", "vv"), 3, lengths)["loss"], tuple(student)
+    )
+
+
+def test_padding_never_changes_the_loss_or_the_gradient():
+    lengths = torch.tensor([6, 2, 4])
+    results = []
+    for filler in (0.0, 37.0):
+        teacher, student = random_qkv(3, 6, 8, 1), random_qkv(3, 6, 8, 2)
+        for x in (*teacher, *student):
+            for i, n in enumerate(lengths):
+                x[i, n:] = filler
+        student = QKV(*(x.requires_grad_() for x in student))
+        loss = relation_loss(teacher, student, ("qk", "vv"), 2, lengths)["loss"]
+        results.append((loss.detach(), *torch.autograd.grad(loss, student)))
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=0)
+    for grad in results[0][1:]:
+        assert torch.equal(grad[1, 2:], torch.zeros_like(grad[1, 2:]))
+
+
+def test_a_batch_is_the_mean_of_its_sequences():
+    teacher, student, lengths = random_qkv(3, 6, 8, 1), random_qkv(3, 6, 8, 2), torch.tensor([6, 3, 1])
+    whole = relation_loss(teacher, student, ("qk",), 2, lengths)["loss"]
+    one_by_one = [
+        relation_loss(*(QKV(*(x[i : i + 1, :n] for x in qkv)) for qkv in (teacher, student)), ("qk",), 2)["loss"]
+        for i, n in enumerate(lengths)
+    ]
+    torch.testing.assert_close(whole, torch.stack(one_by_one).mean())
+
+
+def test_identical_models_have_no_loss_and_no_gradient():
+    teacher = random_qkv(2, 9, 12, 1, torch.float32)
+    student = QKV(*(x.clone().requires_grad_() for x in teacher))
+    loss = relation_loss(teacher, student, PAIRS, 3)["loss"]
+    assert float(loss) == 0.0
+    assert all(not grad.any() for grad in torch.autograd.grad(loss, student))
+
+
+def test_gradients_reach_the_student_only():
+    teacher, student = random_qkv(1, 4, 8, 1, grad=True), random_qkv(1, 4, 8, 2, grad=True)
+    relation_loss(teacher, student, ("qk", "vv"), 2)["loss"].backward()
+    assert all(x.grad is None for x in teacher)
+    assert all(x.grad is not None for x in student)
+
+
+def test_autocast_and_bf16_inputs_do_not_lower_the_precision_inside():
+    teacher, student = (random_qkv(2, 16, 32, seed, torch.bfloat16) for seed in (1, 2))
+    exact = relation_loss(QKV(*(x.double() for x in teacher)), QKV(*(x.double() for x in student)), ("qk",), 4)["loss"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = relation_loss(teacher, student, ("qk",), 4)["loss"]
+    assert loss.dtype == torch.float32
+    assert abs(float(loss) - float(exact)) < 1e-6
+
+
+def test_qk_with_the_models_own_heads_is_its_own_attention():
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    model = BertModel(config, add_pooling_layer=False).eval()
+    model.set_attn_implementation("eager")
+    ids = torch.randint(5, 50, (2, 11))
+    with torch.no_grad():
+        attention = model(ids, output_attentions=True).attentions[-1]
+        qkv = cut_encoder(model, layer=2)(ids)
+    torch.testing.assert_close(relation(qkv.q, qkv.k, 4), attention, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(heads=3), "heads = 3 does not divide the teacher's width 16"),
+        (dict(heads=16), "heads = 16 does not divide the student's width 8"),
+        (dict(heads=0), "heads = 0 does not divide"),
+        (dict(pairs=("qx",)), "pairs = ('qx',)"),
+        (dict(pairs=("qk", "qk")), "different pairs"),
+        (dict(pairs=()), "pairs = ()"),
+        (dict(lengths=torch.tensor([1])), "need one for each of the 2 sequences"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    arguments = dict(pairs=("qk",), heads=2, lengths=None) | change
+    with pytest.raises(ValueError) as error:
+        relation_loss(random_qkv(2, 4, 16, 1), random_qkv(2, 4, 8, 2), **arguments)
+    assert message in str(error.value)
+
+
+def test_different_batch_shapes_are_named():
+    with pytest.raises(ValueError, match=r"student.q is \(2, 5, 8\)"):
+        relation_loss(random_qkv(2, 4, 8, 1), random_qkv(2, 5, 8, 2), ("qk",), 2)
