@@ -108,8 +108,11 @@ def receipt_path(tokens_path: Path) -> Path:
     return tokens_path.with_name(tokens_path.name.replace(".tokens.npy", ".json"))
 
 
-def write_shard(folder: Path, number: int, tokens: np.ndarray, ends: np.ndarray, receipt: dict) -> None:
-    """Write shard ``number``: tokens [tokens], ends [documents], and last its receipt with counts and hashes added."""
+def write_shard(folder: Path, number: int, tokens: np.ndarray, ends: np.ndarray, receipt: dict) -> dict:
+    """Write shard ``number``: tokens [tokens], document ends [documents], and last its receipt.
+
+    Returns the shard's row of the manifest: file, tokens, documents, sha256. The receipt holds it as "shard".
+    """
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{number:05d}"
     hashes = {
@@ -118,6 +121,7 @@ def write_shard(folder: Path, number: int, tokens: np.ndarray, ends: np.ndarray,
     }
     row = {"file": f"{stem}.tokens.npy", "tokens": len(tokens), "documents": len(ends), "sha256": hashes}
     write_json(folder / f"{stem}.json", receipt | {"shard": row})
+    return row
 
 
 def write_manifest(data: Path, content: dict) -> dict:

@@ -39,7 +39,7 @@ _TIDY = [
         (r"^[ \t]*(?:\{\||\|).*$", ""),  # lines of tables the parser could not close
         (r"</?[a-zA-Z][^<>\n]*>", ""),  # tags the parser could not pair
         (r"[^\S\n]+", " "),
-        (r"\( ?(?:[,;:،；，、] ?)*\)|（[，；、 ]*）", ""),  # parentheses that held only templates
+        (r" \( ?(?:[,;:،；，、] ?)*\)|（[，；、 ]*）", ""),  # parentheses that held only templates
         (r"(?<=[(（]) ?(?:[,;،；，、] ?)+", ""),
         (r"(?:[,;] ?)+(?=\))", ""),
         (r"(?<=[(（]) ", ""),
@@ -129,8 +129,8 @@ def _render_node(node: Node, media_names: frozenset[str]) -> str:
 def _render_link(link: Wikilink, media_names: frozenset[str]) -> str:
     """The label or the title; nothing for files, categories and links to the same article in another language."""
     title = str(link.title).strip()
-    prefix = title.partition(":")[0].strip().lower()
-    if prefix != title.lower() and (prefix in media_names or _MEDIA_FILE.search(title)):
+    prefix, colon, _ = title.partition(":")
+    if prefix and colon and (prefix.strip().lower() in media_names or _MEDIA_FILE.search(title)):
         return ""
     if link.text is None:
         return "" if _INTERLANGUAGE.match(title) else _render(link.title, media_names).strip().removeprefix(":")
@@ -142,7 +142,9 @@ def _render_tag(tag: Tag, media_names: frozenset[str]) -> str:
     if _SILENT_TAG.fullmatch(name):
         return ""
     inner = _render(tag.contents, media_names) if tag.contents else ""
-    return f"\n{inner}\n" if _LINE_TAG.fullmatch(name) and not tag.wiki_markup else inner
+    if tag.wiki_markup or not _LINE_TAG.fullmatch(name):
+        return inner
+    return f"\n{inner}\n" if inner else "\n"
 
 
 def _without_bare_headings(text: str) -> str:
@@ -185,7 +187,7 @@ class _Dump:
             self._parser.Parse(block, last)
         except expat.ExpatError as error:
             what = "not well-formed XML" if self._root else "not XML, so no MediaWiki dump"
-            offset = self._parser.ErrorByteIndex
+            offset = max(self._parser.ErrorByteIndex, 0)
             raise UserError(f"{self._path}: {what} at byte {offset} of the unpacked file ({error})") from None
         pages, self._pages = self._pages, []
         return pages

@@ -22,11 +22,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import UserError, run_command
 from data_prep.shards import Corpus, open_corpus
 from pipeline import batches, checkpoints, encoders, engines
 from pipeline.engines import Ranks, on_first_rank
+from pipeline.maps import SENTENCE, relation_maps
 from pipeline.monitor import Monitor
 from pipeline.precision import lacks_bf16_units
 from pipeline.recipe import Recipe, load_ds_config, load_recipe
@@ -86,12 +88,18 @@ def distill(recipe: Recipe, stop_at: int | None = None) -> None:
     if ranks.first:
         prepare_run_folder(run, recipe, engine, student_model.config, tokenizer)
         monitor = Monitor(run, start, recipe.steps, recipe.tokens_per_step)
-        introduce(monitor, recipe, ranks, corpus, teacher_config, hosting, reason, teacher_size, student_hash, checkpoint)
+        introduce(
+            monitor, recipe, ranks, corpus, teacher_config, hosting, reason, teacher_size, student_hash, checkpoint
+        )
 
     def evaluate(step: int) -> None:
         losses = heldout_losses(recipe, ranks, heldout, teach, engine)
         if monitor and losses:
             monitor.evaluated(step, losses)
+
+        maps = probe_maps(recipe, ranks, tokenizer, teach, engine)
+        if monitor:
+            monitor.figure(step, "relations", maps)
             monitor.resume_clock(step)
 
     def save(step: int) -> None:
@@ -102,7 +110,9 @@ def distill(recipe: Recipe, stop_at: int | None = None) -> None:
             monitor.resume_clock(step)
 
     if not len(heldout) and monitor:
-        monitor.say(f"note: {corpus.path} has no held-out window of {recipe.length} tokens; held-out losses are left out")
+        monitor.say(
+            f"note: {corpus.path} has no held-out window of {recipe.length} tokens; held-out losses are left out"
+        )
     if start == 0:
         evaluate(0)
 
@@ -225,7 +235,16 @@ def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> checkpoints.
 
 
 # What a run may change when it goes on: where and how it runs, not what it computes.
-_CHANGEABLE = ("out", "data", "micro_batch", "log_every", "eval_every", "eval_samples", "checkpoint_every", "keep_checkpoints")
+_CHANGEABLE = (
+    "out",
+    "data",
+    "micro_batch",
+    "log_every",
+    "eval_every",
+    "eval_samples",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
 
 
 def check_same_teacher(checkpoint: checkpoints.Checkpoint, teacher_hash: str, recipe: Recipe) -> None:
@@ -244,15 +263,17 @@ def prepare_run_folder(run: Path, recipe: Recipe, engine, student_config, tokeni
     tokenizer.save_pretrained(run / "student")
 
 
-def introduce(monitor, recipe, ranks: Ranks, corpus, teacher_config, hosting, reason, teacher_size, student_hash, checkpoint):
+def introduce(
+    monitor, recipe, ranks: Ranks, corpus, teacher_config, hosting, reason, teacher_size, student_hash, checkpoint
+):
     """The sentences at the start of a run."""
     count = encoders.count_parameters(recipe.student_config(teacher_config))
     tokens = sum(source.tokens for source in corpus.sources.values())
     wide = recipe.precision == "bf16" and lacks_bf16_units(ranks.device)
     for line in (
         f"Teacher: {recipe.teacher.model}, layer {recipe.teacher.layer} of {teacher_config.num_hidden_layers}, "
-        f"{teacher_size / 1e6:.1f} M parameters up to there; hosting {hosting}: {reason}.",
-        f"Student: {recipe.student.layers} layers × {recipe.student.hidden}, {count['total'] / 1e6:.1f} M parameters, "
+        f"{teacher_size / 1e6:.2f} M parameters up to there; hosting {hosting}: {reason}.",
+        f"Student: {recipe.student.layers} layers × {recipe.student.hidden}, {count['total'] / 1e6:.2f} M parameters, "
         f"weights {student_hash} on every rank.",
         f"Batch: {recipe.batch} sequences × {recipe.length} tokens = {ranks.world} ranks × micro-batch {recipe.micro_batch} "
         f"× accumulation {recipe.accumulation(ranks.world)}; {recipe.precision} on {ranks.device.type}"
@@ -311,6 +332,16 @@ def heldout_losses(recipe: Recipe, ranks: Ranks, heldout, teach: Callable[[Tenso
     return dict(zip(losses, (total / len(ids)).tolist(), strict=True))
 
 
+@torch.no_grad()
+def probe_maps(recipe: Recipe, ranks: Ranks, tokenizer, teach: Callable[[Tensor], QKV], engine):
+    """The relation maps of one fixed sentence as a figure, where this is rank 0; every rank runs the forwards."""
+    ids = tokenizer(SENTENCE, return_tensors="pt", truncation=True, max_length=recipe.length)["input_ids"]
+    engine.eval()
+    qkv = [model(ids.to(ranks.device)) for model in (teach, engine)]
+    if ranks.first:
+        return relation_maps(*qkv, recipe.pairs, recipe.relation_heads, tokenizer.convert_ids_to_tokens(ids[0]))
+
+
 def all_mean(x: Tensor, ranks: Ranks) -> Tensor:
     """The mean of ``x`` over all ranks."""
     dist.all_reduce(x)
@@ -360,6 +391,7 @@ def main() -> None:
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="save a checkpoint after this step and leave")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher passes it
     options = parser.parse_args()
+    transformers_logging.disable_progress_bar()
     if "DISTILL_PARENT" in os.environ:
         die_with(int(os.environ["DISTILL_PARENT"]))
     distill(load_recipe(options.recipe, options.overrides), options.stop_at)

@@ -64,11 +64,17 @@ FAMILIES = {
 }
 
 # The shapes of the papers' teachers, so that a recipe can be checked and planned without a network.
-_XLMR = dict(model_type="xlm-roberta", vocab_size=250002, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1)
+_XLMR = {
+    "model_type": "xlm-roberta",
+    "vocab_size": 250002,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "pad_token_id": 1,
+}
 _ROBERTA_EN = dict(_XLMR, model_type="roberta", vocab_size=50265)
-_LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _PUBLIC_SHAPES = {
-    "google-bert/bert-base-uncased": dict(model_type="bert"),
+    "google-bert/bert-base-uncased": {"model_type": "bert"},
     "google-bert/bert-large-uncased": dict(model_type="bert", **_LARGE),
     "FacebookAI/roberta-base": _ROBERTA_EN,
     "FacebookAI/roberta-large": _ROBERTA_EN | _LARGE,
@@ -167,10 +173,15 @@ def load_config(model: str, revision: str = "main") -> PreTrainedConfig:
         shape = dict(_PUBLIC_SHAPES[model])
         return AutoConfig.for_model(shape.pop("model_type"), **shape)
     _check_folder(model)
-    with _one_line(model):
-        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+    config = load_folder_config(model, revision)
     family_of(config)
     return config
+
+
+def load_folder_config(folder: str | Path, revision: str = "main") -> PreTrainedConfig:
+    """The config.json of a folder or hub id; it may come without weights."""
+    with _one_line(str(folder)):
+        return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
 
 
 def load_model(model: str, revision: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -4,6 +4,7 @@ Two engines, not one. A small student wants ZeRO-0 or 1; a large teacher may hav
 The comments name the behaviour of DeepSpeed 0.19 that made the code as it is.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -67,7 +68,8 @@ def start_ranks() -> Ranks:
     else:
         accelerator.set_device(local)
     backend = accelerator.communication_backend_name() if device.type != "cpu" else "gloo"
-    deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(minutes=30))
+    with _quietly():
+        deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(minutes=30))
     return Ranks(dist.get_rank(), world, local_world, device)
 
 
@@ -140,7 +142,8 @@ def host_teacher(recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: str
         # By default stage 3 replaces torch.nn.functional.linear for the whole process, student included.
         config["zero_optimization"]["memory_efficient_linear"] = False
         config |= _precision_config(recipe, 3) | {"train_micro_batch_size_per_gpu": 1}
-        body, *_ = deepspeed.initialize(model=teacher.body, config=config | _QUIET, dist_init_required=False)
+        with _quietly():
+            body, *_ = deepspeed.initialize(model=teacher.body, config=config | _QUIET, dist_init_required=False)
         body.eval()
 
     @torch.no_grad()
@@ -307,6 +310,11 @@ def _zero_moment_slot(parameter: nn.Parameter, moment: str) -> _Slot:
         lambda: safe_get_full_optimizer_state(parameter, moment),
         lambda value: safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment),
     )
+
+
+def _quietly():
+    """Without what DeepSpeed prints on stdout while it starts: memory tables and build notices of each rank."""
+    return contextlib.redirect_stdout(None)
 
 
 def _free_port() -> int:

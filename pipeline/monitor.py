@@ -50,9 +50,8 @@ class Monitor:
             self._bar.set_postfix_str(f"{shown} {rate:,.0f} tok/s")
 
     def evaluated(self, step: int, losses: dict[str, float]) -> None:
-        """One row of held-out losses in nats; the time it took does not count as training."""
+        """One row of held-out losses in nats."""
         self._write(step, "heldout", losses)
-        self._mark = (self._mark[0], self._mark[1])
         self.say(f"step {step}/{self._steps}  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
     def resume_clock(self, step: int) -> None:

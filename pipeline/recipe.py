@@ -112,7 +112,9 @@ class Recipe:
             self._need(key, getattr(self, key) > 0, "above 0")
         for key in ("weight_decay", "gradient_clipping", "sampling_alpha", "seed", "eval_samples"):
             self._need(key, getattr(self, key) >= 0, "at least 0")
-        self._need("adam_betas", len(self.adam_betas) == 2 and all(0 <= b < 1 for b in self.adam_betas), "two in [0, 1)")
+        self._need(
+            "adam_betas", len(self.adam_betas) == 2 and all(0 <= b < 1 for b in self.adam_betas), "two in [0, 1)"
+        )
         good = self.pairs and set(self.pairs) <= set(PAIRS) and len(set(self.pairs)) == len(self.pairs)
         self._need("pairs", good, f"different pairs from {', '.join(PAIRS)}")
         student = self.student
@@ -137,8 +139,12 @@ class Recipe:
                 ("the student's FFN", self.student.ffn, getattr(config, encoders.family_of(config).ffn)),
             ):
                 if own != theirs:
-                    self._refuse("student.init", f"{name} is {own}, the teacher's is {theirs}; use the same, or 'random'")
-            self._need("student.layers", self.student.layers <= self.teacher.layer, "at most teacher.layer to copy from")
+                    self._refuse(
+                        "student.init", f"{name} is {own}, the teacher's is {theirs}; use the same, or 'random'"
+                    )
+            self._need(
+                "student.layers", self.student.layers <= self.teacher.layer, "at most teacher.layer to copy from"
+            )
 
     def student_config(self, teacher_config):
         s = self.student
@@ -292,7 +298,9 @@ def load_ds_config(name: str, recipe: Recipe) -> dict:
         raise UserError(f"{file}: not valid JSON: {error}") from None
     for key in config:
         if key in _RECIPE_KEYS:
-            raise UserError(f"{file}: {key}: belongs to the recipe ({recipe.source}: {_RECIPE_KEYS[key]}); remove it here")
+            raise UserError(
+                f"{file}: {key}: belongs to the recipe ({recipe.source}: {_RECIPE_KEYS[key]}); remove it here"
+            )
         if key not in _DS_KEYS:
             near = difflib.get_close_matches(key, _DS_KEYS, 1)
             hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(sorted(_DS_KEYS))}"
@@ -339,7 +347,9 @@ def describe(recipe: Recipe, teacher_config) -> str:
         f"all {recipe.steps:,} steps: {recipe.tokens_per_step * recipe.steps:,} tokens"
     )
     splits = [(ranks, recipe.batch // (ranks * recipe.micro_batch)) for ranks in (1, 2, 4, 8, 16, 32)]
-    fitting = [f"{r} × {recipe.micro_batch} × {a}" for r, a in splits if a and not recipe.batch % (r * recipe.micro_batch)]
+    fitting = [
+        f"{r} × {recipe.micro_batch} × {a}" for r, a in splits if a and not recipe.batch % (r * recipe.micro_batch)
+    ]
     lines.append(f"# batch = ranks × micro_batch × accumulation: {', '.join(fitting) or 'no split over 1 to 32 ranks'}")
     if recipe.steps <= recipe.warmup_steps:
         lines.append("# note: the run ends inside the warm-up and never reaches its learning rate")

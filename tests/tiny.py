@@ -17,7 +17,12 @@ PROBE = "w1 w7 w44"
 def make_teacher(folder: Path, model_type: str = "bert", layers: int = 4, hidden: int = 32, **extra) -> Path:
     """A random model with 4 heads and 64 positions, saved with its tokenizer."""
     torch.manual_seed(7)
-    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": 4, "intermediate_size": 4 * hidden}
+    sizes = {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": 4,
+        "intermediate_size": 4 * hidden,
+    }
     config = AutoConfig.for_model(
         model_type,
         vocab_size=len(WORDS),

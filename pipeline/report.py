@@ -1,0 +1,125 @@
+"""What came out of a run, for a person: `python -m pipeline.report RUN_DIR STUDENT_FOLDER`.
+
+Writes RUN_DIR/report.md and RUN_DIR/relations.png and prints the report: sizes, measured speed-up, held-out losses before
+and after, and what to type next.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from data_prep.errors import UserError, run_command
+from pipeline import checkpoints, encoders
+from pipeline.maps import SENTENCE, relation_maps, save_maps
+from pipeline.monitor import read_metrics
+
+transformers_logging.disable_progress_bar()
+
+
+def report(run: Path, student_folder: Path) -> str:
+    """The report's Markdown text, written to the run folder beside its picture."""
+    checkpoint = checkpoints.latest(run)
+    if checkpoint is None:
+        raise UserError(f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?")
+    recipe = checkpoint.info["recipe"]
+    teacher = encoders.load_model(recipe["teacher"]["model"], recipe["teacher"]["revision"], torch.float32)
+    student = encoders.load_model(str(student_folder), "main", torch.float32)
+    draw(run / "relations.png", recipe, teacher, student, student_folder)
+    lines = [
+        f"# {run.name}: {checkpoint.step} of {recipe['steps']} steps",
+        "",
+        *sizes(teacher, student),
+        "",
+        speed(teacher, student, recipe["length"]),
+        "",
+        *losses(run, recipe["pairs"]),
+        "",
+        f"![Relations of teacher and student for one sentence]({'relations.png'})",
+        "",
+        "## Next",
+        "",
+        f"    tensorboard --logdir {run / 'tensorboard'}        # curves and relation maps of this run",
+        f"    python -c 'from transformers import AutoModel; print(AutoModel.from_pretrained(\"{student_folder}\"))'",
+        "    ./run.sh prep --help                           # your own text",
+        "    ./run.sh distill my_recipe.toml                # your own teacher; start from pipeline/recipes/demo.toml",
+    ]
+    text = "\n".join(lines) + "\n"
+    (run / "report.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def sizes(teacher, student) -> list[str]:
+    """A table of both models' parameters, counted as in the papers."""
+    rows = ["| | layers | width | word embeddings | Transformer | all parameters |", "|---|---|---|---|---|---|"]
+    for name, model in (("teacher", teacher), ("student", student)):
+        count = encoders.count_parameters(model.config)
+        millions = " | ".join(f"{count[key] / 1e6:.2f} M" for key in ("embeddings", "transformer", "total"))
+        rows.append(f"| {name} | {model.config.num_hidden_layers} | {model.config.hidden_size} | {millions} |")
+    return rows
+
+
+@torch.inference_mode()
+def speed(teacher, student, length: int, sequences: int = 8, repetitions: int = 7) -> str:
+    """One sentence: the student's measured speed-up over the teacher, medians of interleaved forwards of one batch."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ids = torch.randint(5, student.config.vocab_size, (sequences, length), device=device)
+    times: dict[str, list[float]] = {"teacher": [], "student": []}
+    models = {"teacher": teacher.to(device), "student": student.to(device)}
+    for repetition in range(repetitions + 1):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model(ids)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repetition:  # the first is the warm-up
+                times[name].append(time.perf_counter() - start)
+    slow, fast = (statistics.median(times[name]) for name in ("teacher", "student"))
+    return (
+        f"Speed on {device.type} ({torch.get_num_threads()} threads), the same batch of {sequences} × {length}, fp32: teacher "
+        f"{slow * 1e3:.0f} ms, student {fast * 1e3:.0f} ms, **{slow / fast:.2f} times faster**."
+    )
+
+
+def losses(run: Path, pairs: list[str]) -> list[str]:
+    """A table of held-out losses by relation, first and last."""
+    heldout = [row for row in read_metrics(run) if row["kind"] == "heldout"]
+    if not heldout:
+        return ["No held-out documents: no held-out losses."]
+    first, last = heldout[0], heldout[-1]
+    rows = [
+        f"| held-out loss (nats) | step {first['step']} | step {last['step']} | left over |",
+        "|---|---|---|---|",
+    ]
+    for name in ("loss", *pairs):
+        rows.append(f"| {name} | {first[name]:.4f} | {last[name]:.4f} | {100 * last[name] / first[name]:.0f} % |")
+    return rows
+
+
+@torch.inference_mode()
+def draw(path: Path, recipe: dict, teacher, student, student_folder: Path) -> None:
+    tokenizer = encoders.load_tokenizer(str(student_folder))
+    ids = tokenizer(SENTENCE, return_tensors="pt")["input_ids"]
+    tokens = tokenizer.convert_ids_to_tokens(ids[0])
+    qkv = [
+        encoders.cut_encoder(model, layer)(ids)
+        for model, layer in ((teacher, recipe["teacher"]["layer"]), (student, student.config.num_hidden_layers))
+    ]
+    save_maps(relation_maps(*qkv, tuple(recipe["pairs"]), recipe["relation_heads"], tokens), path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a folder that pipeline.distill wrote")
+    parser.add_argument("student", type=Path, metavar="STUDENT_FOLDER", help="what pipeline.export made of it")
+    options = parser.parse_args()
+    print(report(options.run, options.student))
+
+
+if __name__ == "__main__":
+    run_command(main)

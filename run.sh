@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# One door to everything: set-up, demo, tests, and each stage of a distillation. See ./run.sh --help.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+venv=${VENV:-$root/.venv}
+
+usage() {
+    cat <<'TXT'
+Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
+
+  demo                      everything once, on real parts: fetch, prep, distill, resume, export, report (about 5 minutes)
+  test [PYTEST ARGUMENTS]   the test suite
+  prep VERB …               text to token shards: prepare, verify, stats     (python -m data_prep)
+  distill RECIPE [key=value …]
+                            train a student, one process for each GPU, or RANKS processes on a CPU
+                                                                             (deepspeed --module pipeline.distill)
+  recipe RECIPE [key=value …]
+                            check a recipe and print what follows from it    (python -m pipeline.recipe)
+  export RUN_DIR OUT_DIR    the student as a Hugging Face folder             (python -m pipeline.export)
+  report RUN_DIR STUDENT    sizes, speed-up, losses, relation maps           (python -m pipeline.report)
+
+The first use makes a virtual environment and installs the project into it. Variables:
+  VENV     the virtual environment's folder (default: .venv beside this script)
+  PYTHON   the Python 3.11+ that makes it (default: python3)
+  RANKS    processes of `distill` (default: one for each GPU, or 1 without a GPU)
+TXT
+}
+
+die() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+# The environment is whole once it holds the mark of this pyproject.toml; a half-made one is completed.
+set_up() {
+    local mark
+    mark=$venv/.installed-$(cksum <"$root/pyproject.toml" | cut -d ' ' -f 1)
+    if [ ! -e "$mark" ]; then
+        local python=${PYTHON:-python3}
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+            die "$python is not Python 3.11 or newer; name one with PYTHON=/path/to/python3.11"
+        command -v c++ >/dev/null || die "no C++ compiler (c++): install g++ or clang; DeepSpeed builds a small part with it"
+        echo "Making the environment $venv (once; a few minutes) ..."
+        [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${root}[test]"
+        rm -f "$venv"/.installed-*
+        touch "$mark"
+    fi
+    export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
+    unset PYTHONPATH PYTHONHOME
+    export PYTHONNOUSERSITE=1 TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
+}
+
+gpus() {
+    nvidia-smi --list-gpus 2>/dev/null | grep -c GPU || true
+}
+
+distill() {
+    local ranks=${RANKS:-}
+    if [ -z "$ranks" ]; then
+        ranks=$(gpus)
+        [ "$ranks" -gt 0 ] || ranks=1
+    fi
+    [ "$(gpus)" -gt 0 ] || export DS_ACCELERATOR=cpu
+    local port
+    port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    deepspeed --quiet --num_gpus "$ranks" --master_addr 127.0.0.1 --master_port "$port" --module pipeline.distill "$@"
+}
+
+say() {
+    printf '\n== %s\n' "$1"
+}
+
+demo() {
+    cd "$root"
+    # Killing this script ends the run that it started.
+    export DISTILL_PARENT=$$ RANKS=2
+    say "1/6 The teacher all-MiniLM-L6-v2 and a sample of the English Wikipedia"
+    python -m pipeline.assets .cache/demo
+    say "2/6 Wikipedia text to token shards"
+    python -m data_prep prepare --out data/demo --tokenizer .cache/demo/teacher --workers 2 --unit-mib 1 --heldout 0.05 \
+        --source wikipedia=wikipedia:.cache/demo/enwiki-sample.xml.bz2
+    python -m data_prep verify data/demo --deep
+    say "3/6 Distillation by 2 processes: a ZeRO-3 teacher beside a ZeRO-1 student, first half"
+    distill demo --stop-at 100
+    say "4/6 The same run, continued from its checkpoint"
+    distill demo
+    say "5/6 The student as a Hugging Face folder"
+    python -m pipeline.export runs/demo runs/demo-student
+    say "6/6 Report (runs/demo/report.md, runs/demo/relations.png)"
+    python -m pipeline.report runs/demo runs/demo-student
+}
+
+verb=${1:-demo}
+[ $# -eq 0 ] || shift
+case $verb in
+    -h | --help | help)
+        usage
+        ;;
+    demo)
+        [ $# -eq 0 ] || die "demo takes no arguments; see ./run.sh --help"
+        set_up
+        demo
+        ;;
+    test)
+        set_up
+        cd "$root"
+        exec python -m pytest "$@"
+        ;;
+    prep)
+        set_up
+        exec python -m data_prep "$@"
+        ;;
+    distill)
+        [ $# -gt 0 ] || die "distill needs a recipe: ./run.sh distill RECIPE [key=value …]"
+        set_up
+        distill "$@"
+        ;;
+    recipe | export | report)
+        set_up
+        exec python -m "pipeline.$verb" "$@"
+        ;;
+    *)
+        die "unknown verb '$verb'; ./run.sh --help lists them"
+        ;;
+esac

@@ -1,0 +1,142 @@
+"""The text format and unpacking: every document once, in order, mended and counted, whatever the file's form."""
+
+import bz2
+import gzip
+import lzma
+import random
+from functools import partial
+
+import pytest
+
+from data_prep import readers
+from data_prep.errors import UserError
+from data_prep.readers import LONGEST_DOCUMENT, PIECE, clean_text, split_text
+
+PACK = {"txt": bytes, "gz": gzip.compress, "bz2": partial(bz2.compress, compresslevel=1), "xz": lzma.compress}
+
+
+def read(path):
+    return [clean_text(raw) for _, raw in split_text(path)]
+
+
+def texts(path):
+    return [document.text for document in read(path)]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(data, name="input.txt"):
+        path = tmp_path / name
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+def random_documents(size, seed=0):
+    """Documents of letters that do not compress well, and the file that holds them."""
+    dice = random.Random(seed)
+    documents, total = [], 0
+    while total < size:
+        lines = ["".join(dice.choices("abcdefghijklmnop é字", k=dice.randrange(1, 300))).strip() for _ in range(3)]
+        text = "\n".join(line for line in lines if line)
+        if text:
+            documents.append(text)
+            total += len(text.encode())
+    return documents, "\n\n".join(documents).encode()
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_every_document_comes_once_and_in_order_plain_or_packed(write, suffix):
+    documents, data = random_documents(5 * PIECE)
+    path = write(PACK[suffix](data), f"input.{suffix}")
+    pieces = [piece for piece, _ in split_text(path)]
+    assert texts(path) == documents
+    assert pieces == sorted(pieces)
+    assert len(set(pieces)) > 1 and max(pieces) <= path.stat().st_size // PIECE
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_any_line_end_separates_documents_at_any_place_in_a_piece(write, monkeypatch, line_end):
+    monkeypatch.setattr(readers, "PIECE", 7)
+    lines = ["one", "still one", "", "two", "", "\t ", "", "three", "still three", ""]
+    path = write(("\n\n" + "\n".join(lines)).replace("\n", line_end).encode())
+    for _ in range(40):
+        assert texts(path) == ["one\nstill one", "two", "three\nstill three"]
+        path.write_bytes(b"\n" + path.read_bytes())
+
+
+def test_packed_streams_that_follow_each_other_are_one_text(write):
+    for suffix in ("gz", "bz2", "xz"):
+        pack = PACK[suffix]
+        path = write(pack(b"one\n") + pack(b"\ntwo") + b"\0" * 8 + pack(b" and\n\nthree") + b"\0" * 512, f"a.{suffix}")
+        assert texts(path) == ["one", "two and", "three"]
+
+
+def test_packing_is_known_by_content_not_by_name(write):
+    assert texts(write(bz2.compress(b"one\n\ntwo"), "input.txt")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+def test_truncated_packed_file_is_refused_with_its_offset(write, suffix):
+    path = write(PACK[suffix](random_documents(3 * PIECE)[1])[:-20], f"input.{suffix}")
+    with pytest.raises(UserError, match=rf"input\.{suffix}: the .* data breaks off at byte {path.stat().st_size}"):
+        texts(path)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+def test_damaged_packed_file_is_refused_with_its_offset(write, suffix):
+    data = bytearray(PACK[suffix](random_documents(3 * PIECE)[1]))
+    data[-PIECE - 99 : -PIECE] = b"\xff" * 99
+    with pytest.raises(UserError, match=rf"input\.{suffix}: damaged .* data within 65536 bytes from byte \d+"):
+        texts(write(bytes(data), f"input.{suffix}"))
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "message"),
+    [
+        (b"plain", "input.bz2", "not bzip2 data at byte 0, whatever its name says"),
+        (b"PK\x03\x04rest", "input.txt", "a zip file; read are plain files and gzip, bzip2, xz"),
+        (b"PAR1rest", "input.parquet", "a parquet file"),
+        (b"\x28\xb5\x2f\xfdrest", "input.zst", "a zstd file"),
+        ("text".encode("utf-16"), "input.txt", "UTF-16 at byte 0"),
+        (b'\n<?xml version="1.0"?><a/>', "input.txt", "XML at byte 0; format text reads plain text"),
+        (b"\xef\xbb\xbf<mediawiki>", "input.txt", "XML at byte 0"),
+        (bz2.compress(b"<mediawiki>"), "dump.bz2", "XML at byte 0"),
+    ],
+)
+def test_what_is_not_text_is_refused_by_name(write, data, name, message):
+    with pytest.raises(UserError, match=f"{name}: {message}"):
+        texts(write(data, name))
+
+
+def test_repairs_are_made_and_counted(write):
+    path = write(b"\xef\xbb\xbffirst\r\nline\rother\n\nna\0ul\n\nbad \xff\xfe byte, good \xef\xbf\xbd\n\nclean")
+    documents = read(path)
+    assert [document.text for document in documents] == ["first\nline\nother", "naul", "bad �� byte, good �", "clean"]
+    assert [dict(document.repairs) for document in documents] == [
+        {"byte_order_mark": 1, "crlf": 1, "lone_cr": 1},
+        {"nul": 1},
+        {"invalid_utf8": 2},
+        {},
+    ]
+
+
+def test_a_file_of_nothing_or_of_blank_lines_has_no_documents(write):
+    assert read(write(b"")) == read(write(b"", "empty.gz")) == read(write(b"\r\n \t\n\0\n")) == []
+
+
+def test_a_document_with_nothing_left_is_dropped_as_empty(write):
+    assert [document.dropped for document in read(write(b"one\n\n\xef\xbb\xbf\n\ntwo"))] == ["", "empty", ""]
+
+
+@pytest.mark.parametrize("blank", ["\n", "\r", " ", ""])
+def test_a_text_without_blank_lines_is_cut_and_nothing_is_lost(write, monkeypatch, blank):
+    monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 1000)
+    data = blank.join(f"{number:04}" for number in range(900))
+    documents = read(write(data.encode() + b"\n\nlast"))
+    assert max(len(document.text) for document in documents) <= 1000
+    assert "".join("".join(document.text.split()) for document in documents[:-1]) == "".join(data.split())
+    assert [document.repairs["cut_at_4_mib"] for document in documents] == [1] * (len(documents) - 2) + [0, 0]
+    assert documents[-1].text == "last"
+    assert LONGEST_DOCUMENT == 4 << 20
