@@ -42,7 +42,7 @@ set_up() {
         command -v c++ >/dev/null || die "no C++ compiler (c++): install g++ or clang; DeepSpeed builds a small part with it"
         echo "Making the environment $venv (once; a few minutes) ..."
         [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${root}[test]"
+        "$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable "${root}[test]"
         rm -f "$venv"/.installed-*
         touch "$mark"
     fi

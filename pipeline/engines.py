@@ -5,6 +5,7 @@ The comments name the behaviour of DeepSpeed 0.19 that made the code as it is.
 """
 
 import contextlib
+import io
 import logging
 import os
 import socket
@@ -37,7 +38,9 @@ from deepspeed.utils import (
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)  # DeepSpeed's own calls
+warnings.filterwarnings(
+    "ignore", "`torch.distributed.*` is deprecated", FutureWarning
+)  # DeepSpeed's own calls
 
 
 @dataclass(frozen=True)
@@ -57,19 +60,34 @@ class Ranks:
 def start_ranks() -> Ranks:
     """Join the process group that `deepspeed`, torchrun or nobody (one process) has set up in the environment."""
     if "RANK" not in os.environ:
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        os.environ |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_WORLD_SIZE": "1",
+        }
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
+    local_world = int(
+        os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world
+    )
     accelerator = get_accelerator()
-    device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
-    if device.type == "cpu":  # two ranks that each take every core wait for each other all the time
+    device = torch.device(
+        accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu"
+    )
+    if (
+        device.type == "cpu"
+    ):  # two ranks that each take every core wait for each other all the time
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     else:
         accelerator.set_device(local)
-    backend = accelerator.communication_backend_name() if device.type != "cpu" else "gloo"
+    backend = (
+        accelerator.communication_backend_name() if device.type != "cpu" else "gloo"
+    )
     with _quietly():
-        deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(minutes=30))
+        deepspeed.init_distributed(
+            backend, verbose=False, timeout=timedelta(minutes=30)
+        )
     return Ranks(dist.get_rank(), world, local_world, device)
 
 
@@ -100,31 +118,55 @@ def check_same_weights(ranks: Ranks, student: nn.Module) -> str:
 # --- the teacher ------------------------------------------------------------------------------------------------------
 
 
-def choose_hosting(recipe: Recipe, ranks: Ranks, parameters: int) -> tuple[str, str]:
-    """``replicate`` or ``zero3`` and the reason, for a teacher of this many parameters."""
-    wanted = recipe.teacher.hosting
-    if wanted != "auto":
-        return wanted, "the recipe says so"
+Teach = Callable[[Tensor], QKV]
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """How the teacher is kept, ``replicate`` or ``zero3``, why, and how many parameters it has up to its layer."""
+
+    kind: str
+    reason: str
+    parameters: int
+
+
+def choose_hosting(recipe: Recipe, ranks: Ranks, teacher: CutEncoder) -> Hosting:
+    """What the recipe says, or with ``auto`` a replica unless it takes more than a quarter of a rank's memory."""
+    parameters = sum(p.numel() for p in teacher.parameters())
+    if recipe.teacher.hosting != "auto":
+        return Hosting(recipe.teacher.hosting, "the recipe says so", parameters)
     weights = parameters * DTYPES[recipe.precision].itemsize
     memory = _memory_per_rank(ranks)
-    sizes = f"its weights take {weights / 2**30:.2f} GiB of {memory / 2**30:.1f} GiB a rank"
+    sizes = (
+        f"its weights take {weights / 2**30:.2f} GiB of {memory / 2**30:.1f} GiB a rank"
+    )
     if ranks.world > 1 and weights > memory / 4:
-        return "zero3", f"{sizes}, more than a quarter"
-    return "replicate", sizes if ranks.world > 1 else f"{sizes}, and there is one rank only"
+        return Hosting("zero3", f"{sizes}, more than a quarter", parameters)
+    return Hosting(
+        "replicate",
+        sizes + ("" if ranks.world > 1 else ", and there is one rank only"),
+        parameters,
+    )
 
 
 def _memory_per_rank(ranks: Ranks) -> int:
     if ranks.device.type == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks.local_world
+        return (
+            os.sysconf("SC_PAGE_SIZE")
+            * os.sysconf("SC_PHYS_PAGES")
+            // ranks.local_world
+        )
     return get_accelerator().total_memory()
 
 
-def host_teacher(recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: str) -> Callable[[Tensor], QKV]:
+def host_teacher(
+    recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: Hosting
+) -> Teach:
     """The frozen teacher as a function of input ids [B, T] on this rank's device."""
     dtype = DTYPES[recipe.precision]
     teacher.requires_grad_(False).to(dtype).eval()
     _fit_arithmetic(teacher, recipe, ranks)
-    if hosting == "replicate":
+    if hosting.kind == "replicate":
         teacher.to(ranks.device)
         body = teacher.body
     else:
@@ -138,12 +180,16 @@ def host_teacher(recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: str
         config = load_ds_config(recipe.teacher.ds_config, recipe)
         if config.get("zero_optimization", {}).get("stage") != 3:
             # Without an optimizer, `initialize` refuses stages 1 and 2, and stage 0 is the plain module.
-            raise UserError(f"{recipe.teacher.ds_config}: a hosted teacher needs zero_optimization.stage = 3")
+            raise UserError(
+                f"{recipe.teacher.ds_config}: a hosted teacher needs zero_optimization.stage = 3"
+            )
         # By default stage 3 replaces torch.nn.functional.linear for the whole process, student included.
         config["zero_optimization"]["memory_efficient_linear"] = False
         config |= _precision_config(recipe, 3) | {"train_micro_batch_size_per_gpu": 1}
         with _quietly():
-            body, *_ = deepspeed.initialize(model=teacher.body, config=config | _QUIET, dist_init_required=False)
+            body, *_ = deepspeed.initialize(
+                model=teacher.body, config=config | _QUIET, dist_init_required=False
+            )
         body.eval()
 
     @torch.no_grad()
@@ -166,12 +212,15 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage == 3:
         config["zero_optimization"]["memory_efficient_linear"] = False
-    config |= _precision_config(recipe, stage) | {
-        "train_batch_size": recipe.batch,
-        "train_micro_batch_size_per_gpu": recipe.micro_batch,
-        "gradient_accumulation_steps": recipe.accumulation(ranks.world),
-        "gradient_clipping": recipe.gradient_clipping,  # DeepSpeed's own default is 1.0, not none
-    }
+    config |= (
+        _precision_config(recipe, stage)
+        | {
+            "train_batch_size": recipe.batch,
+            "train_micro_batch_size_per_gpu": recipe.micro_batch,
+            "gradient_accumulation_steps": recipe.accumulation(ranks.world),
+            "gradient_clipping": recipe.gradient_clipping,  # DeepSpeed's own default is 1.0, not none
+        }
+    )
     _fit_arithmetic(student, recipe, ranks)
     optimizer = torch.optim.AdamW(
         _decay_groups(student, recipe.weight_decay),
@@ -180,9 +229,13 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
         eps=recipe.adam_eps,
         fused=ranks.device.type == "cuda",
     )
-    engine, *_ = deepspeed.initialize(
-        model=student, optimizer=optimizer, config=config | _QUIET, dist_init_required=False
-    )
+    with _quietly():
+        engine, *_ = deepspeed.initialize(
+            model=student,
+            optimizer=optimizer,
+            config=config | _QUIET,
+            dist_init_required=False,
+        )
     # The bf16 wrapper of stage 0 takes an empty first step on its own, which would leave Adam's bias correction one off.
     _set_updates(engine, 0)
     engine.resolved_config = config
@@ -193,14 +246,20 @@ def _decay_groups(student: nn.Module, weight_decay: float) -> list[dict]:
     """Weight decay for matrices, none for biases and norms, as BERT was trained."""
     matrices = [p for p in student.parameters() if p.dim() > 1]
     vectors = [p for p in student.parameters() if p.dim() <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
 
 
 def _precision_config(recipe: Recipe, stage: int) -> dict:
     if recipe.precision == "fp32":
         return {"data_types": {"grad_accum_dtype": "fp32"}}
     # Stage 0 under bf16 keeps fp32 master weights but refuses to accumulate gradients in anything but bf16.
-    return {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "bf16" if stage == 0 else "fp32"}}
+    return {
+        "bf16": {"enabled": True},
+        "data_types": {"grad_accum_dtype": "bf16" if stage == 0 else "fp32"},
+    }
 
 
 # The throughput timer would synchronise the device every step; progress is ours to print.
@@ -217,7 +276,7 @@ def set_learning_rate(engine, rate: float) -> None:
         group["lr"] = rate
 
 
-def prime_optimizer(engine, vocab_size: int) -> None:
+def prime_optimizer(engine) -> None:
     """One update with zero gradients and rate 0: it changes nothing, but Adam's moments do not exist before a first."""
     set_learning_rate(engine, 0.0)
     ids = torch.zeros((1, 4), dtype=torch.long, device=engine.device)
@@ -234,14 +293,19 @@ def read_state(engine, names: dict[str, str], first: bool) -> dict[str, Tensor]:
     """
     state = {}
     for name, weight, moments in _masters(engine):
-        for key, read in {names[name]: weight, **{f"{m}/{names[name]}": moments[m] for m in MOMENTS}}.items():
+        for key, read in {
+            names[name]: weight,
+            **{f"{m}/{names[name]}": moments[m] for m in MOMENTS},
+        }.items():
             tensor = read.get()
             if first:
                 state[key] = tensor.detach().float().cpu().clone()
     return state
 
 
-def write_state(engine, names: dict[str, str], state: dict[str, Tensor], updates: int) -> None:
+def write_state(
+    engine, names: dict[str, str], state: dict[str, Tensor], updates: int
+) -> None:
     """Put back what ``read_state`` gave, after ``updates`` optimizer steps, at any stage and number of ranks.
 
     Call ``prime_optimizer`` before. The bf16 copies are not touched: the module must have been given the same weights
@@ -279,9 +343,17 @@ def _masters(engine) -> Iterator[tuple[str, _Slot, dict[str, _Slot]]]:
         if plain is not None:
             master = plain[parameter]
             adam = engine.basic_optimizer.state[master]
-            yield name, _tensor_slot(master), {m: _tensor_slot(adam[m]) for m in MOMENTS}
+            yield (
+                name,
+                _tensor_slot(master),
+                {m: _tensor_slot(adam[m]) for m in MOMENTS},
+            )
         else:
-            yield name, _zero_weight_slot(parameter), {m: _zero_moment_slot(parameter, m) for m in MOMENTS}
+            yield (
+                name,
+                _zero_weight_slot(parameter),
+                {m: _zero_moment_slot(parameter, m) for m in MOMENTS},
+            )
 
 
 def _stage0_masters(engine) -> dict[nn.Parameter, Tensor] | None:
@@ -290,8 +362,14 @@ def _stage0_masters(engine) -> dict[nn.Parameter, Tensor] | None:
         return None
     if not hasattr(engine.optimizer, "fp32_groups"):
         return {parameter: parameter for parameter in engine.module.parameters()}
-    groups = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
-    return {low: high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
+    groups = zip(
+        engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True
+    )
+    return {
+        low: high
+        for lows, highs in groups
+        for low, high in zip(lows, highs, strict=True)
+    }
 
 
 def _tensor_slot(tensor: Tensor) -> _Slot:
@@ -308,13 +386,15 @@ def _zero_weight_slot(parameter: nn.Parameter) -> _Slot:
 def _zero_moment_slot(parameter: nn.Parameter, moment: str) -> _Slot:
     return _Slot(
         lambda: safe_get_full_optimizer_state(parameter, moment),
-        lambda value: safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment),
+        lambda value: safe_set_full_optimizer_state(
+            parameter, value.to(parameter.device), moment
+        ),
     )
 
 
 def _quietly():
     """Without what DeepSpeed prints on stdout while it starts: memory tables and build notices of each rank."""
-    return contextlib.redirect_stdout(None)
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def _free_port() -> int:

@@ -20,12 +20,19 @@ class Monitor:
         self._path = run / "metrics.jsonl"
         _keep_until(self._path, start)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(run / "tensorboard", purge_step=start + 1 if start else None)
+        self._board = SummaryWriter(
+            run / "tensorboard", purge_step=start + 1 if start else None
+        )
         self._steps, self._tokens_per_step = steps, tokens_per_step
         self._bar = tqdm(
-            total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), smoothing=0.1
+            total=steps,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+            smoothing=0.1,
         )
-        self._mark = (start, time.perf_counter())
+        self._logged, self._busy, self._since = start, 0.0, time.perf_counter()
 
     def say(self, line: str) -> None:
         """A sentence for the person, above the bar."""
@@ -33,33 +40,38 @@ class Monitor:
         print(line, flush=True)
 
     def step(self, step: int) -> None:
+        """Update ``step`` is done."""
+        self._busy += time.perf_counter() - self._since
         self._bar.update(step - self._bar.n)
 
+    def resume(self) -> None:
+        """Training goes on: what came since the last ``step`` (an evaluation, a checkpoint) does not count as training."""
+        self._since = time.perf_counter()
+
     def log(self, step: int, losses: dict[str, float], **others: float) -> None:
-        """One row of training: losses in nats, and what else is known, as ``learning_rate``."""
-        done, since = self._mark
-        now = time.perf_counter()
-        rate = (step - done) * self._tokens_per_step / max(now - since, 1e-9)
-        self._mark = (step, now)
+        """Update ``step`` is done, and this is its row: losses in nats, and what else is known, as ``learning_rate``."""
+        self.step(step)
+        rate = (step - self._logged) * self._tokens_per_step / max(self._busy, 1e-9)
+        self._logged, self._busy = step, 0.0
         left = (self._steps - step) * self._tokens_per_step / max(rate, 1e-9)
         self._write(step, "train", losses | others | {"tokens_per_second": rate})
         shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
         if self._bar.disable:
-            self.say(f"step {step}/{self._steps}  {shown}  {rate:,.0f} tokens/s  {_duration(left)} left")
+            self.say(
+                f"step {step}/{self._steps}  {shown}  {rate:,.0f} tokens/s  {_duration(left)} left"
+            )
         else:
             self._bar.set_postfix_str(f"{shown} {rate:,.0f} tok/s")
 
-    def evaluated(self, step: int, losses: dict[str, float]) -> None:
-        """One row of held-out losses in nats."""
-        self._write(step, "heldout", losses)
-        self.say(f"step {step}/{self._steps}  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
-
-    def resume_clock(self, step: int) -> None:
-        """Training goes on from here: leave what came before (an evaluation, a checkpoint) out of the next rate."""
-        self._mark = (step, time.perf_counter())
-
-    def figure(self, step: int, name: str, figure) -> None:
-        self._board.add_figure(name, figure, step)
+    def evaluated(self, step: int, losses: dict[str, float], maps) -> None:
+        """Held-out losses in nats, if there are any, and the figure of relation maps."""
+        self._board.add_figure("relations", maps, step)
+        if losses:
+            self._write(step, "heldout", losses)
+            self.say(
+                f"step {step}/{self._steps}  held out: "
+                + "  ".join(f"{k} {v:.4f}" for k, v in losses.items())
+            )
 
     def close(self) -> None:
         self._bar.close()
@@ -97,4 +109,6 @@ def _duration(seconds: float) -> str:
         return "?"
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return (
+        f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    )

@@ -41,7 +41,12 @@ class WideLinear(nn.Linear):
 def wide_sdpa(module, query, key, value, attention_mask, **options):
     """transformers' SDPA attention with its products in fp32; shapes as there."""
     output, weights = sdpa_attention_forward(
-        module, query.float(), key.float(), value.float(), _float_mask(attention_mask), **options
+        module,
+        query.float(),
+        key.float(),
+        value.float(),
+        _float_mask(attention_mask),
+        **options,
     )
     return output.to(query.dtype), weights
 

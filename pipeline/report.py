@@ -24,9 +24,13 @@ def report(run: Path, student_folder: Path) -> str:
     """The report's Markdown text, written to the run folder beside its picture."""
     checkpoint = checkpoints.latest(run)
     if checkpoint is None:
-        raise UserError(f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?")
+        raise UserError(
+            f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?"
+        )
     recipe = checkpoint.info["recipe"]
-    teacher = encoders.load_model(recipe["teacher"]["model"], recipe["teacher"]["revision"], torch.float32)
+    teacher = encoders.load_model(
+        recipe["teacher"]["model"], recipe["teacher"]["revision"], torch.float32
+    )
     student = encoders.load_model(str(student_folder), "main", torch.float32)
     draw(run / "relations.png", recipe, teacher, student, student_folder)
     lines = [
@@ -54,19 +58,31 @@ def report(run: Path, student_folder: Path) -> str:
 
 def sizes(teacher, student) -> list[str]:
     """A table of both models' parameters, counted as in the papers."""
-    rows = ["| | layers | width | word embeddings | Transformer | all parameters |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| | layers | width | word embeddings | Transformer | all parameters |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, model in (("teacher", teacher), ("student", student)):
         count = encoders.count_parameters(model.config)
-        millions = " | ".join(f"{count[key] / 1e6:.2f} M" for key in ("embeddings", "transformer", "total"))
-        rows.append(f"| {name} | {model.config.num_hidden_layers} | {model.config.hidden_size} | {millions} |")
+        millions = " | ".join(
+            f"{count[key] / 1e6:.2f} M"
+            for key in ("embeddings", "transformer", "total")
+        )
+        rows.append(
+            f"| {name} | {model.config.num_hidden_layers} | {model.config.hidden_size} | {millions} |"
+        )
     return rows
 
 
 @torch.inference_mode()
-def speed(teacher, student, length: int, sequences: int = 8, repetitions: int = 7) -> str:
+def speed(
+    teacher, student, length: int, sequences: int = 8, repetitions: int = 7
+) -> str:
     """One sentence: the student's measured speed-up over the teacher, medians of interleaved forwards of one batch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ids = torch.randint(5, student.config.vocab_size, (sequences, length), device=device)
+    ids = torch.randint(
+        5, student.config.vocab_size, (sequences, length), device=device
+    )
     times: dict[str, list[float]] = {"teacher": [], "student": []}
     models = {"teacher": teacher.to(device), "student": student.to(device)}
     for repetition in range(repetitions + 1):
@@ -95,7 +111,9 @@ def losses(run: Path, pairs: list[str]) -> list[str]:
         "|---|---|---|---|",
     ]
     for name in ("loss", *pairs):
-        rows.append(f"| {name} | {first[name]:.4f} | {last[name]:.4f} | {100 * last[name] / first[name]:.0f} % |")
+        rows.append(
+            f"| {name} | {first[name]:.4f} | {last[name]:.4f} | {100 * last[name] / first[name]:.0f} % |"
+        )
     return rows
 
 
@@ -106,17 +124,32 @@ def draw(path: Path, recipe: dict, teacher, student, student_folder: Path) -> No
     tokens = tokenizer.convert_ids_to_tokens(ids[0])
     qkv = [
         encoders.cut_encoder(model, layer)(ids)
-        for model, layer in ((teacher, recipe["teacher"]["layer"]), (student, student.config.num_hidden_layers))
+        for model, layer in (
+            (teacher, recipe["teacher"]["layer"]),
+            (student, student.config.num_hidden_layers),
+        )
     ]
-    save_maps(relation_maps(*qkv, tuple(recipe["pairs"]), recipe["relation_heads"], tokens), path)
+    save_maps(
+        relation_maps(*qkv, tuple(recipe["pairs"]), recipe["relation_heads"], tokens),
+        path,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a folder that pipeline.distill wrote")
-    parser.add_argument("student", type=Path, metavar="STUDENT_FOLDER", help="what pipeline.export made of it")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN_DIR", help="a folder that pipeline.distill wrote"
+    )
+    parser.add_argument(
+        "student",
+        type=Path,
+        metavar="STUDENT_FOLDER",
+        help="what pipeline.export made of it",
+    )
     options = parser.parse_args()
     print(report(options.run, options.student))
 

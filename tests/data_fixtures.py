@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from string import ascii_lowercase
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -14,7 +15,7 @@ import sentencepiece
 from data_prep.shards import ENDS_DTYPE, shard_folder, token_dtype, write_manifest, write_shard
 
 ROOT = Path(__file__).parents[1]
-WORDS = "the of and river stone light under winter small house morning wind old garden letter silver road night".split()
+WORDS = ["the", "of", "and", "river", "stone", "light", "under", "winter", "house", "wind", "old", "letter", "silver"]
 TINY_VOCAB = [
     "[PAD]",
     "[UNK]",
@@ -51,10 +52,16 @@ def write_sentencepiece(folder: Path) -> Path:
     return path
 
 
-def paragraphs(count: int, seed: int = 0, words: int = 40) -> list[str]:
-    """Paragraphs of random words, each with its own number in it."""
+def paragraphs(count: int, seed: int = 0) -> list[str]:
+    """Paragraphs of 40 random words, each with its own number in it."""
     dice = random.Random(seed)
-    return [f"{' '.join(dice.choices(WORDS, k=words))} {number}." for number in range(count)]
+    return [f"{' '.join(dice.choices(WORDS, k=40))} {number}." for number in range(count)]
+
+
+def noise(count: int, seed: int = 0) -> list[str]:
+    """Paragraphs of 40 random words of random letters, which do not compress well."""
+    dice = random.Random(seed)
+    return [" ".join("".join(dice.choices(ascii_lowercase, k=5)) for _ in range(40)) for _ in range(count)]
 
 
 def dump(pages: list[dict], language: str = "en", namespaces: dict[int, str] | None = None) -> str:
@@ -64,7 +71,7 @@ def dump(pages: list[dict], language: str = "en", namespaces: dict[int, str] | N
     body = "".join(
         f"<page><title>{page.get('title', f'P{number}')}</title><ns>{page.get('ns', 0)}</ns><id>{number}</id>"
         + ('<redirect title="P0" />' if page.get("redirect") else "")
-        + "<revision><id>1</id><comment>not <i>this</i></comment>".replace("<i>", "").replace("</i>", "")
+        + "<revision><id>1</id><comment>not this</comment>"
         + f'<text xml:space="preserve">{escape(page["text"])}</text></revision></page>\n'
         for number, page in enumerate(pages)
     )

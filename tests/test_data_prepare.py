@@ -1,15 +1,28 @@
 """prepare, stats and the workers: the same bytes by every road, and every mistake told in one line."""
 
 import bz2
+import contextlib
 import json
 import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from data_fixtures import children, dump, is_alive, paragraphs, run_cli, start_cli, tree, write_corpus, write_vocab
+from data_fixtures import (
+    children,
+    dump,
+    is_alive,
+    noise,
+    paragraphs,
+    run_cli,
+    start_cli,
+    tree,
+    write_corpus,
+    write_vocab,
+)
 
 from data_prep import prepare as prepare_module
 from data_prep.encode import load_encoder
@@ -18,18 +31,19 @@ from data_prep.prepare import parse_sources, prepare
 from data_prep.shards import open_corpus, verify
 from data_prep.stats import stats_lines
 from data_prep.units import Unit, UnitReader, describe_file, side_of
+from data_prep.workers import choose_unit
 
 UNIT_MIB = 0.0625  # the smallest: one piece
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Two sources: a text of 9 units in two files, and a packed dump of 3 to 5 units."""
+    """Two sources: a text of 9 units in two files, and a packed dump of 7."""
     folder = tmp_path_factory.mktemp("inputs")
     texts = paragraphs(2000)
     (folder / "a.txt").write_text("\n\n".join(texts[:1500]))
     (folder / "b.txt").write_text("\n\n".join(texts[1500:]))
-    pages = [{"text": f"'''Page''' of {text}"} for text in paragraphs(3000, seed=1)]
+    pages = [{"text": f"'''Page''' of {text}"} for text in noise(3000)]
     (folder / "wiki.xml.bz2").write_bytes(bz2.compress(dump(pages).encode(), 1))
     return folder
 
@@ -101,18 +115,22 @@ def test_nothing_written_names_a_path_or_a_time(whole, inputs):
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(whole, inputs, vocab, tmp_path):
-    dice = random.Random(os.urandom(4))
+    out = tmp_path / "data"
+    units = len(list(whole.glob("*/0*.json")))
     kills = 0
-    for _ in range(4):
-        process = start_cli(*arguments(tmp_path / "data", inputs, vocab))
-        time.sleep(dice.uniform(0.4, 2.0))
+    for share in (0, 0.2, 0.5, 0.8):
+        process = start_cli(*arguments(out, inputs, vocab))
+        while process.poll() is None and len(list(out.glob("*/0*.json"))) < share * units:
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.1))
         kills += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    assert kills
-    done = run_cli(*arguments(tmp_path / "data", inputs, vocab))
+    assert kills > 1
+    done = run_cli(*arguments(out, inputs, vocab))
     assert done.returncode == 0, done.stderr
-    assert tree(tmp_path / "data") == tree(whole)
+    assert tree(out) == tree(whole)
 
 
 def wait_for_workers(process, count=2):
@@ -141,7 +159,7 @@ def test_a_killed_worker_is_told_in_one_line_and_its_unit_done_again(whole, inpu
     os.kill(wait_for_workers(process)[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    [line] = [line for line in errors.splitlines() if "worker" in line]
+    [line] = [line for line in errors.splitlines() if "a worker " in line]
     assert "was killed by SIGKILL" in line and " bytes 0 to " in line and line.endswith("trying again")
     assert tree(tmp_path / "data") == tree(whole)
 
@@ -254,7 +272,7 @@ def test_unknown_tokens_are_counted(tmp_path, vocab):
 
 
 def test_an_empty_file_is_warned_of_and_a_source_of_nothing_is_refused(tmp_path, vocab, capsys):
-    with pytest.raises(UserError, match="source s: no document was left of its 2 files .dropped: 2 empty_file"):
+    with pytest.raises(UserError, match=r"source s: no document was left of its 2 files \(dropped: 2 empty_file"):
         small(tmp_path, vocab, b"", b"\n \n")
     assert "warning: source s: 2 files are empty: 0.x, 1.x" in capsys.readouterr().err
     assert not (tmp_path / "data" / "manifest.json").exists()
@@ -317,8 +335,25 @@ def test_a_mistaken_setting_is_told(tmp_path, vocab, options, message):
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path, vocab):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="data: holds thesis.tex but no plan.json"):
+    with pytest.raises(UserError, match=r"data: holds thesis\.tex but no plan\.json"):
         small(tmp_path, vocab, b"one")
+
+
+@pytest.mark.parametrize("out", ["file", "file/data"])
+def test_a_folder_that_cannot_be_made_is_told(tmp_path, vocab, out):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=rf"--out {tmp_path / out}: (File exists|Not a directory); name a new"):
+        prepare(tmp_path / out, vocab, [f"s=text:{tmp_path}/file"], 1)
+
+
+def test_workers_keep_to_their_file_and_spread_over_files():
+    a0, a1, b0, b1, c0 = (
+        Unit("s", "text", Path(path), {}, index, 1, 0) for path, index in zip("aabbc", (0, 1, 0, 1, 0), strict=True)
+    )
+    assert choose_unit([a0, a1, b0], None, []) == a0
+    assert choose_unit([a1, b0, b1], None, [a0]) == b0
+    assert choose_unit([a1, b1, c0], b0, [a0, c0]) == b1
+    assert choose_unit([a1, b1], c0, [a0, a1, b0]) == b1
 
 
 def test_a_reader_goes_on_from_unit_to_unit_as_a_fresh_one_would_find_them(inputs):

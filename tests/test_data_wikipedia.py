@@ -49,6 +49,8 @@ def write(tmp_path):
         ("x <math>a^2</math> y <gallery>\nFile:a.jpg|c\n</gallery>z", "x y z"),
         ("<div class=x>inside</div> <small>small</small> <nowiki>'s</nowiki>", "inside\nsmall 's"),
         ("Stone ({{lang|el|x}}; {{IPA|y}}) is ({{x}}, hard)", "Stone is (hard)"),
+        ("德国-{zh-hans:联邦州; zh-hant:邦}-之一, 56 -{km}-", "德国联邦州之一, 56 km"),
+        ("main() * * *\n* * *\nend __x", "main() * * *\n\nend __x"),
         ("one\n\n\n\n\ntwo", "one\n\ntwo"),
         ("{{unclosed\ntext [[open", "unclosed\ntext open"),
         ("", ""),

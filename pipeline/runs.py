@@ -1,0 +1,160 @@
+"""The run folder: who may write to it, what a run goes on from, and what it holds for export and a reader.
+
+RUN/recipe.json, ds_config.student.json   the resolved settings of the newest start
+RUN/student/                              the student's config and the teacher's tokenizer
+RUN/checkpoints/                          see checkpoints.py
+RUN/metrics.jsonl, RUN/tensorboard/       see monitor.py
+RUN/COMPLETE                              written last: the run reached its last step
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TextIO
+
+import deepspeed
+import torch
+import transformers
+
+from data_prep.errors import UserError
+from data_prep.shards import Corpus
+from pipeline import checkpoints
+from pipeline.checkpoints import Checkpoint
+from pipeline.engines import Ranks, on_first_rank
+from pipeline.recipe import Recipe
+
+COMPLETE = "COMPLETE"
+
+# What a run may change when it goes on: where and how it runs, not what it computes.
+_FREE = {
+    "out", "data", "micro_batch", "log_every", "eval_every", "eval_samples", "checkpoint_every", "keep_checkpoints",
+    "teacher.model", "teacher.hosting", "teacher.ds_config", "student.ds_config",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def sole_writer(run: Path, ranks: Ranks, patience: float = 20.0):
+    """Hold ``run`` against any other process, or raise UserError naming it. A killed one gets ``patience`` s to go."""
+    held: list[TextIO] = []
+    on_first_rank(ranks, lambda: held.append(_lock(run, patience)))
+    try:
+        yield
+    finally:
+        for file in held:
+            file.close()
+
+
+def _lock(run: Path, patience: float) -> TextIO:
+    run.mkdir(parents=True, exist_ok=True)
+    file = (run / ".lock").open("a+")
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.seek(0)
+                owner = file.read().strip() or "?"
+                file.close()
+                raise UserError(
+                    f"{run}: in use by process {owner}; wait for it, stop it, or use another out"
+                ) from None
+            time.sleep(0.5)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint | None:
+    """The checkpoint to go on from. Raises UserError if recipe or corpus no longer describe the run that made it."""
+    checkpoint = checkpoints.latest(run)
+    if checkpoint is None:
+        if (run / COMPLETE).exists():
+            raise UserError(
+                f"{run}: marked {COMPLETE}, but no checkpoint is whole; use another out or delete the folder"
+            )
+        return None
+    before, now = _flat(checkpoint.info["recipe"]), _flat(recipe.to_dict())
+    for key in now:
+        if key not in _FREE and before.get(key) != now[key]:
+            raise UserError(
+                f"{recipe.source}: {key} = {now[key]!r}, but {checkpoint.path} was made with {before.get(key)!r}; "
+                "use another out, or the former value"
+            )
+    if checkpoint.info["corpus"] != corpus.id:
+        raise UserError(
+            f"{recipe.data}: not the corpus that {checkpoint.path} was trained on ({corpus.id[:12]} is not "
+            f"{checkpoint.info['corpus'][:12]}); use another out, or the former data"
+        )
+    return checkpoint
+
+
+def check_same_teacher(
+    checkpoint: Checkpoint, teacher_hash: str, recipe: Recipe
+) -> None:
+    if checkpoint.info["teacher"]["weights"] != teacher_hash:
+        raise UserError(
+            f"{recipe.teacher.model}: not the teacher that {checkpoint.path} was trained on (weights {teacher_hash} "
+            f"instead of {checkpoint.info['teacher']['weights']}); use another out, or the former teacher"
+        )
+
+
+def checkpoint_info(
+    recipe: Recipe, corpus: Corpus, ranks: Ranks, step: int, teacher_hash: str
+) -> dict:
+    """What state.json says beside the hash: where the run stands and what made it."""
+    return {
+        "step": step,
+        "samples": step * recipe.batch,
+        "corpus": corpus.id,
+        "recipe": recipe.to_dict(),
+        "teacher": {
+            "model": recipe.teacher.model,
+            "revision": recipe.teacher.revision,
+            "weights": teacher_hash,
+        },
+        "ranks": ranks.world,
+        "versions": {
+            m.__name__: m.__version__ for m in (torch, deepspeed, transformers)
+        },
+    }
+
+
+def prepare_folder(
+    run: Path, recipe: Recipe, ds_config: dict, student_config, tokenizer
+) -> None:
+    """Write what export and a reader need."""
+    (run / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1) + "\n")
+    (run / "ds_config.student.json").write_text(json.dumps(ds_config, indent=1) + "\n")
+    student_config.save_pretrained(run / "student")
+    tokenizer.save_pretrained(run / "student")
+
+
+def die_with(parent: int) -> None:
+    """Leave when process ``parent`` is gone, so that killing a script that started this run ends the run too."""
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(parent, 0)
+            except ProcessLookupError:
+                os._exit(1)
+            time.sleep(0.5)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _flat(recipe: dict) -> dict:
+    tables = {key: value for key, value in recipe.items() if isinstance(value, dict)}
+    flat = {key: value for key, value in recipe.items() if key not in tables}
+    return flat | {
+        f"{table}.{key}": value
+        for table, values in tables.items()
+        for key, value in values.items()
+    }

@@ -1,0 +1,165 @@
+"""pipeline.encoders: the cut models against the whole ones, family by family."""
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from data_prep.errors import UserError
+from pipeline import encoders
+from pipeline.precision import widen_products
+from tests.tiny import make_teacher
+
+FAMILIES = {
+    "bert": {},
+    "roberta": {"pad_token_id": 1},
+    "camembert": {"pad_token_id": 1},
+    "xlm-roberta": {"pad_token_id": 1},
+    "xlm-roberta-xl": {"pad_token_id": 1},
+    "electra": {"embedding_size": 16},
+    "distilbert": {"hidden_dim": 128},
+}
+
+
+def whole_qkv(model, ids, mask, layer):
+    """q, k, v of a layer of the uncut model, caught by hooks on its projections."""
+    family = encoders.family_of(model.config)
+    caught = []
+    hooks = [
+        projection.register_forward_hook(lambda module, inputs, output: caught.append(output))
+        for projection in family.projections(family.layers(model)[layer - 1])
+    ]
+    model(ids, attention_mask=mask)
+    for hook in hooks:
+        hook.remove()
+    return caught
+
+
+def padded_batch(pad, length=12):
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, 50, (3, length), generator=generator)
+    mask = torch.ones_like(ids)
+    for row, real in enumerate((length, 1, 7)):
+        ids[row, real:], mask[row, real:] = pad, 0
+    return ids, mask
+
+
+@pytest.mark.parametrize("layer", [1, 2, 4])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_cut_equals_the_whole_model_bit_for_bit(tmp_path, model_type, layer):
+    folder = make_teacher(tmp_path, model_type, **FAMILIES[model_type])
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    ids, mask = padded_batch(model.config.pad_token_id)
+    cut = encoders.cut_encoder(model, layer)
+    with torch.no_grad():
+        for this_mask, expected in ((mask, whole_qkv(model, ids, mask, layer)), (None, whole_qkv(model, ids, None, layer))):
+            for ours, theirs in zip(cut(ids, this_mask), expected, strict=True):
+                assert torch.equal(ours, theirs)
+
+
+def test_the_cut_runs_nothing_above_its_layer(tmp_path):
+    model = AutoModel.from_pretrained(make_teacher(tmp_path)).eval()
+    cut = encoders.cut_encoder(model, 2)
+    kept = sum(p.numel() for p in cut.parameters())
+    layer = sum(p.numel() for p in model.encoder.layer[0].parameters())
+    projections = 3 * (32 * 32 + 32)
+    assert kept == sum(p.numel() for p in model.embeddings.parameters()) + layer + projections
+
+
+def test_the_tail_and_the_cut_make_the_whole_student():
+    config = encoders.student_config(encoders.load_config("google-bert/bert-base-uncased"), 2, 24, 4, 96, 0.1)
+    model = encoders.build_student(config, seed=1)
+    cut, names, tail = encoders.split(model)
+    assert sorted([*names.values(), *tail]) == sorted(name for name, _ in model.named_parameters())
+    assert all(name.startswith(("encoder.layer.1.", "pooler.")) for name in tail)
+    assert "encoder.layer.1.attention.output.dense.weight" in tail
+    assert "encoder.layer.1.attention.self.value.weight" not in tail
+    parameters = dict(model.named_parameters())
+    assert all(parameter is parameters[names[name]] for name, parameter in cut.named_parameters())
+
+
+def test_a_student_follows_from_its_seed_alone():
+    config = encoders.student_config(encoders.load_config("google-bert/bert-base-uncased"), 1, 24, 4, 96, 0.1)
+    torch.manual_seed(1)
+    first = encoders.weights_hash(encoders.build_student(config, 5).parameters())
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert encoders.weights_hash(encoders.build_student(config, 5).parameters()) == first
+    assert torch.equal(torch.get_rng_state(), before)
+    assert encoders.weights_hash(encoders.build_student(config, 6).parameters()) != first
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_student_is_a_small_model_of_the_teachers_family(tmp_path, model_type):
+    teacher = encoders.load_config(str(make_teacher(tmp_path, model_type, **FAMILIES[model_type])))
+    student = encoders.student_config(teacher, 2, 24, 2, 96, 0.25)
+    assert (student.model_type, student.vocab_size) == (model_type, teacher.vocab_size)
+    assert (student.num_hidden_layers, student.hidden_size, student.num_attention_heads) == (2, 24, 2)
+    family = encoders.family_of(student)
+    assert getattr(student, family.ffn) == 96
+    assert [getattr(student, name) for name in family.dropouts] == [0.25, 0.25]
+    q, _, v = encoders.split(encoders.build_student(student, 0))[0].eval()(torch.full((2, 5), 7))
+    assert q.shape == v.shape == (2, 5, 24)
+
+
+@pytest.mark.parametrize("layers, last, expected", [(2, 4, [2, 4]), (3, 4, [1, 3, 4]), (1, 3, [3]), (4, 4, [1, 2, 3, 4])])
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta-xl", "distilbert"])
+def test_teacher_initialisation_copies_evenly_spaced_layers(tmp_path, model_type, layers, last, expected):
+    teacher = AutoModel.from_pretrained(make_teacher(tmp_path, model_type, **FAMILIES[model_type]), dtype=torch.float32)
+    student = encoders.build_student(encoders.student_config(teacher.config, layers, 32, 4, 128, 0.0), seed=0)
+    assert encoders.copy_every_kth_layer(teacher, student, last) == expected
+    family = encoders.family_of(student.config)
+    for own, number in zip(family.layers(student), expected, strict=True):
+        for ours, theirs in zip(own.parameters(), family.layers(teacher)[number - 1].parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+    assert torch.equal(student.get_input_embeddings().weight, teacher.get_input_embeddings().weight)
+
+
+def test_roberta_has_two_positions_fewer_than_its_table(tmp_path):
+    assert encoders.longest_input(encoders.load_config("FacebookAI/roberta-base")) == 512
+    assert encoders.longest_input(encoders.load_config("google-bert/bert-base-uncased")) == 512
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"model type 'gpt2' is not supported; supported are bert, roberta"):
+        encoders.load_config(str(tmp_path))
+
+
+def test_weights_that_lack_a_tensor_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = make_teacher(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("encoder.layer.1.attention.self.query.weight")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lack 1 tensors, first encoder.layer.1.attention.self.query.weight"):
+        encoders.load_model(str(folder), "main", torch.float32)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"not safetensors at all"])
+def test_damaged_weights_are_refused_in_one_line(tmp_path, damage):
+    folder = make_teacher(tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(UserError, match="cannot be loaded") as error:
+        encoders.load_model(str(folder), "main", torch.float32)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_widened_products_give_what_bf16_arithmetic_gives(tmp_path):
+    """Rounding once at the end is what a bf16 unit does; torch's own bf16 loop on any CPU does the same."""
+    model = AutoModel.from_pretrained(make_teacher(tmp_path), dtype=torch.bfloat16).eval()
+    ids, mask = padded_batch(0)
+    with torch.no_grad():
+        plain = encoders.cut_encoder(model, 4)(ids, mask)
+        cut = encoders.cut_encoder(model, 4)
+        widen_products(cut)
+        wide = cut(ids, mask)
+        exact = encoders.cut_encoder(AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval(), 4)(ids, mask)
+    real = mask.bool()
+    for a, b, c in zip(plain, wide, exact, strict=True):
+        assert b.dtype == torch.bfloat16
+        plain_error, wide_error = ((x[real].float() - c[real]).abs().mean() for x in (a, b))
+        assert wide_error < 1.2 * plain_error  # no worse than bf16 arithmetic
+        assert wide_error > 0  # and still bf16

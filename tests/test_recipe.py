@@ -1,0 +1,194 @@
+"""pipeline.recipe: what may be written in a recipe, and what is said when it is wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from data_prep.errors import UserError
+from pipeline import encoders
+from pipeline.recipe import SHIPPED, describe, load_ds_config, load_recipe
+from tests.tiny import make_recipe, make_teacher
+
+
+def refusal(path, *overrides):
+    with pytest.raises(UserError) as error:
+        recipe = load_recipe(path, overrides)
+        recipe.check_teacher(encoders.load_config(recipe.teacher.model))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("minilm_*.toml")))
+def test_every_shipped_recipe_resolves_without_a_network(name):
+    recipe = load_recipe(name)
+    config = encoders.load_config(recipe.teacher.model, recipe.teacher.revision)
+    recipe.check_teacher(config)
+    for ds_config in (recipe.teacher.ds_config, recipe.student.ds_config):
+        load_ds_config(ds_config, recipe)
+    assert recipe.accumulation(8) >= 1
+    assert recipe.student.layers == int(name.removeprefix("minilm_").split("x")[0])
+    assert name.removeprefix("minilm_") in recipe.out
+
+
+# Parameters in millions, embeddings and Transformer, as in Table 1 and 3 of arXiv 2002.10957.
+@pytest.mark.parametrize(
+    "name, embeddings, transformer",
+    [
+        ("minilm_6x768", 23.4, 42.5),
+        ("minilm_12x384", 11.7, 21.3),
+        ("minilm_6x384", 11.7, 10.6),
+        ("minilm_4x384", 11.7, 7.1),
+        ("minilm_3x384", 11.7, 5.3),
+    ],
+)
+def test_student_parameters_equal_the_papers_table(name, embeddings, transformer):
+    recipe = load_recipe(name)
+    teacher = encoders.load_config(recipe.teacher.model)
+    count = encoders.count_parameters(recipe.student_config(teacher))
+    assert round(count["embeddings"] / 1e6, 1) == embeddings
+    assert round(count["transformer"] / 1e6, 1) == transformer
+    count = encoders.count_parameters(teacher)
+    assert (round(count["embeddings"] / 1e6, 1), round(count["transformer"] / 1e6, 1)) == (23.4, 85.1)
+
+
+@pytest.mark.parametrize(
+    "name, batch, rate", [("6x768", 1024, 5e-4), ("12x384", 256, 3e-4), ("6x384", 256, 3e-4), ("3x384", 256, 3e-4)]
+)
+def test_the_papers_hyperparameters(name, batch, rate):
+    recipe = load_recipe(f"minilm_{name}")
+    assert (recipe.batch, recipe.learning_rate, recipe.steps, recipe.warmup_steps) == (batch, rate, 400_000, 4_000)
+    assert (recipe.length, recipe.adam_betas, recipe.weight_decay) == (512, (0.9, 0.999), 0.01)
+    assert (recipe.pairs, recipe.student.dropout, recipe.relation_heads) == (("qk", "vv"), 0.1, 12)
+
+
+def test_the_description_gives_the_resolved_recipe_and_what_follows(tiny):
+    recipe = load_recipe(tiny, ["steps=100"])
+    text = describe(recipe, encoders.load_config(recipe.teacher.model))
+    assert "steps = 100" in text
+    assert "one step: 8 sequences × 16 = 128 tokens; all 100 steps: 12,800 tokens" in text
+    assert "2 × 2 × 2" in text  # ranks × micro_batch × accumulation
+    assert "teacher: 4 layers × 32" in text
+
+
+def test_overrides_reach_tables_lists_and_strings(tiny):
+    recipe = load_recipe(
+        tiny, ["student.layers=3", 'pairs=["qq","kk"]', "out=runs/other", "learning_rate=1", "teacher.hosting=zero3"]
+    )
+    assert (recipe.student.layers, recipe.pairs, recipe.out) == (3, ("qq", "kk"), "runs/other")
+    assert recipe.learning_rate == 1.0 and isinstance(recipe.learning_rate, float)
+    assert recipe.teacher.hosting == "zero3"
+    assert load_recipe(tiny, ["pairs=qq,kk,vv"]).pairs == ("qq", "kk", "vv")
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("stepz=3", "tiny.toml: stepz = 3: unknown key; did you mean steps?"),
+        ("student.layer=3", "tiny.toml: student.layer = 3: unknown key; did you mean student.layers?"),
+        ("zzz=3", "allowed are data, out,"),
+        ("steps=0.5", "steps = 0.5: must be a whole number"),
+        ("steps=true", "steps = True: must be a whole number"),
+        ("steps=0", "steps = 0: must be at least 1"),
+        ("learning_rate=fast", "learning_rate = 'fast': must be a number"),
+        ("precision=fp8", "precision = 'fp8': must be one of 'bf16', 'fp32'"),
+        ("teacher.hosting=cloud", "teacher.hosting = 'cloud': must be one of 'auto', 'replicate', 'zero3'"),
+        ("student=3", "student = 3: must be a table [student]"),
+        ("pairs=qx", "pairs = ('qx',): must be different pairs"),
+        ("pairs=3", "pairs = 3: must be a list of strings"),
+        ("student.hidden=18", "student.hidden = 18: it is not divisible by 4 attention heads; use 16 or 20"),
+        ("relation_heads=5", "student.hidden = 16: it is not divisible by 5 relation heads"),
+        ("adam_betas=[0.9]", "adam_betas = (0.9,): must be two in [0, 1)"),
+        ("length=2", "length = 2: must be at least 3"),
+        ("length=65", "length = 65: must be at most the teacher's 64 positions"),
+        ("teacher.layer=5", "teacher.layer = 5: must be one of the teacher's layers 1 to 4"),
+        ("teacher.layer=0", "teacher.layer = 0: must be one of the teacher's layers 1 to 4"),
+        ("student.init=teacher", "student.init = 'teacher': student.hidden is 16, the teacher's is 32"),
+        ("teacher.model=/nowhere/at/all", "/nowhere/at/all: no such folder"),
+        ("steps", "overrides are written key=value"),
+        ("steps.x=3", "steps is a value, not a table"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_value(tiny, override, message):
+    assert message in refusal(tiny, override)
+
+
+def test_a_missing_key_is_named(tiny, tmp_path):
+    path = tmp_path / "short.toml"
+    path.write_text(tiny.read_text().replace("steps = 6\n", "").replace("layer = 3\n", "layer = 3\n"))
+    assert refusal(path) == "short.toml: steps is missing; it must be set to a whole number"
+
+
+def test_broken_toml_and_missing_files_are_named(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text("steps = \n")
+    assert "broken.toml: not valid TOML" in refusal(path)
+    assert "shipped recipes are demo, minilm_12x384" in refusal(tmp_path / "none.toml")
+
+
+def test_a_batch_that_does_not_split_over_the_ranks_is_named(tiny):
+    recipe = load_recipe(tiny)
+    assert recipe.accumulation(2) == 2
+    with pytest.raises(UserError, match=r"batch = 8: not a multiple of 3 ranks × micro_batch = 2; use a multiple of 6"):
+        recipe.accumulation(3)
+    with pytest.raises(UserError, match=r"batch = 8: fewer sequences than the 9 ranks"):
+        recipe.accumulation(9)
+
+
+def test_the_learning_rate_warms_up_and_decays_linearly(tiny):
+    recipe = load_recipe(tiny, ["steps=10", "warmup_steps=4", "learning_rate=1"])
+    rates = [recipe.learning_rate_at(step) for step in range(10)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:] == pytest.approx([6 / 6, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+
+
+def test_a_run_shorter_than_its_warm_up_is_allowed(tiny):
+    recipe = load_recipe(tiny, ["steps=2", "warmup_steps=100", "learning_rate=1"])
+    assert [recipe.learning_rate_at(step) for step in range(2)] == [0.01, 0.02]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"train_batch_size": 8}, "train_batch_size: belongs to the recipe (tiny.toml: batch)"),
+        ({"optimizer": {}}, "optimizer: belongs to the recipe"),
+        ({"bf16": {"enabled": True}}, "bf16: belongs to the recipe (tiny.toml: precision)"),
+        ({"zero_optimisation": {}}, "zero_optimisation: unknown or removed DeepSpeed key; did you mean zero_optimization?"),
+        ({"elasticity": {}}, "elasticity: unknown or removed"),
+        ({"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}}, 'zero_optimization.reduce_bucket_size = "auto"'),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage = 4: must be 0, 1, 2 or 3"),
+    ],
+)
+def test_a_ds_config_that_clashes_is_named(tiny, tmp_path, content, message):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        load_ds_config(str(path), load_recipe(tiny))
+    assert str(path) in str(error.value) and message in str(error.value)
+
+
+def test_a_missing_ds_config_names_the_shipped_ones(tiny):
+    with pytest.raises(UserError, match=r"student_zero0.json, student_zero1.json.*teacher_zero3.json"):
+        load_ds_config("nope.json", load_recipe(tiny))
+
+
+def test_a_teacher_folder_without_weights_is_named(tmp_path):
+    folder = make_teacher(tmp_path / "teacher")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"no weights that are safe to load \(only pytorch_model.bin, a pickle"):
+        encoders.load_config(str(folder))
+
+
+def test_the_command_tells_a_mistake_in_one_line_and_exits_with_2(tiny):
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.recipe", str(tiny), "stepz=1"], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1] == "error: tiny.toml: stepz = 1: unknown key; did you mean steps?"
+    assert "Traceback" not in result.stderr
