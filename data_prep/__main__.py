@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.errors import run_command
 from data_prep.prepare import prepare
-from data_prep.shards import verify
+from data_prep.shards import REMEDY, verify
 from data_prep.stats import stats_lines
 
 _EXAMPLE = """example:
@@ -35,7 +35,7 @@ def main() -> int:
     findings = verify(arguments.data, arguments.deep)
     for finding in findings:
         print(finding)
-    print(f"{arguments.data}: {len(findings)} findings" if findings else f"{arguments.data}: whole", file=sys.stderr)
+    print(f"{arguments.data}: {f'{len(findings)} findings; {REMEDY}' if findings else 'whole'}", file=sys.stderr)
     return 1 if findings else 0
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -51,8 +51,7 @@ def prepare(
         raise UserError(f"--workers {workers}: must be at least 1")
     specs = parse_sources(sources)
     job = Job(data, tokenizer, load_encoder(tokenizer).fingerprint(), heldout)
-    _refuse_foreign_folder(data)
-    data.mkdir(parents=True, exist_ok=True)
+    _make_folder(data)
     with _locked(data):
         plan = _agree_plan(job, specs, unit_mib)
         _prepare_locked(job, plan, _units(plan, specs), workers)
@@ -90,15 +89,15 @@ def _parse_source(text: str) -> SourceSpec:
     return SourceSpec(name, form, paths)
 
 
-def _refuse_foreign_folder(data: Path) -> None:
-    if data.exists() and not data.is_dir():
-        raise UserError(f"--out {data}: is a file; name a folder")
-    if data.exists() and not (data / PLAN).exists():
-        strangers = [
-            entry.name for entry in data.iterdir() if entry.name != ".lock" and not entry.name.endswith(".tmp")
-        ]
-        if strangers:
-            raise UserError(f"--out {data}: holds {min(strangers)} but no {PLAN}; name an empty or a new folder")
+def _make_folder(data: Path) -> None:
+    """Make DATA, or find it empty or begun by an earlier prepare. Raises UserError if it is anything else."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        strangers = [entry.name for entry in data.iterdir() if entry.name != ".lock" and entry.suffix != ".tmp"]
+    except OSError as error:
+        raise UserError(f"--out {data}: {error.strerror}; name a new or an empty folder") from None
+    if strangers and PLAN not in strangers:
+        raise UserError(f"--out {data}: holds {min(strangers)} but no {PLAN}; name a new or an empty folder")
 
 
 @contextmanager
@@ -198,9 +197,8 @@ def _prepare_locked(job: Job, plan: dict, units: list[Unit], workers: int) -> No
     if len(pending) < len(units):
         _say(f"{len(units) - len(pending)} of {len(units)} units are done; going on with the others")
     total = sum(unit.size for unit in units)
-    progress = Progress(total, total - sum(unit.size for unit in pending))
-    run_units(job, pending, min(workers, len(pending) or 1), progress)
-    progress.close()
+    with closing(Progress(total, total - sum(unit.size for unit in pending))) as progress:
+        run_units(job, pending, workers, progress)
     _remove_leftovers(job.data)
     write_manifest(job.data, _manifest(job, plan, units))
     _say(f"{job.data}: complete ({_summary(job.data)})")

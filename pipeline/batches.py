@@ -26,22 +26,12 @@ class Windows:
         self.first, self.last = tokenizer["special"]["cls"], tokenizer["special"]["sep"]
         self.vocab_size = tokenizer["vocab_size"]
         inner = length - 2
-        kept = {
-            name: source
-            for name, source in sources.items()
-            if any(s.tokens >= inner for s in source.shards)
-        }
+        kept = {name: source for name, source in sources.items() if any(s.tokens >= inner for s in source.shards)}
         self.names = list(kept)
         self.tokens = [source.tokens for source in kept.values()]
-        self._shards = [
-            [shard for shard in source.shards if shard.tokens >= inner]
-            for source in kept.values()
-        ]
+        self._shards = [[shard for shard in source.shards if shard.tokens >= inner] for source in kept.values()]
         # ends[i][j]: windows of source i in its shards 0…j
-        self._ends = [
-            np.cumsum([shard.tokens // inner for shard in shards])
-            for shards in self._shards
-        ]
+        self._ends = [np.cumsum([shard.tokens // inner for shard in shards]) for shards in self._shards]
         self.counts = [int(ends[-1]) for ends in self._ends]
         self._open: dict[tuple[int, int], np.ndarray] = {}
 
@@ -52,14 +42,10 @@ class Windows:
         """Input ids [n, length], int64, of window ``windows[i]`` of source ``sources[i]``."""
         ids = np.empty((len(sources), self.length), np.int64)
         ids[:, 0], ids[:, -1] = self.first, self.last
-        for row, source, window in zip(
-            ids, sources.tolist(), windows.tolist(), strict=True
-        ):
+        for row, source, window in zip(ids, sources.tolist(), windows.tolist(), strict=True):
             ends = self._ends[source]
             shard = int(np.searchsorted(ends, window, side="right"))
-            start = (window - (int(ends[shard - 1]) if shard else 0)) * (
-                self.length - 2
-            )
+            start = (window - (int(ends[shard - 1]) if shard else 0)) * (self.length - 2)
             row[1:-1] = self._tokens(source, shard)[start : start + self.length - 2]
             if row.max() >= self.vocab_size:
                 path = self._shards[source][shard].path
@@ -78,15 +64,11 @@ class Windows:
 def training_windows(corpus: Corpus, length: int) -> Windows:
     windows = Windows(corpus.sources, corpus.tokenizer, length)
     if not len(windows):
-        raise UserError(
-            f"{corpus.path}: no shard holds the {length - 2} tokens of one window; use a shorter length"
-        )
+        raise UserError(f"{corpus.path}: no shard holds the {length - 2} tokens of one window; use a shorter length")
     return windows
 
 
-def heldout_ids(
-    corpus: Corpus, length: int, samples: int, alpha: float, seed: int
-) -> Tensor | None:
+def heldout_ids(corpus: Corpus, length: int, samples: int, alpha: float, seed: int) -> Tensor | None:
     """The first ``samples`` held-out sequences of the sampling order, [n, length], or None if there are none."""
     windows = Windows(corpus.heldout, corpus.tokenizer, length)
     count = min(samples, len(windows))
@@ -118,9 +100,7 @@ def steps(
         yield windows.read(source, window)
 
 
-def read_ahead(
-    batches: Iterator[Tensor], depth: int = 4, pin: bool = False
-) -> Iterator[Tensor]:
+def read_ahead(batches: Iterator[Tensor], depth: int = 4, pin: bool = False) -> Iterator[Tensor]:
     """The same batches, read by a background thread up to ``depth`` ahead; its errors are raised here."""
     ready: queue.Queue = queue.Queue(depth)
     stopped = threading.Event()

@@ -38,13 +38,15 @@ class Checkpoint:
         return self.info["step"]
 
     def tensors(self) -> dict[str, Tensor]:
-        return load_file(self.path / STATE)
+        """Weights and moments, by name, on the CPU."""
+        try:
+            return load_file(self.path / STATE)
+        except SafetensorError as error:
+            raise UserError(f"{self.path / STATE}: cannot be read ({error}); delete this checkpoint's folder") from None
 
     def weights(self) -> dict[str, Tensor]:
         """The fp32 weights of the whole student, without the optimizer's moments."""
-        return {
-            name: tensor for name, tensor in self.tensors().items() if "/" not in name
-        }
+        return {name: tensor for name, tensor in self.tensors().items() if "/" not in name}
 
 
 def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int) -> Path:
@@ -68,9 +70,7 @@ def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int) -> Path:
         )
         for path in (aside / STATE, aside / INFO, aside):
             _sync(path)
-        if (
-            final.exists()
-        ):  # a torn one of the same step: keep it for inspection, out of the way
+        if final.exists():  # a torn one of the same step: keep it for inspection, out of the way
             final.rename(_unused(folder / f"torn-{final.name}"))
         aside.rename(final)
         _sync(folder)
@@ -105,11 +105,7 @@ def _torn(folder: Path) -> str | None:
         info = json.loads((folder / INFO).read_text())
         if info["format"] != FORMAT:
             return f"format {info['format']!r}"
-        return (
-            None
-            if _sha256(folder / STATE) == info["sha256"]
-            else f"{STATE} does not match its sha256"
-        )
+        return None if _sha256(folder / STATE) == info["sha256"] else f"{STATE} does not match its sha256"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (ValueError, KeyError, TypeError):

@@ -22,7 +22,7 @@ from data_prep.errors import UserError, run_command
 from data_prep.shards import Corpus, open_corpus
 from pipeline import batches, checkpoints, encoders, engines, runs
 from pipeline.engines import Ranks, Teach, on_first_rank
-from pipeline.maps import SENTENCE, relation_maps
+from pipeline.maps import SENTENCE, relation_image, relation_maps
 from pipeline.monitor import Monitor
 from pipeline.precision import lacks_bf16_units
 from pipeline.recipe import Recipe, load_ds_config, load_recipe
@@ -48,9 +48,7 @@ def distill(recipe: Recipe, stop_at: int | None = None) -> None:
     ranks = engines.start_ranks()
     run = Path(recipe.out)
     with runs.sole_writer(run, ranks):
-        checkpoint = on_first_rank(
-            ranks, lambda: runs.newest_checkpoint(run, recipe, corpus)
-        )
+        checkpoint = on_first_rank(ranks, lambda: runs.newest_checkpoint(run, recipe, corpus))
         last = min(recipe.steps, stop_at or recipe.steps)
         if checkpoint and checkpoint.step >= last:
             if ranks.first:
@@ -74,18 +72,12 @@ def train(
 ) -> None:
     """From ``checkpoint``, or from the start, to step ``last``."""
     # The whole models, and their cuts. The student is built before a ZeRO-3 teacher could change how that is done.
-    teacher_model = encoders.load_model(
-        recipe.teacher.model, recipe.teacher.revision, torch.float32
-    )
-    student_model = encoders.build_student(
-        recipe.student_config(teacher_model.config), recipe.seed
-    )
+    teacher_model = encoders.load_model(recipe.teacher.model, recipe.teacher.revision, torch.float32)
+    student_model = encoders.build_student(recipe.student_config(teacher_model.config), recipe.seed)
     if checkpoint:
         student_model.load_state_dict(checkpoint.weights())
     elif recipe.student.init == "teacher":
-        encoders.copy_every_kth_layer(
-            teacher_model, student_model, recipe.teacher.layer
-        )
+        encoders.copy_every_kth_layer(teacher_model, student_model, recipe.teacher.layer)
     student_hash = engines.check_same_weights(ranks, student_model)
     student, names, tail = encoders.split(student_model)
     teacher = encoders.cut_encoder(teacher_model, recipe.teacher.layer)
@@ -105,52 +97,34 @@ def train(
 
     # What is read, and what is seen.
     order = batches.order_of(windows, recipe.sampling_alpha, recipe.seed)
-    reading = batches.steps(
-        windows, order, start, last, recipe.batch, ranks.rank, ranks.world
-    )
-    heldout = batches.heldout_ids(
-        corpus, recipe.length, recipe.eval_samples, recipe.sampling_alpha, recipe.seed
-    )
+    reading = batches.steps(windows, order, start, last, recipe.batch, ranks.rank, ranks.world)
+    heldout = batches.heldout_ids(corpus, recipe.length, recipe.eval_samples, recipe.sampling_alpha, recipe.seed)
     monitor = None
     if ranks.first:
-        runs.prepare_folder(
-            run, recipe, engine.resolved_config, student_model.config, tokenizer
-        )
+        runs.prepare_folder(run, recipe, engine.resolved_config, student_model.config, tokenizer)
         monitor = Monitor(run, start, recipe.steps, recipe.tokens_per_step)
-        monitor.say(
-            introduction(
-                recipe, ranks, corpus, teacher, hosting, student_model, student_hash
-            )
-        )
-        monitor.say(
-            f"Going on from {checkpoint.path}." if checkpoint else "Starting at step 0."
-        )
+        monitor.say(introduction(recipe, ranks, corpus, teacher, hosting, student_model, student_hash))
+        monitor.say(f"Going on from {checkpoint.path}." if checkpoint else "Starting at step 0.")
         if heldout is None:
-            monitor.say(
-                f"note: {corpus.path} has no held-out window of {recipe.length} tokens: no held-out losses"
-            )
+            monitor.say(f"note: {corpus.path} has no held-out window of {recipe.length} tokens: no held-out losses")
 
     def evaluate(step: int) -> None:
         losses = heldout_losses(recipe, ranks, heldout, teach, engine)
-        maps = probe_maps(recipe, ranks, tokenizer, teach, engine)
+        image = probe_image(recipe, ranks, tokenizer, teach, engine)
         if monitor:
-            monitor.evaluated(step, losses, maps)
+            monitor.evaluated(step, losses, image)
 
     def save(step: int) -> None:
         state = engines.read_state(engine, names, ranks.first) | tail
         info = runs.checkpoint_info(recipe, corpus, ranks, step, teacher_hash)
-        on_first_rank(
-            ranks, lambda: checkpoints.save(run, info, state, recipe.keep_checkpoints)
-        )
+        on_first_rank(ranks, lambda: checkpoints.save(run, info, state, recipe.keep_checkpoints))
 
     if start == 0:
         evaluate(0)
     if monitor:
         monitor.resume()
 
-    for step, samples in enumerate(
-        batches.read_ahead(reading, pin=ranks.device.type == "cuda"), start
-    ):
+    for step, samples in enumerate(batches.read_ahead(reading, pin=ranks.device.type == "cuda"), start):
         # Single step: all micro-batches forward and backward, then one update.
         engine.train()
         engines.set_learning_rate(engine, recipe.learning_rate_at(step))
@@ -158,9 +132,7 @@ def train(
         for micro, ids in enumerate(samples.split(recipe.micro_batch)):
             seed_dropout(recipe.seed, step, micro, ranks.rank)
             ids = ids.to(ranks.device, non_blocking=True)
-            relations = relation_loss(
-                teach(ids), engine(ids), recipe.pairs, recipe.relation_heads
-            )
+            relations = relation_loss(teach(ids), engine(ids), recipe.pairs, recipe.relation_heads)
             losses.append(torch.stack([loss.detach() for loss in relations.values()]))
             if len(losses) * recipe.micro_batch == len(samples):
                 stop_if_not_finite(recipe, ranks, step, losses)
@@ -191,13 +163,9 @@ def train(
     if monitor:
         if last == recipe.steps:
             (run / runs.COMPLETE).write_text(f"{recipe.steps} steps\n")
-            monitor.say(
-                f"Done: {recipe.steps} steps. Next: python -m pipeline.export {run} STUDENT_FOLDER"
-            )
+            monitor.say(f"Done: {recipe.steps} steps. Next: python -m pipeline.export {run} STUDENT_FOLDER")
         else:
-            monitor.say(
-                f"Stopped after step {last} as asked; the same command without --stop-at goes on."
-            )
+            monitor.say(f"Stopped after step {last} as asked; the same command without --stop-at goes on.")
         monitor.close()
 
 
@@ -241,11 +209,7 @@ def introduction(
             f"weights {student_hash} on every rank.",
             f"Batch: {recipe.batch} sequences × {recipe.length} tokens = {ranks.world} ranks × micro-batch "
             f"{recipe.micro_batch} × accumulation {recipe.accumulation(ranks.world)}; {recipe.precision} on {ranks.device.type}"
-            + (
-                " (this CPU has no bf16 units: products are taken in fp32 and rounded)."
-                if wide
-                else "."
-            ),
+            + (" (this CPU has no bf16 units: products are taken in fp32 and rounded)." if wide else "."),
             f"Data: {corpus.path}, {tokens:,} tokens, corpus {corpus.id[:12]}; the run reads "
             f"{recipe.steps * recipe.tokens_per_step / max(tokens, 1):.2f} times as many.",
         )
@@ -257,15 +221,11 @@ def introduction(
 
 def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
     """Dropout is a function of (seed, step, micro-batch, rank), so that a resumed run drops the same."""
-    digest = hashlib.blake2b(
-        f"{seed} {step} {micro} {rank}".encode(), digest_size=7
-    ).digest()
+    digest = hashlib.blake2b(f"{seed} {step} {micro} {rank}".encode(), digest_size=7).digest()
     torch.manual_seed(int.from_bytes(digest))
 
 
-def stop_if_not_finite(
-    recipe: Recipe, ranks: Ranks, step: int, losses: list[Tensor]
-) -> None:
+def stop_if_not_finite(recipe: Recipe, ranks: Ranks, step: int, losses: list[Tensor]) -> None:
     """Raise on every rank, before the optimizer step, if the loss of any micro-batch of any rank is not finite."""
     finite = torch.stack(losses).isfinite().all(-1)  # [micro-batches]
     everyone = [torch.empty_like(finite, dtype=torch.uint8) for _ in range(ranks.world)]
@@ -273,11 +233,7 @@ def stop_if_not_finite(
     bad = (torch.stack(everyone) == 0).nonzero().tolist()
     if bad:
         rank, micro = bad[0]
-        first = (
-            step * recipe.batch
-            + rank * (recipe.batch // ranks.world)
-            + micro * recipe.micro_batch
-        )
+        first = step * recipe.batch + rank * (recipe.batch // ranks.world) + micro * recipe.micro_batch
         raise UserError(
             f"{recipe.out}: the loss is not finite in step {step + 1} on rank {rank}, samples {first} to "
             f"{first + recipe.micro_batch - 1}; the run stops before this update and keeps its checkpoints: "
@@ -286,9 +242,7 @@ def stop_if_not_finite(
 
 
 @torch.no_grad()
-def heldout_losses(
-    recipe: Recipe, ranks: Ranks, heldout: Tensor | None, teach: Teach, engine
-) -> dict[str, float]:
+def heldout_losses(recipe: Recipe, ranks: Ranks, heldout: Tensor | None, teach: Teach, engine) -> dict[str, float]:
     """Mean losses in nats over the held-out sequences [n, length], the same ones each time; empty without any."""
     if heldout is None:
         return {}
@@ -299,27 +253,19 @@ def heldout_losses(
     for first in range(0, len(parts), ranks.world):
         mine = first + ranks.rank
         ids = parts[mine if mine < len(parts) else 0].to(ranks.device)
-        losses = relation_loss(
-            teach(ids), engine(ids), recipe.pairs, recipe.relation_heads
-        )
+        losses = relation_loss(teach(ids), engine(ids), recipe.pairs, recipe.relation_heads)
         total += torch.stack(list(losses.values())) * len(ids) * (mine < len(parts))
     dist.all_reduce(total)
     return dict(zip(losses, (total / len(heldout)).tolist(), strict=True))
 
 
 @torch.no_grad()
-def probe_maps(recipe: Recipe, ranks: Ranks, tokenizer, teach: Teach, engine):
-    """The relation maps of one fixed sentence as a figure on rank 0; every rank runs the forwards."""
-    ids = tokenizer(
-        SENTENCE, return_tensors="pt", truncation=True, max_length=recipe.length
-    )["input_ids"]
+def probe_image(recipe: Recipe, ranks: Ranks, tokenizer, teach: Teach, engine) -> Tensor:
+    """The relation maps of one fixed sentence, teacher beside student, as a grey image; every rank runs the forwards."""
+    ids = tokenizer(SENTENCE, return_tensors="pt", truncation=True, max_length=recipe.length)["input_ids"]
     engine.eval()
     teacher, student = (model(ids.to(ranks.device)) for model in (teach, engine))
-    if ranks.first:
-        tokens = tokenizer.convert_ids_to_tokens(ids[0])
-        return relation_maps(
-            teacher, student, recipe.pairs, recipe.relation_heads, tokens
-        )
+    return relation_image(relation_maps(teacher, student, recipe.pairs, recipe.relation_heads))
 
 
 def all_mean(x: Tensor, ranks: Ranks) -> Tensor:
@@ -347,9 +293,7 @@ def main() -> None:
         metavar="STEP",
         help="save a checkpoint after this step and leave",
     )
-    parser.add_argument(
-        "--local_rank", type=int, help=argparse.SUPPRESS
-    )  # the DeepSpeed launcher passes it
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher passes it
     options = parser.parse_args()
     if options.stop_at is not None and options.stop_at < 1:
         raise UserError(f"--stop-at {options.stop_at}: must be at least 1")

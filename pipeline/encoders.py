@@ -34,12 +34,10 @@ class Family:
     """Where a family of encoders keeps its parts, and what its config calls them."""
 
     layers: Callable[[nn.Module], nn.ModuleList] = lambda model: model.encoder.layer
-    projections: Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]] = (
-        lambda layer: (
-            layer.attention.self.query,
-            layer.attention.self.key,
-            layer.attention.self.value,
-        )
+    projections: Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]] = lambda layer: (
+        layer.attention.self.query,
+        layer.attention.self.key,
+        layer.attention.self.value,
     )
     pre_norm: Callable[[nn.Module], nn.Module] = lambda layer: nn.Identity()
     ffn: str = "intermediate_size"
@@ -121,14 +119,10 @@ class CutEncoder(nn.Module):
         """[B, T] ids and, for right-padded batches, a [B, T] mask of real positions -> q, k, v, each [B, T, width]."""
         return self.body(*self.embed(input_ids, attention_mask))
 
-    def embed(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What the body reads: embedded ids [B, T, width] and the mask in the form this model's attention wants."""
         hidden = self.embeddings(input_ids)
-        mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
-        )
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
         return hidden, mask
 
 
@@ -158,9 +152,7 @@ def cut_encoder(model: PreTrainedModel, layer: int) -> CutEncoder:
 
 def check_layer(config: PreTrainedConfig, layer: int) -> None:
     if not 1 <= layer <= config.num_hidden_layers:
-        raise UserError(
-            f"teacher.layer = {layer}: the model has layers 1 to {config.num_hidden_layers}"
-        )
+        raise UserError(f"teacher.layer = {layer}: the model has layers 1 to {config.num_hidden_layers}")
 
 
 def split(
@@ -174,26 +166,18 @@ def split(
     """
     cut = CutEncoder(model, model.config.num_hidden_layers)
     own_names = {id(parameter): name for name, parameter in model.named_parameters()}
-    names = {
-        name: own_names[id(parameter)] for name, parameter in cut.named_parameters()
-    }
+    names = {name: own_names[id(parameter)] for name, parameter in cut.named_parameters()}
     trained = set(names.values())
     return (
         cut,
         names,
-        {
-            name: p.detach()
-            for name, p in model.named_parameters()
-            if name not in trained
-        },
+        {name: p.detach() for name, p in model.named_parameters() if name not in trained},
     )
 
 
 def family_of(config: PreTrainedConfig) -> Family:
     if config.model_type not in FAMILIES:
-        raise UserError(
-            f"model type {config.model_type!r} is not supported; supported are {', '.join(FAMILIES)}"
-        )
+        raise UserError(f"model type {config.model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
     return FAMILIES[config.model_type]
 
 
@@ -219,9 +203,7 @@ def load_config(model: str, revision: str = "main") -> PreTrainedConfig:
 def load_folder_config(folder: str | Path, revision: str = "main") -> PreTrainedConfig:
     """The config.json of a folder or hub id; it may come without weights."""
     with _one_line(str(folder)):
-        return AutoConfig.from_pretrained(
-            folder, revision=revision, trust_remote_code=False
-        )
+        return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
 
 
 def load_model(model: str, revision: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -236,13 +218,9 @@ def load_model(model: str, revision: str, dtype: torch.dtype) -> PreTrainedModel
             trust_remote_code=False,
             output_loading_info=True,
         )
-    missing = sorted(
-        name for name in report["missing_keys"] if not name.startswith("pooler.")
-    )
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
-        raise UserError(
-            f"{model}: the weights lack {len(missing)} tensors, first {missing[0]}; get the whole model"
-        )
+        raise UserError(f"{model}: the weights lack {len(missing)} tensors, first {missing[0]}; get the whole model")
     return loaded.eval()
 
 
@@ -250,9 +228,7 @@ def load_tokenizer(model: str, revision: str = "main"):
     """The tokenizer that belongs to a model folder or hub id."""
     _check_folder(model)
     with _one_line(model):
-        return AutoTokenizer.from_pretrained(
-            model, revision=revision, trust_remote_code=False
-        )
+        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
 
 
 class _one_line:
@@ -269,11 +245,7 @@ class _one_line:
             error,
             OSError | ValueError | SafetensorError | KeyError | json.JSONDecodeError,
         ):
-            cause = (
-                str(error).strip().splitlines()[0]
-                if str(error).strip()
-                else kind.__name__
-            )
+            cause = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
             raise UserError(f"{self.model}: cannot be loaded ({cause})") from error
 
 
@@ -282,21 +254,13 @@ def _check_folder(model: str) -> None:
     folder = Path(model)
     if not folder.is_dir():
         if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-            raise UserError(
-                f"{model}: no such folder; teacher.model is a model folder or a hub id"
-            )
+            raise UserError(f"{model}: no such folder; teacher.model is a model folder or a hub id")
         return
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{model}: no config.json; teacher.model must be a Hugging Face model folder"
-        )
+        raise UserError(f"{model}: no config.json; teacher.model must be a Hugging Face model folder")
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-        hint = (
-            f"only {pickled[0]}, a pickle; save it again as safetensors"
-            if pickled
-            else "no *.safetensors file"
-        )
+        hint = f"only {pickled[0]}, a pickle; save it again as safetensors" if pickled else "no *.safetensors file"
         raise UserError(f"{model}: no weights that are safe to load ({hint})")
 
 
@@ -343,9 +307,7 @@ def build_student(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
         return AutoModel.from_config(config, dtype=torch.float32)
 
 
-def copy_every_kth_layer(
-    teacher: PreTrainedModel, student: PreTrainedModel, last: int
-) -> list[int]:
+def copy_every_kth_layer(teacher: PreTrainedModel, student: PreTrainedModel, last: int) -> list[int]:
     """Initialise ``student`` from evenly spaced layers of ``teacher``, ending with layer ``last``; returns them.
 
     With 12 layers and ``last`` = 12 a 6-layer student takes layers 2, 4, … 12. Embeddings and pooler are copied too.
@@ -353,14 +315,7 @@ def copy_every_kth_layer(
     count = student.config.num_hidden_layers
     chosen = [round((i + 1) * last / count) for i in range(count)]
     source, target = teacher.state_dict(), student.state_dict()
-    prefix = (
-        next(
-            n
-            for n, m in student.named_modules()
-            if m is family_of(student.config).layers(student)
-        )
-        + "."
-    )
+    prefix = next(n for n, m in student.named_modules() if m is family_of(student.config).layers(student)) + "."
     for name, tensor in target.items():
         origin = name
         if name.startswith(prefix):

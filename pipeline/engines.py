@@ -38,9 +38,7 @@ from deepspeed.utils import (
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-warnings.filterwarnings(
-    "ignore", "`torch.distributed.*` is deprecated", FutureWarning
-)  # DeepSpeed's own calls
+warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)  # DeepSpeed's own calls
 
 
 @dataclass(frozen=True)
@@ -68,26 +66,16 @@ def start_ranks() -> Ranks:
         }
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
-    local_world = int(
-        os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world
-    )
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
     accelerator = get_accelerator()
-    device = torch.device(
-        accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu"
-    )
-    if (
-        device.type == "cpu"
-    ):  # two ranks that each take every core wait for each other all the time
+    device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
+    if device.type == "cpu":  # two ranks that each take every core wait for each other all the time
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     else:
         accelerator.set_device(local)
-    backend = (
-        accelerator.communication_backend_name() if device.type != "cpu" else "gloo"
-    )
+    backend = accelerator.communication_backend_name() if device.type != "cpu" else "gloo"
     with _quietly():
-        deepspeed.init_distributed(
-            backend, verbose=False, timeout=timedelta(minutes=30)
-        )
+        deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(minutes=30))
     return Ranks(dist.get_rank(), world, local_world, device)
 
 
@@ -137,9 +125,7 @@ def choose_hosting(recipe: Recipe, ranks: Ranks, teacher: CutEncoder) -> Hosting
         return Hosting(recipe.teacher.hosting, "the recipe says so", parameters)
     weights = parameters * DTYPES[recipe.precision].itemsize
     memory = _memory_per_rank(ranks)
-    sizes = (
-        f"its weights take {weights / 2**30:.2f} GiB of {memory / 2**30:.1f} GiB a rank"
-    )
+    sizes = f"its weights take {weights / 2**30:.2f} GiB of {memory / 2**30:.1f} GiB a rank"
     if ranks.world > 1 and weights > memory / 4:
         return Hosting("zero3", f"{sizes}, more than a quarter", parameters)
     return Hosting(
@@ -151,17 +137,11 @@ def choose_hosting(recipe: Recipe, ranks: Ranks, teacher: CutEncoder) -> Hosting
 
 def _memory_per_rank(ranks: Ranks) -> int:
     if ranks.device.type == "cpu":
-        return (
-            os.sysconf("SC_PAGE_SIZE")
-            * os.sysconf("SC_PHYS_PAGES")
-            // ranks.local_world
-        )
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks.local_world
     return get_accelerator().total_memory()
 
 
-def host_teacher(
-    recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: Hosting
-) -> Teach:
+def host_teacher(recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: Hosting) -> Teach:
     """The frozen teacher as a function of input ids [B, T] on this rank's device."""
     dtype = DTYPES[recipe.precision]
     teacher.requires_grad_(False).to(dtype).eval()
@@ -180,16 +160,12 @@ def host_teacher(
         config = load_ds_config(recipe.teacher.ds_config, recipe)
         if config.get("zero_optimization", {}).get("stage") != 3:
             # Without an optimizer, `initialize` refuses stages 1 and 2, and stage 0 is the plain module.
-            raise UserError(
-                f"{recipe.teacher.ds_config}: a hosted teacher needs zero_optimization.stage = 3"
-            )
+            raise UserError(f"{recipe.teacher.ds_config}: a hosted teacher needs zero_optimization.stage = 3")
         # By default stage 3 replaces torch.nn.functional.linear for the whole process, student included.
         config["zero_optimization"]["memory_efficient_linear"] = False
         config |= _precision_config(recipe, 3) | {"train_micro_batch_size_per_gpu": 1}
         with _quietly():
-            body, *_ = deepspeed.initialize(
-                model=teacher.body, config=config | _QUIET, dist_init_required=False
-            )
+            body, *_ = deepspeed.initialize(model=teacher.body, config=config | _QUIET, dist_init_required=False)
         body.eval()
 
     @torch.no_grad()
@@ -212,15 +188,12 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage == 3:
         config["zero_optimization"]["memory_efficient_linear"] = False
-    config |= (
-        _precision_config(recipe, stage)
-        | {
-            "train_batch_size": recipe.batch,
-            "train_micro_batch_size_per_gpu": recipe.micro_batch,
-            "gradient_accumulation_steps": recipe.accumulation(ranks.world),
-            "gradient_clipping": recipe.gradient_clipping,  # DeepSpeed's own default is 1.0, not none
-        }
-    )
+    config |= _precision_config(recipe, stage) | {
+        "train_batch_size": recipe.batch,
+        "train_micro_batch_size_per_gpu": recipe.micro_batch,
+        "gradient_accumulation_steps": recipe.accumulation(ranks.world),
+        "gradient_clipping": recipe.gradient_clipping,  # DeepSpeed's own default is 1.0, not none
+    }
     _fit_arithmetic(student, recipe, ranks)
     optimizer = torch.optim.AdamW(
         _decay_groups(student, recipe.weight_decay),
@@ -303,9 +276,7 @@ def read_state(engine, names: dict[str, str], first: bool) -> dict[str, Tensor]:
     return state
 
 
-def write_state(
-    engine, names: dict[str, str], state: dict[str, Tensor], updates: int
-) -> None:
+def write_state(engine, names: dict[str, str], state: dict[str, Tensor], updates: int) -> None:
     """Put back what ``read_state`` gave, after ``updates`` optimizer steps, at any stage and number of ranks.
 
     Call ``prime_optimizer`` before. The bf16 copies are not touched: the module must have been given the same weights
@@ -362,14 +333,8 @@ def _stage0_masters(engine) -> dict[nn.Parameter, Tensor] | None:
         return None
     if not hasattr(engine.optimizer, "fp32_groups"):
         return {parameter: parameter for parameter in engine.module.parameters()}
-    groups = zip(
-        engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True
-    )
-    return {
-        low: high
-        for lows, highs in groups
-        for low, high in zip(lows, highs, strict=True)
-    }
+    groups = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
+    return {low: high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
 
 
 def _tensor_slot(tensor: Tensor) -> _Slot:
@@ -386,9 +351,7 @@ def _zero_weight_slot(parameter: nn.Parameter) -> _Slot:
 def _zero_moment_slot(parameter: nn.Parameter, moment: str) -> _Slot:
     return _Slot(
         lambda: safe_get_full_optimizer_state(parameter, moment),
-        lambda value: safe_set_full_optimizer_state(
-            parameter, value.to(parameter.device), moment
-        ),
+        lambda value: safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment),
     )
 
 

@@ -34,24 +34,16 @@ def export(run: Path, out: Path) -> Checkpoint:
     """
     checkpoint = checkpoints.latest(run)
     if checkpoint is None:
-        raise UserError(
-            f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?"
-        )
-    if out.exists() and not (
-        out.is_dir() and {path.name for path in out.iterdir()} <= _FILES
-    ):
-        raise UserError(
-            f"{out}: exists and is not an exported student; choose a new folder"
-        )
+        raise UserError(f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?")
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _FILES):
+        raise UserError(f"{out}: exists and is not an exported student; choose a new folder")
     aside = out.with_name(f".{out.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         model = load_student(run, checkpoint)
         model.save_pretrained(aside)
         AutoTokenizer.from_pretrained(run / "student").save_pretrained(aside)
-        (aside / "README.md").write_text(
-            model_card(run, checkpoint, model), encoding="utf-8"
-        )
+        (aside / "README.md").write_text(model_card(run, checkpoint, model), encoding="utf-8")
         check_export(aside, model)
         shutil.rmtree(out, ignore_errors=True)
         aside.rename(out)
@@ -70,12 +62,8 @@ def load_student(run: Path, checkpoint: Checkpoint) -> PreTrainedModel:
 
 def check_export(folder: Path, model: PreTrainedModel) -> None:
     """Reload the folder as a user would: every weight and the output on a probe must be the same, bit for bit."""
-    reloaded = AutoModel.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True
-    ).eval()
-    for (name, ours), theirs in zip(
-        model.state_dict().items(), reloaded.state_dict().values(), strict=True
-    ):
+    reloaded = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+    for (name, ours), theirs in zip(model.state_dict().items(), reloaded.state_dict().values(), strict=True):
         if not torch.equal(ours, theirs):
             raise RuntimeError(f"{folder}: {name} changed on the way to disk and back")
     probe = AutoTokenizer.from_pretrained(folder)(
@@ -95,8 +83,7 @@ def model_card(run: Path, checkpoint: Checkpoint, model: PreTrainedModel) -> str
     heldout = [row for row in read_metrics(run) if row["kind"] == "heldout"]
     names = ["loss", *recipe["pairs"]]
     table = "\n".join(
-        f"| {row['step']} | " + " | ".join(f"{row[name]:.4f}" for name in names) + " |"
-        for row in heldout
+        f"| {row['step']} | " + " | ".join(f"{row[name]:.4f}" for name in names) + " |" for row in heldout
     )
     return f"""---
 library_name: transformers
@@ -141,21 +128,13 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "run", type=Path, metavar="RUN_DIR", help="a folder that pipeline.distill wrote"
-    )
-    parser.add_argument(
-        "out", type=Path, metavar="OUT_DIR", help="the student's new folder"
-    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a folder that pipeline.distill wrote")
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="the student's new folder")
     options = parser.parse_args()
     checkpoint = export(options.run, options.out)
     steps = checkpoint.info["recipe"]["steps"]
-    state = (
-        "finished" if checkpoint.step == steps else f"step {checkpoint.step} of {steps}"
-    )
-    print(
-        f"{options.out}: the student of {options.run} ({state}), reloaded and found the same, bit for bit"
-    )
+    state = "finished" if checkpoint.step == steps else f"step {checkpoint.step} of {steps}"
+    print(f"{options.out}: the student of {options.run} ({state}), reloaded and found the same, bit for bit")
 
 
 if __name__ == "__main__":

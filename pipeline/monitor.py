@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -20,9 +21,7 @@ class Monitor:
         self._path = run / "metrics.jsonl"
         _keep_until(self._path, start)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            run / "tensorboard", purge_step=start + 1 if start else None
-        )
+        self._board = SummaryWriter(run / "tensorboard", purge_step=start + 1 if start else None)
         self._steps, self._tokens_per_step = steps, tokens_per_step
         self._bar = tqdm(
             total=steps,
@@ -57,21 +56,16 @@ class Monitor:
         self._write(step, "train", losses | others | {"tokens_per_second": rate})
         shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
         if self._bar.disable:
-            self.say(
-                f"step {step}/{self._steps}  {shown}  {rate:,.0f} tokens/s  {_duration(left)} left"
-            )
+            self.say(f"step {step}/{self._steps}  {shown}  {rate:,.0f} tokens/s  {_duration(left)} left")
         else:
             self._bar.set_postfix_str(f"{shown} {rate:,.0f} tok/s")
 
-    def evaluated(self, step: int, losses: dict[str, float], maps) -> None:
-        """Held-out losses in nats, if there are any, and the figure of relation maps."""
-        self._board.add_figure("relations", maps, step)
+    def evaluated(self, step: int, losses: dict[str, float], maps: Tensor) -> None:
+        """Held-out losses in nats, if there are any, and the relation maps as a grey image, uint8 [height, width]."""
+        self._board.add_image("relations, teacher left, student right", maps, step, dataformats="HW")
         if losses:
             self._write(step, "heldout", losses)
-            self.say(
-                f"step {step}/{self._steps}  held out: "
-                + "  ".join(f"{k} {v:.4f}" for k, v in losses.items())
-            )
+            self.say(f"step {step}/{self._steps}  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
     def close(self) -> None:
         self._bar.close()
@@ -109,6 +103,4 @@ def _duration(seconds: float) -> str:
         return "?"
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-    )
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -38,14 +38,10 @@ class Order:
             mine = block == number
             sources, ranks = self._block(int(number))
             source[mine], rank[mine] = sources[position[mine]], ranks[position[mine]]
-        drawn = (
-            block * self.quotas[source] + rank
-        )  # how many samples of this source came before this one
+        drawn = block * self.quotas[source] + rank  # how many samples of this source came before this one
         size = self.windows[source]
         epoch = drawn // size
-        window = permute(
-            drawn % size, size, _key(self.seed, 1 + source.astype(np.uint64), epoch)
-        )
+        window = permute(drawn % size, size, _key(self.seed, 1 + source.astype(np.uint64), epoch))
         return source, epoch, window
 
     def _layout(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,9 +55,7 @@ class Order:
         source = np.searchsorted(np.cumsum(self.quotas), slots, side="right")
         by_source = np.argsort(source, kind="stable")
         rank = np.empty(BLOCK, np.uint64)
-        rank[by_source] = np.concatenate(
-            [np.arange(quota, dtype=np.uint64) for quota in self.quotas]
-        )
+        rank[by_source] = np.concatenate([np.arange(quota, dtype=np.uint64) for quota in self.quotas])
         return source, rank
 
 
@@ -76,9 +70,7 @@ def quotas(weights: Sequence[float], block: int) -> np.ndarray:
 
 def permute(x: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
     """A bijection of 0 … size−1 for each key, elementwise; all uint64 [n]."""
-    half = np.array(
-        [max(1, (int(n) - 1).bit_length() + 1 >> 1) for n in np.unique(size)], np.uint64
-    )
+    half = np.array([max(1, (int(n) - 1).bit_length() + 1 >> 1) for n in np.unique(size)], np.uint64)
     half = half[np.searchsorted(np.unique(size), size)]
     result = _feistel(x, half, key)
     outside = result >= size
@@ -101,10 +93,7 @@ def _feistel(x, half, key):
 
 def _key(seed: int, stream: np.ndarray | int, number: np.ndarray) -> np.ndarray:
     """A 64-bit key for (seed, stream, number), elementwise."""
-    return _mix(
-        _mix(_mix(np.asarray([seed], np.uint64)) + np.asarray(stream, np.uint64))
-        + number
-    )
+    return _mix(_mix(_mix(np.asarray([seed], np.uint64)) + np.asarray(stream, np.uint64)) + number)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

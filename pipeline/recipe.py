@@ -78,9 +78,7 @@ class Recipe:
     checkpoint_every: int = 5000
     keep_checkpoints: int = 2
 
-    source: str = field(
-        default="recipe", compare=False
-    )  # the file it was read from, for messages
+    source: str = field(default="recipe", compare=False)  # the file it was read from, for messages
 
     def accumulation(self, ranks: int) -> int:
         """Micro-batches that each of ``ranks`` ranks runs in one step. Raises UserError where they do not come out."""
@@ -136,23 +134,15 @@ class Recipe:
             len(self.adam_betas) == 2 and all(0 <= b < 1 for b in self.adam_betas),
             "two in [0, 1)",
         )
-        good = (
-            self.pairs
-            and set(self.pairs) <= set(PAIRS)
-            and len(set(self.pairs)) == len(self.pairs)
-        )
+        good = self.pairs and set(self.pairs) <= set(PAIRS) and len(set(self.pairs)) == len(self.pairs)
         self._need("pairs", good, f"different pairs from {', '.join(PAIRS)}")
         student = self.student
         self._need("student.layers", student.layers >= 1, "at least 1")
         self._need("student.dropout", 0 <= student.dropout < 1, "in [0, 1)")
         self._need("student.heads", student.heads >= 1, "at least 1")
-        self._divides(
-            "student.hidden", student.hidden, student.heads, "attention heads"
-        )
+        self._divides("student.hidden", student.hidden, student.heads, "attention heads")
         self._need("relation_heads", self.relation_heads >= 1, "at least 1")
-        self._divides(
-            "student.hidden", student.hidden, self.relation_heads, "relation heads"
-        )
+        self._divides("student.hidden", student.hidden, self.relation_heads, "relation heads")
 
     def check_teacher(self, config) -> None:
         """What depends on the teacher's shape (a transformers config)."""
@@ -198,9 +188,7 @@ class Recipe:
 
     def student_config(self, teacher_config):
         s = self.student
-        return encoders.student_config(
-            teacher_config, s.layers, s.hidden, s.heads, s.ffn, s.dropout
-        )
+        return encoders.student_config(teacher_config, s.layers, s.hidden, s.heads, s.ffn, s.dropout)
 
     def to_dict(self) -> dict:
         """Plain values, in the order of the fields, without the file's name."""
@@ -212,19 +200,13 @@ class Recipe:
         if not holds:
             self._refuse(key, f"must be {wanted}")
 
-    def _divides(
-        self, key: str, width: int, heads: int, what: str, of: str | None = None
-    ) -> None:
+    def _divides(self, key: str, width: int, heads: int, what: str, of: str | None = None) -> None:
         if width < 1 or width % heads:
             lower = max(width // heads, 1) * heads
             self._refuse(
                 key,
                 f"{of or 'it'} is not divisible by {heads} {what}; "
-                + (
-                    "change the heads"
-                    if of
-                    else f"use {lower} or {lower + heads}, or change the heads"
-                ),
+                + ("change the heads" if of else f"use {lower} or {lower + heads}, or change the heads"),
             )
 
     def _refuse(self, key: str, why: str) -> typing.NoReturn:
@@ -237,9 +219,7 @@ class Recipe:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def load_recipe(
-    path: str | Path, overrides: list[str] | tuple[str, ...] = ()
-) -> Recipe:
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe file or a shipped recipe's name, apply ``key=value`` overrides, check it."""
     file = find_recipe(path)
     try:
@@ -264,17 +244,13 @@ def find_recipe(path: str | Path) -> Path:
     if file.parent == Path() and shipped.is_file():
         return shipped
     names = sorted(p.stem for p in SHIPPED.glob("*.toml"))
-    raise UserError(
-        f"{path}: no such recipe file; shipped recipes are {', '.join(names)}"
-    )
+    raise UserError(f"{path}: no such recipe file; shipped recipes are {', '.join(names)}")
 
 
 def _override(values: dict, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(
-            f"{override!r}: overrides are written key=value, as in steps=100 or student.layers=4"
-        )
+        raise UserError(f"{override!r}: overrides are written key=value, as in steps=100 or student.layers=4")
     *tables, last = key.strip().split(".")
     for table in tables:
         values = values.setdefault(table, {})
@@ -292,23 +268,15 @@ def _build(kind: type, values: dict[str, Any], source: str, prefix: str):
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
-            hint = (
-                f"did you mean {prefix}{near[0]}?"
-                if near
-                else f"allowed are {', '.join(fields)}"
-            )
-            raise UserError(
-                f"{source}: {prefix}{key} = {values[key]!r}: unknown key; {hint}"
-            )
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"allowed are {', '.join(fields)}"
+            raise UserError(f"{source}: {prefix}{key} = {values[key]!r}: unknown key; {hint}")
     types = typing.get_type_hints(kind)
     ready = {}
     for name, spec in fields.items():
         if name in values:
             ready[name] = _value(types[name], values[name], source, prefix + name)
         elif spec.default is dataclasses.MISSING:
-            raise UserError(
-                f"{source}: {prefix}{name} is missing; it must be set to {_describe(types[name])}"
-            )
+            raise UserError(f"{source}: {prefix}{name} is missing; it must be set to {_describe(types[name])}")
     if kind is Recipe:
         ready["source"] = source
     return kind(**ready)
@@ -327,9 +295,7 @@ def _value(kind, value, source: str, key: str):
             value = value.split(",")
         if isinstance(value, list):
             return tuple(_value(inner, item, source, key) for item in value)
-    elif (
-        kind is float and isinstance(value, int | float) and not isinstance(value, bool)
-    ):
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
@@ -340,10 +306,7 @@ def _describe(kind) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return (
-            "a list of "
-            + {"str": "strings", "float": "numbers"}[typing.get_args(kind)[0].__name__]
-        )
+        return "a list of " + {"str": "strings", "float": "numbers"}[typing.get_args(kind)[0].__name__]
     names = {int: "a whole number", float: "a number", str: "a string"}
     return names.get(kind, f"a table [{kind.__name__.lower()}]")
 
@@ -370,9 +333,7 @@ def load_ds_config(name: str, recipe: Recipe) -> dict:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         shipped = ", ".join(sorted(p.name for p in DS_CONFIGS.glob("*.json")))
-        raise UserError(
-            f"{recipe.source}: ds_config = {name!r}: no such file; shipped are {shipped}"
-        ) from None
+        raise UserError(f"{recipe.source}: ds_config = {name!r}: no such file; shipped are {shipped}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not valid JSON: {error}") from None
     for key in config:
@@ -382,26 +343,18 @@ def load_ds_config(name: str, recipe: Recipe) -> dict:
             )
         if key not in _DS_KEYS:
             near = difflib.get_close_matches(key, _DS_KEYS, 1)
-            hint = (
-                f"did you mean {near[0]}?"
-                if near
-                else f"allowed are {', '.join(sorted(_DS_KEYS))}"
-            )
+            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(sorted(_DS_KEYS))}"
             raise UserError(f"{file}: {key}: unknown or removed DeepSpeed key; {hint}")
     _refuse_auto(config, file, "")
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
-        raise UserError(
-            f"{file}: zero_optimization.stage = {stage!r}: must be 0, 1, 2 or 3"
-        )
+        raise UserError(f"{file}: zero_optimization.stage = {stage!r}: must be 0, 1, 2 or 3")
     return config
 
 
 def _refuse_auto(value, file: Path, key: str) -> None:
     if value == "auto":
-        raise UserError(
-            f'{file}: {key} = "auto": DeepSpeed drops it silently; write the value'
-        )
+        raise UserError(f'{file}: {key} = "auto": DeepSpeed drops it silently; write the value')
     if isinstance(value, dict):
         for name, inner in value.items():
             _refuse_auto(inner, file, f"{key}.{name}".lstrip("."))
@@ -440,29 +393,18 @@ def describe(recipe: Recipe, teacher_config) -> str:
         f"# one step: {recipe.batch} sequences × {recipe.length} = {recipe.tokens_per_step:,} tokens; "
         f"all {recipe.steps:,} steps: {recipe.tokens_per_step * recipe.steps:,} tokens"
     )
-    splits = [
-        (ranks, recipe.batch // (ranks * recipe.micro_batch))
-        for ranks in (1, 2, 4, 8, 16, 32)
-    ]
+    splits = [(ranks, recipe.batch // (ranks * recipe.micro_batch)) for ranks in (1, 2, 4, 8, 16, 32)]
     fitting = [
-        f"{r} × {recipe.micro_batch} × {a}"
-        for r, a in splits
-        if a and not recipe.batch % (r * recipe.micro_batch)
+        f"{r} × {recipe.micro_batch} × {a}" for r, a in splits if a and not recipe.batch % (r * recipe.micro_batch)
     ]
-    lines.append(
-        f"# batch = ranks × micro_batch × accumulation: {', '.join(fitting) or 'no split over 1 to 32 ranks'}"
-    )
+    lines.append(f"# batch = ranks × micro_batch × accumulation: {', '.join(fitting) or 'no split over 1 to 32 ranks'}")
     if recipe.steps <= recipe.warmup_steps:
-        lines.append(
-            "# note: the run ends inside the warm-up and never reaches its learning rate"
-        )
+        lines.append("# note: the run ends inside the warm-up and never reaches its learning rate")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.recipe", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m pipeline.recipe", description=__doc__.splitlines()[0])
     parser.add_argument("recipe", help="a TOML file, or the name of a shipped recipe")
     parser.add_argument(
         "overrides",

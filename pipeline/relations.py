@@ -48,9 +48,7 @@ def relation_loss(
     losses = {}
     for pair in pairs:
         a, b = ("qkv".index(letter) for letter in pair)
-        losses[pair] = _PairLoss.apply(
-            teacher[a], teacher[b], student[a], student[b], heads, weights
-        )
+        losses[pair] = _PairLoss.apply(teacher[a], teacher[b], student[a], student[b], heads, weights)
     return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
 
@@ -72,9 +70,7 @@ class _PairLoss(torch.autograd.Function):
     def forward(ctx, t_a, t_b, s_a, s_b, heads, weights):
         wants_gradient = any(ctx.needs_input_grad)
         with torch.no_grad(), torch.autocast(s_a.device.type, enabled=False):
-            loss, grad_a, grad_b = _loss_and_gradients(
-                t_a, t_b, s_a, s_b, heads, weights, wants_gradient
-            )
+            loss, grad_a, grad_b = _loss_and_gradients(t_a, t_b, s_a, s_b, heads, weights, wants_gradient)
         if wants_gradient:
             ctx.save_for_backward(grad_a, grad_b)
         return loss
@@ -97,11 +93,7 @@ def _loss_and_gradients(t_a, t_b, s_a, s_b, heads, weights, wants_gradient):
     dtype = torch.promote_types(s_a.dtype, torch.float32)
     batch, length, _ = s_a.shape
     loss = torch.zeros((), dtype=dtype, device=s_a.device)
-    grad_a, grad_b = (
-        (torch.empty_like(s_a), torch.empty_like(s_b))
-        if wants_gradient
-        else (None, None)
-    )
+    grad_a, grad_b = (torch.empty_like(s_a), torch.empty_like(s_b)) if wants_gradient else (None, None)
     rows = max(1, _block_bytes(s_a.device) // (length * length * dtype.itemsize))
     sequences, block_heads = max(1, rows // heads), min(rows, heads)
     for b0 in range(0, batch, sequences):
@@ -113,21 +105,12 @@ def _loss_and_gradients(t_a, t_b, s_a, s_b, heads, weights, wants_gradient):
             log_s, a, b = _log_relation(s_a[seq], s_b[seq], heads, pick, padded, dtype)
             prob_t = log_t.exp()
             # A padded key has probability 0 and log-probability -inf in both: its 0 · (-inf + inf) is meant as 0.
-            divergence = (
-                (log_t - log_s)
-                .masked_fill_(padded, 0.0)
-                .mul_(prob_t)
-                .sum(-1, keepdim=True)
-            )
+            divergence = (log_t - log_s).masked_fill_(padded, 0.0).mul_(prob_t).sum(-1, keepdim=True)
             loss += (divergence * weight).sum()
             if wants_gradient:
-                grad_logits = (
-                    log_s.exp_().sub_(prob_t).mul_(weight * a.shape[-1] ** -0.5)
-                )
+                grad_logits = log_s.exp_().sub_(prob_t).mul_(weight * a.shape[-1] ** -0.5)
                 _head_view(grad_a[seq], heads, pick).copy_(grad_logits @ b)
-                _head_view(grad_b[seq], heads, pick).copy_(
-                    grad_logits.transpose(-1, -2) @ a
-                )
+                _head_view(grad_b[seq], heads, pick).copy_(grad_logits.transpose(-1, -2) @ a)
     return loss, grad_a, grad_b
 
 
@@ -143,9 +126,7 @@ def _head_view(x: Tensor, heads: int, pick: slice) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)[:, pick]
 
 
-def _query_weights(
-    x: Tensor, heads: int, lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _query_weights(x: Tensor, heads: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """The weight of each query's divergence, 1/(B · R · T_b) or 0 if padded, and the mask of padded keys.
 
     Shapes [B, 1, T, 1] and [B, 1, 1, T].
@@ -155,9 +136,7 @@ def _query_weights(
         lengths = torch.full((batch,), length, device=x.device)
     lengths = lengths.to(x.device)
     real = torch.arange(length, device=x.device) < lengths[:, None]
-    weight = real / (
-        batch * heads * lengths[:, None].to(torch.promote_types(x.dtype, torch.float32))
-    )
+    weight = real / (batch * heads * lengths[:, None].to(torch.promote_types(x.dtype, torch.float32)))
     return weight[:, None, :, None], ~real[:, None, None, :]
 
 
@@ -168,24 +147,16 @@ def _block_bytes(device: torch.device) -> int:
 
 def _check(teacher: QKV, student: QKV, pairs, heads: int, lengths) -> None:
     if not pairs or len(set(pairs)) != len(pairs) or not set(pairs) <= set(PAIRS):
-        raise ValueError(
-            f"pairs = {tuple(pairs)!r}: use different pairs from {', '.join(PAIRS)}"
-        )
+        raise ValueError(f"pairs = {tuple(pairs)!r}: use different pairs from {', '.join(PAIRS)}")
     for name, qkv in (("teacher", teacher), ("student", student)):
         for letter, x in zip("qkv", qkv, strict=True):
             if x.dim() != 3 or x.shape[:2] != teacher[0].shape[:2]:
-                raise ValueError(
-                    f"{name}.{letter} is {tuple(x.shape)}; need [B, T, width] with the teacher's B and T"
-                )
+                raise ValueError(f"{name}.{letter} is {tuple(x.shape)}; need [B, T, width] with the teacher's B and T")
             if heads < 1 or x.shape[2] % heads:
-                raise ValueError(
-                    f"heads = {heads} does not divide the {name}'s width {x.shape[2]}"
-                )
+                raise ValueError(f"heads = {heads} does not divide the {name}'s width {x.shape[2]}")
     for name, qkv in (("teacher", teacher), ("student", student)):
         for a, b in pairs:
             if getattr(qkv, a).shape != getattr(qkv, b).shape:
                 raise ValueError(f"{name}.{a} and {name}.{b} differ in width")
     if lengths is not None and lengths.shape != teacher[0].shape[:1]:
-        raise ValueError(
-            f"lengths is {tuple(lengths.shape)}; need one for each of the {teacher[0].shape[0]} sequences"
-        )
+        raise ValueError(f"lengths is {tuple(lengths.shape)}; need one for each of the {teacher[0].shape[0]} sequences")

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import UserError, run_command
 from pipeline import checkpoints, encoders
-from pipeline.maps import SENTENCE, relation_maps, save_maps
+from pipeline.maps import SENTENCE, relation_maps, save_figure
 from pipeline.monitor import read_metrics
 
 transformers_logging.disable_progress_bar()
@@ -24,13 +24,9 @@ def report(run: Path, student_folder: Path) -> str:
     """The report's Markdown text, written to the run folder beside its picture."""
     checkpoint = checkpoints.latest(run)
     if checkpoint is None:
-        raise UserError(
-            f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?"
-        )
+        raise UserError(f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?")
     recipe = checkpoint.info["recipe"]
-    teacher = encoders.load_model(
-        recipe["teacher"]["model"], recipe["teacher"]["revision"], torch.float32
-    )
+    teacher = encoders.load_model(recipe["teacher"]["model"], recipe["teacher"]["revision"], torch.float32)
     student = encoders.load_model(str(student_folder), "main", torch.float32)
     draw(run / "relations.png", recipe, teacher, student, student_folder)
     lines = [
@@ -42,7 +38,7 @@ def report(run: Path, student_folder: Path) -> str:
         "",
         *losses(run, recipe["pairs"]),
         "",
-        f"![Relations of teacher and student for one sentence]({'relations.png'})",
+        "![Relations of teacher and student for one sentence](relations.png)",
         "",
         "## Next",
         "",
@@ -64,25 +60,16 @@ def sizes(teacher, student) -> list[str]:
     ]
     for name, model in (("teacher", teacher), ("student", student)):
         count = encoders.count_parameters(model.config)
-        millions = " | ".join(
-            f"{count[key] / 1e6:.2f} M"
-            for key in ("embeddings", "transformer", "total")
-        )
-        rows.append(
-            f"| {name} | {model.config.num_hidden_layers} | {model.config.hidden_size} | {millions} |"
-        )
+        millions = " | ".join(f"{count[key] / 1e6:.2f} M" for key in ("embeddings", "transformer", "total"))
+        rows.append(f"| {name} | {model.config.num_hidden_layers} | {model.config.hidden_size} | {millions} |")
     return rows
 
 
 @torch.inference_mode()
-def speed(
-    teacher, student, length: int, sequences: int = 8, repetitions: int = 7
-) -> str:
+def speed(teacher, student, length: int, sequences: int = 8, repetitions: int = 7) -> str:
     """One sentence: the student's measured speed-up over the teacher, medians of interleaved forwards of one batch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ids = torch.randint(
-        5, student.config.vocab_size, (sequences, length), device=device
-    )
+    ids = torch.randint(5, student.config.vocab_size, (sequences, length), device=device)
     times: dict[str, list[float]] = {"teacher": [], "student": []}
     models = {"teacher": teacher.to(device), "student": student.to(device)}
     for repetition in range(repetitions + 1):
@@ -111,9 +98,7 @@ def losses(run: Path, pairs: list[str]) -> list[str]:
         "|---|---|---|---|",
     ]
     for name in ("loss", *pairs):
-        rows.append(
-            f"| {name} | {first[name]:.4f} | {last[name]:.4f} | {100 * last[name] / first[name]:.0f} % |"
-        )
+        rows.append(f"| {name} | {first[name]:.4f} | {last[name]:.4f} | {100 * last[name] / first[name]:.0f} % |")
     return rows
 
 
@@ -129,10 +114,8 @@ def draw(path: Path, recipe: dict, teacher, student, student_folder: Path) -> No
             (student, student.config.num_hidden_layers),
         )
     ]
-    save_maps(
-        relation_maps(*qkv, tuple(recipe["pairs"]), recipe["relation_heads"], tokens),
-        path,
-    )
+    pairs = tuple(recipe["pairs"])
+    save_figure(path, relation_maps(*qkv, pairs, recipe["relation_heads"]), pairs, tokens)
 
 
 def main() -> None:
@@ -141,9 +124,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "run", type=Path, metavar="RUN_DIR", help="a folder that pipeline.distill wrote"
-    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a folder that pipeline.distill wrote")
     parser.add_argument(
         "student",
         type=Path,

@@ -61,9 +61,7 @@ def _lock(run: Path, patience: float) -> TextIO:
                 file.seek(0)
                 owner = file.read().strip() or "?"
                 file.close()
-                raise UserError(
-                    f"{run}: in use by process {owner}; wait for it, stop it, or use another out"
-                ) from None
+                raise UserError(f"{run}: in use by process {owner}; wait for it, stop it, or use another out") from None
             time.sleep(0.5)
     file.truncate(0)
     file.write(str(os.getpid()))
@@ -95,9 +93,7 @@ def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint |
     return checkpoint
 
 
-def check_same_teacher(
-    checkpoint: Checkpoint, teacher_hash: str, recipe: Recipe
-) -> None:
+def check_same_teacher(checkpoint: Checkpoint, teacher_hash: str, recipe: Recipe) -> None:
     if checkpoint.info["teacher"]["weights"] != teacher_hash:
         raise UserError(
             f"{recipe.teacher.model}: not the teacher that {checkpoint.path} was trained on (weights {teacher_hash} "
@@ -105,9 +101,7 @@ def check_same_teacher(
         )
 
 
-def checkpoint_info(
-    recipe: Recipe, corpus: Corpus, ranks: Ranks, step: int, teacher_hash: str
-) -> dict:
+def checkpoint_info(recipe: Recipe, corpus: Corpus, ranks: Ranks, step: int, teacher_hash: str) -> dict:
     """What state.json says beside the hash: where the run stands and what made it."""
     return {
         "step": step,
@@ -120,15 +114,11 @@ def checkpoint_info(
             "weights": teacher_hash,
         },
         "ranks": ranks.world,
-        "versions": {
-            m.__name__: m.__version__ for m in (torch, deepspeed, transformers)
-        },
+        "versions": {m.__name__: m.__version__ for m in (torch, deepspeed, transformers)},
     }
 
 
-def prepare_folder(
-    run: Path, recipe: Recipe, ds_config: dict, student_config, tokenizer
-) -> None:
+def prepare_folder(run: Path, recipe: Recipe, ds_config: dict, student_config, tokenizer) -> None:
     """Write what export and a reader need."""
     (run / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1) + "\n")
     (run / "ds_config.student.json").write_text(json.dumps(ds_config, indent=1) + "\n")
@@ -153,8 +143,4 @@ def die_with(parent: int) -> None:
 def _flat(recipe: dict) -> dict:
     tables = {key: value for key, value in recipe.items() if isinstance(value, dict)}
     flat = {key: value for key, value in recipe.items() if key not in tables}
-    return flat | {
-        f"{table}.{key}": value
-        for table, values in tables.items()
-        for key, value in values.items()
-    }
+    return flat | {f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()}

@@ -6,12 +6,15 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from data_fixtures import (
+    ROOT,
     children,
     dump,
     is_alive,
@@ -154,6 +157,26 @@ def test_workers_die_with_their_parent_and_the_next_run_goes_on(whole, inputs, v
     assert tree(tmp_path / "data") == tree(whole)
 
 
+def test_a_busy_process_is_killed_with_its_parent():
+    script = """
+import os, subprocess, sys, time
+child = "import time; from data_prep.workers import _die_with; _die_with({}); print('ready', flush=True); time.sleep(60)"
+process = subprocess.Popen([sys.executable, "-c", child.format(os.getpid())], stdout=subprocess.PIPE)
+process.stdout.readline()
+print(process.pid, flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    assert is_alive(child)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 5
+    while is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_alive(child)
+
+
 def test_a_killed_worker_is_told_in_one_line_and_its_unit_done_again(whole, inputs, vocab, tmp_path):
     process = start_cli(*arguments(tmp_path / "data", inputs, vocab))
     os.kill(wait_for_workers(process)[0], signal.SIGKILL)
@@ -193,9 +216,13 @@ def test_damaged_units_are_prepared_again_and_leftovers_removed(inputs, vocab, t
     tokens.write_bytes(tokens.read_bytes()[:-2])
     (out / "wiki" / "00001.json").write_text("{")
     (out / "heldout" / "wiki" / "00002.json").unlink()
+    receipt = out / "books" / "00003.json"
+    receipt.write_text(receipt.read_text().replace('"bytes": ', '"bytes": 1'))
+    before = receipt.read_bytes()
     (out / "books" / ".00004.tokens.npy.77.tmp").write_bytes(b"half")
     assert run_cli(*arguments(out, inputs, vocab)).returncode == 0
     assert tree(out) == tree(whole)
+    assert receipt.read_bytes() != before
 
 
 def test_other_settings_sources_or_tokenizer_are_refused_by_name(whole, inputs, vocab, tmp_path):
@@ -352,7 +379,7 @@ def test_workers_keep_to_their_file_and_spread_over_files():
     )
     assert choose_unit([a0, a1, b0], None, []) == a0
     assert choose_unit([a1, b0, b1], None, [a0]) == b0
-    assert choose_unit([a1, b1, c0], b0, [a0, c0]) == b1
+    assert choose_unit([a1, b1, c0], b0, [a0, b0]) == b1
     assert choose_unit([a1, b1], c0, [a0, a1, b0]) == b1
 
 

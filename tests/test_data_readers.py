@@ -10,7 +10,7 @@ import pytest
 
 from data_prep import readers
 from data_prep.errors import UserError
-from data_prep.readers import LONGEST_DOCUMENT, PIECE, clean_text, split_text
+from data_prep.readers import LONGEST_DOCUMENT, PIECE, Pieces, clean_text, split_text
 
 PACK = {"txt": bytes, "gz": gzip.compress, "bz2": partial(bz2.compress, compresslevel=1), "xz": lzma.compress}
 
@@ -54,6 +54,21 @@ def test_every_document_comes_once_and_in_order_plain_or_packed(write, suffix):
     assert texts(path) == documents
     assert pieces == sorted(pieces)
     assert len(set(pieces)) > 1 and max(pieces) <= path.stat().st_size // PIECE
+
+
+def test_a_document_belongs_to_the_piece_of_its_first_byte(write):
+    path = write(b"a" * (PIECE - 2) + b"\n\nsecond\n\nthird")
+    assert [piece for piece, _ in split_text(path)] == [0, 1, 1]
+    path.write_bytes(b"a" * (PIECE - 3) + b"\n\nsecond\n\nthird")
+    assert [piece for piece, _ in split_text(path)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+def test_what_packs_well_is_unpacked_in_small_blocks(write, suffix):
+    data = b"word word word word\n\n" * 200_000
+    path = write(PACK[suffix](data), f"input.{suffix}")
+    assert b"".join(Pieces(path)) == data
+    assert max(map(len, Pieces(path))) <= 1 << 20
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])

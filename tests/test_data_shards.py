@@ -1,13 +1,16 @@
 """The on-disk format: what is written is read back, and what is not whole is named."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from data_fixtures import run_cli, write_corpus
 
 from data_prep.errors import UserError
-from data_prep.shards import open_corpus, token_dtype, verify, write_json, write_manifest
+from data_prep.shards import open_corpus, token_dtype, verify, write_json, write_manifest, write_shard
 
 
 @pytest.fixture
@@ -109,6 +112,7 @@ def test_a_flipped_byte_is_found_by_deep_verify(corpus):
         ([5, 6, 7, 3, 8, 3, 9, 10, 3], [6, 4, 9], "document ends are not ascending"),
         ([5, 6, 7, 3, 8, 3, 9, 10, 3], [4, 2**63, 9], "document ends are not ascending"),
         ([5, 6, 7, 3, 8, 3, 9, 3, 3], [4, 6, 9], "separators do not stand exactly where documents end"),
+        ([5, 6, 3, 7, 8, 3, 9, 10, 3], [4, 6, 9], "separators do not stand exactly where documents end"),
         ([5, 6, 7, 8, 8, 3, 9, 10, 3], [4, 6, 9], "separators do not stand exactly where documents end"),
     ],
 )
@@ -153,6 +157,18 @@ def test_a_broken_manifest_is_refused_in_one_line(corpus, content, message):
     with pytest.raises(UserError, match=message):
         open_corpus(corpus)
     assert run_cli("verify", corpus).returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("name", ["00000.tokens.npy", "00000.docs.npy", "00000.json"])
+def test_a_full_disk_is_told_as_such_and_leaves_no_half_file(tmp_path, name):
+    aside = tmp_path / f".{name}.{os.getpid()}.tmp"
+    aside.symlink_to("/dev/full")
+    with pytest.raises(OSError) as error:
+        write_shard(tmp_path, 0, np.zeros(9000, np.uint16), np.arange(1, 3000), {})
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / name))
+    assert not aside.is_symlink() and not (tmp_path / name).exists()
+    assert not (tmp_path / "00000.json").exists()
 
 
 def test_the_corpus_id_is_a_function_of_the_content_alone(tmp_path):

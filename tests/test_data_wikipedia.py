@@ -62,7 +62,9 @@ def test_wikitext_becomes_prose(wikitext, text):
 
 
 def test_headings_stay_only_above_text():
-    wikitext = "Intro\n== A ==\n=== A1 ===\ntext\n=== A2 ===\n{{t}}\n== References ==\n{{reflist}}\n== External ==\n"
+    wikitext = (
+        "Intro\n== Bare ==\n== A ==\n=== A1 ===\ntext\n=== A2 ===\n{{t}}\n== References ==\n{{reflist}}\n== Links ==\n"
+    )
     assert plain_text(wikitext) == "Intro\n\nA\n\nA1\n\ntext"
 
 

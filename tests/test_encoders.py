@@ -51,7 +51,10 @@ def test_the_cut_equals_the_whole_model_bit_for_bit(tmp_path, model_type, layer)
     ids, mask = padded_batch(model.config.pad_token_id)
     cut = encoders.cut_encoder(model, layer)
     with torch.no_grad():
-        for this_mask, expected in ((mask, whole_qkv(model, ids, mask, layer)), (None, whole_qkv(model, ids, None, layer))):
+        for this_mask, expected in (
+            (mask, whole_qkv(model, ids, mask, layer)),
+            (None, whole_qkv(model, ids, None, layer)),
+        ):
             for ours, theirs in zip(cut(ids, this_mask), expected, strict=True):
                 assert torch.equal(ours, theirs)
 
@@ -101,7 +104,9 @@ def test_a_student_is_a_small_model_of_the_teachers_family(tmp_path, model_type)
     assert q.shape == v.shape == (2, 5, 24)
 
 
-@pytest.mark.parametrize("layers, last, expected", [(2, 4, [2, 4]), (3, 4, [1, 3, 4]), (1, 3, [3]), (4, 4, [1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    "layers, last, expected", [(2, 4, [2, 4]), (3, 4, [1, 3, 4]), (1, 3, [3]), (4, 4, [1, 2, 3, 4])]
+)
 @pytest.mark.parametrize("model_type", ["bert", "xlm-roberta-xl", "distilbert"])
 def test_teacher_initialisation_copies_evenly_spaced_layers(tmp_path, model_type, layers, last, expected):
     teacher = AutoModel.from_pretrained(make_teacher(tmp_path, model_type, **FAMILIES[model_type]), dtype=torch.float32)

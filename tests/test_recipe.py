@@ -159,9 +159,15 @@ def test_a_run_shorter_than_its_warm_up_is_allowed(tiny):
         ({"train_batch_size": 8}, "train_batch_size: belongs to the recipe (tiny.toml: batch)"),
         ({"optimizer": {}}, "optimizer: belongs to the recipe"),
         ({"bf16": {"enabled": True}}, "bf16: belongs to the recipe (tiny.toml: precision)"),
-        ({"zero_optimisation": {}}, "zero_optimisation: unknown or removed DeepSpeed key; did you mean zero_optimization?"),
+        (
+            {"zero_optimisation": {}},
+            "zero_optimisation: unknown or removed DeepSpeed key; did you mean zero_optimization?",
+        ),
         ({"elasticity": {}}, "elasticity: unknown or removed"),
-        ({"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}}, 'zero_optimization.reduce_bucket_size = "auto"'),
+        (
+            {"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}},
+            'zero_optimization.reduce_bucket_size = "auto"',
+        ),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage = 4: must be 0, 1, 2 or 3"),
     ],
 )

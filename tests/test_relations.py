@@ -134,17 +134,17 @@ def test_qk_with_the_models_own_heads_is_its_own_attention():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(heads=3), "heads = 3 does not divide the teacher's width 16"),
-        (dict(heads=16), "heads = 16 does not divide the student's width 8"),
-        (dict(heads=0), "heads = 0 does not divide"),
-        (dict(pairs=("qx",)), "pairs = ('qx',)"),
-        (dict(pairs=("qk", "qk")), "different pairs"),
-        (dict(pairs=()), "pairs = ()"),
-        (dict(lengths=torch.tensor([1])), "need one for each of the 2 sequences"),
+        ({"heads": 3}, "heads = 3 does not divide the teacher's width 16"),
+        ({"heads": 16}, "heads = 16 does not divide the student's width 8"),
+        ({"heads": 0}, "heads = 0 does not divide"),
+        ({"pairs": ("qx",)}, "pairs = ('qx',)"),
+        ({"pairs": ("qk", "qk")}, "different pairs"),
+        ({"pairs": ()}, "pairs = ()"),
+        ({"lengths": torch.tensor([1])}, "need one for each of the 2 sequences"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
-    arguments = dict(pairs=("qk",), heads=2, lengths=None) | change
+    arguments = {"pairs": ("qk",), "heads": 2, "lengths": None} | change
     with pytest.raises(ValueError) as error:
         relation_loss(random_qkv(2, 4, 16, 1), random_qkv(2, 4, 8, 2), **arguments)
     assert message in str(error.value)

@@ -1,0 +1,108 @@
+"""pipeline.checkpoints: whole or not there, and found again only when whole."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from data_prep.errors import UserError
+from pipeline import checkpoints
+from tests import launching
+
+TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "exp_avg/a.weight": torch.ones(2, 3)}
+
+
+def save(run, step, keep=3):
+    return checkpoints.save(run, {"step": step}, {name: t + step for name, t in TENSORS.items()}, keep)
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path):
+    assert checkpoints.latest(tmp_path) is None
+    for step in (5, 10, 100_000_000):
+        save(tmp_path, step)
+    found = checkpoints.latest(tmp_path)
+    assert found.step == 100_000_000
+    assert torch.equal(found.tensors()["exp_avg/a.weight"], torch.ones(2, 3) + 100_000_000)
+    assert list(found.weights()) == ["a.weight"]
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_a_torn_checkpoint_is_skipped_with_a_warning_and_kept(tmp_path, capsys, name, damage):
+    save(tmp_path, 5)
+    torn = save(tmp_path, 10) / name
+    content = bytearray(torn.read_bytes())
+    if damage == "truncate":
+        torn.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[content.index(b"sha256") + 12 if name == "state.json" else -3] ^= 1
+        torn.write_bytes(content)
+    else:
+        torn.unlink()
+    assert checkpoints.latest(tmp_path).step == 5
+    warning = capsys.readouterr().err
+    assert f"warning: {torn.parent} is not whole" in warning and warning.count("\n") == 1
+    assert torn.parent.exists()
+
+
+def test_a_torn_checkpoint_gives_way_to_a_new_one_of_its_step(tmp_path):
+    (save(tmp_path, 5) / "state.json").unlink()
+    save(tmp_path, 5)
+    assert checkpoints.latest(tmp_path).step == 5
+    assert (tmp_path / "checkpoints" / "torn-step-00000005.0" / "state.safetensors").exists()
+
+
+def test_a_half_written_folder_is_not_a_checkpoint(tmp_path):
+    folder = save(tmp_path, 5)
+    folder.rename(folder.with_name(".writing-00000005"))
+    assert checkpoints.latest(tmp_path) is None
+    save(tmp_path, 5)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000003", "step-00000004"]
+
+
+def test_a_pickle_in_a_checkpoint_is_never_loaded(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    folder = save(tmp_path, 5)
+    torch.save(Bomb(), folder / "state.safetensors")
+    info = json.loads((folder / "state.json").read_text())
+    info["sha256"] = checkpoints._sha256(folder / "state.safetensors")
+    (folder / "state.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoints.latest(tmp_path).tensors()
+    assert not (tmp_path / "exploded").exists()
+
+
+FULL_DISK = """
+import resource, sys, torch
+from pathlib import Path
+from data_prep.errors import run_command
+from pipeline import checkpoints
+run = Path(sys.argv[1])
+checkpoints.save(run, {"step": 1}, {"w": torch.zeros(10)}, 2)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+run_command(lambda: checkpoints.save(run, {"step": 2}, {"w": torch.zeros(1_000_000)}, 2) and 0)
+"""
+
+
+def test_a_disk_that_takes_no_more_leaves_the_former_checkpoint_and_one_line(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, env=launching.environment()
+    )
+    assert result.returncode == 2, result.stderr
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert "step-00000002: the checkpoint of 4 MiB cannot be written" in line
+    assert "it goes on from step 1" in line
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100_000

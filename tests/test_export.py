@@ -1,0 +1,135 @@
+"""pipeline.export and pipeline.report on a small finished run."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoTokenizer
+
+from data_prep.errors import UserError
+from pipeline import checkpoints, encoders, export, report
+from pipeline.monitor import read_metrics
+from tests import launching
+from tests.tiny import make_recipe
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    jobs = [{"recipe": str(make_recipe(folder)), "overrides": ["precision=bf16"]}]
+    assert launching.run_jobs(folder, 1, jobs) == [None, True]
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def student(run):
+    export.export(run, run.parent / "student")
+    return run.parent / "student"
+
+
+def test_the_student_is_a_plain_hugging_face_folder(run, student):
+    model = AutoModel.from_pretrained(student, dtype=torch.float32)
+    weights = checkpoints.latest(run).weights()
+    assert model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert model.config.num_hidden_layers == 2 and model.config.hidden_size == 16
+    assert AutoTokenizer.from_pretrained(student)("w1 w7")["input_ids"] == [2, 6, 12, 3]
+    assert sorted(path.name for path in student.iterdir()) == [
+        "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+
+
+def test_the_exported_student_gives_what_was_trained(run, student):
+    """Its own attention and value relations are those of the cut encoder that learnt."""
+    ids = torch.randint(5, 50, (2, 10), generator=torch.Generator().manual_seed(0))
+    exported = AutoModel.from_pretrained(student, dtype=torch.float32).eval()
+    trained = export.load_student(run, checkpoints.latest(run))
+    with torch.no_grad():
+        for ours, theirs in zip(
+            encoders.cut_encoder(exported, 2)(ids), encoders.cut_encoder(trained, 2)(ids), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+
+
+def test_the_model_card_names_teacher_data_and_numbers(run, student):
+    card = (student / "README.md").read_text()
+    info = checkpoints.latest(run).info
+    for part in (info["corpus"], info["teacher"]["weights"], info["teacher"]["model"], "6 of 6 steps", "qk, vv"):
+        assert part in card
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    rows = [line for line in card.splitlines() if line.startswith(("| 0 |", "| 3 |", "| 6 |"))]
+    assert len(rows) == 3
+
+
+def test_an_earlier_export_is_replaced_and_anything_else_is_not(run, student, tmp_path):
+    export.export(run, student)
+    (tmp_path / "README.md").write_text("my project")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="exists and is not an exported student"):
+        export.export(run, tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "check_export", fail)
+    with pytest.raises(OSError):
+        export.export(run, tmp_path / "student")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_student_that_changes_on_its_way_to_disk_is_found_out(run, tmp_path):
+    model = export.load_student(run, checkpoints.latest(run))
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(run / "student").save_pretrained(tmp_path)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[7, 3] += 1e-3
+    with pytest.raises(RuntimeError, match=r"embeddings.word_embeddings.weight changed"):
+        export.check_export(tmp_path, model)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.export", str(tmp_path), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env=launching.environment(),
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {tmp_path}: no whole checkpoint")
+    assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_the_report_shows_sizes_speed_losses_and_maps(run, student):
+    text = report.report(run, student)
+    assert (run / "report.md").read_text() == text
+    assert "| teacher | 4 | 32 |" in text and "| student | 2 | 16 |" in text
+    assert "times faster**" in text
+    heldout = [row for row in read_metrics(run) if row["kind"] == "heldout"]
+    assert f"| vv | {heldout[0]['vv']:.4f} | {heldout[-1]['vv']:.4f} |" in text
+    with Image.open(run / "relations.png") as picture:
+        assert picture.width > 600 and picture.height > 600
+
+
+def test_tensorboard_has_losses_rate_and_maps(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    tags = board.Tags()
+    for tag in ("train/loss", "train/qk", "train/vv", "train/learning_rate", "train/gradient_norm", "heldout/loss"):
+        assert tag in tags["scalars"]
+    assert [event.step for event in board.Scalars("heldout/loss")] == [0, 3, 6]
+    assert len(tags["images"]) == 1
+
+
+def test_a_run_that_stopped_half_way_can_be_exported(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / "step-00000006")
+    assert export.export(copy, tmp_path / "student").step == 3
+    assert "3 of 6 steps" in (tmp_path / "student" / "README.md").read_text()
