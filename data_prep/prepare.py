@@ -45,15 +45,15 @@ def prepare(
     """
     if not 0 <= heldout < 1:
         raise UserError(f"--heldout {heldout}: must be at least 0 and below 1")
-    if unit_mib * _MIB < PIECE:
-        raise UserError(f"--unit-mib {unit_mib}: must be at least {PIECE / _MIB}")
+    if not PIECE / _MIB <= unit_mib <= _MIB:
+        raise UserError(f"--unit-mib {unit_mib}: must be from {PIECE / _MIB} to {_MIB}")
     if workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
     specs = parse_sources(sources)
-    job = Job(data, tokenizer, load_encoder(tokenizer).fingerprint(), heldout)
+    job = Job(data, tokenizer, load_encoder(tokenizer).fingerprint(), float(heldout))
     _make_folder(data)
     with _locked(data):
-        plan = _agree_plan(job, specs, unit_mib)
+        plan = _agree_plan(job, specs, float(unit_mib))
         _prepare_locked(job, plan, _units(plan, specs), workers)
 
 
@@ -77,8 +77,8 @@ def _parse_source(text: str) -> SourceSpec:
     form, colon, pattern = rest.partition(":")
     if not (equals and colon and pattern):
         raise UserError(f"--source {text}: must be NAME=FORMAT:GLOB, such as wiki=wikipedia:dumps/*.bz2")
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (HELDOUT, ".", ".."):
-        raise UserError(f"--source {text}: {name!r} cannot be a source's name; use letters, digits, . _ -")
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) or name in (HELDOUT, MANIFEST, PLAN):
+        raise UserError(f"--source {text}: {name!r} cannot be a source's name; use letters, digits, _ - and inner .")
     if form not in FORMATS:
         near = difflib.get_close_matches(form, FORMATS, n=1, cutoff=0)
         raise UserError(f"--source {text}: no format {form!r}, did you mean {near[0]!r}? Known: {', '.join(FORMATS)}")

@@ -161,7 +161,7 @@ def finished(job: Job, unit: Unit) -> dict[str, dict] | None:
             receipt = read_json(receipt_path(tokens))
         except (FileNotFoundError, UserError):
             return None
-        if any(receipt.get(key) != value for key, value in wanted.items()):
+        if "shard" not in receipt or any(receipt.get(key) != value for key, value in wanted.items()):
             return None
         row, dtype = receipt["shard"], token_dtype(job.tokenizer["vocab_size"])
         if array_problem(tokens, dtype, row["tokens"]) or array_problem(docs, ENDS_DTYPE, row["documents"]):

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -322,6 +323,7 @@ def test_a_fault_of_an_input_ends_the_run_with_one_line(tmp_path, vocab):
         (["books=text:"], "must be NAME=FORMAT:GLOB"),
         (["b/c=text:*.txt"], "'b/c' cannot be a source's name"),
         (["heldout=text:*.txt"], "'heldout' cannot be a source's name"),
+        (["manifest.json=text:*.txt"], "'manifest.json' cannot be a source's name"),
         (["..=text:*.txt"], "'..' cannot be a source's name"),
         (["w=wikpedia:*.txt"], "no format 'wikpedia', did you mean 'wikipedia'. Known: text, wikipedia"),
         (["b=text:nothing-*.txt"], r"no file matches nothing-\*\.txt"),
@@ -350,13 +352,23 @@ def test_globs_are_expanded_in_sorted_order(tmp_path):
     [
         ({"heldout": 1.0}, "--heldout 1.0: must be at least 0 and below 1"),
         ({"heldout": float("nan")}, "--heldout nan"),
-        ({"unit_mib": 0.05}, "--unit-mib 0.05: must be at least 0.0625"),
+        ({"unit_mib": 0.05}, "--unit-mib 0.05: must be from 0.0625"),
+        ({"unit_mib": float("nan")}, "--unit-mib nan"),
+        ({"unit_mib": float("inf")}, "--unit-mib inf"),
         ({"workers": 0}, "--workers 0: must be at least 1"),
     ],
 )
 def test_a_mistaken_setting_is_told(tmp_path, vocab, options, message):
     with pytest.raises(UserError, match=message):
         small(tmp_path, vocab, b"one", **options)
+
+
+def test_a_number_may_be_written_as_it_likes(tmp_path, vocab):
+    small(tmp_path, vocab, b"one", heldout=0, unit_mib=2)
+    before = tree(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data")
+    small(tmp_path, vocab, b"one", heldout=0.0, unit_mib=2.0)
+    assert tree(tmp_path / "data") == before
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path, vocab):
