@@ -75,6 +75,7 @@ demo() {
     cd "$root"
     # Killing this script ends the run that it started.
     export DISTILL_PARENT=$$ RANKS=2
+    [ "$(gpus)" != 1 ] || RANKS=1
     say "1/6 The teacher all-MiniLM-L6-v2 and a sample of the English Wikipedia"
     python -m pipeline.assets .cache/demo
     say "2/6 Wikipedia text to token shards"

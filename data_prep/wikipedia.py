@@ -115,7 +115,7 @@ def _render_node(node: Node, media_names: frozenset[str]) -> str:
         case Text():
             return node.value
         case HTMLEntity():
-            return node.normalize()
+            return node.normalize().replace(_HEADING, "")
         case Wikilink():
             return _render_link(node, media_names)
         case ExternalLink() if node.brackets and node.title:

@@ -137,7 +137,9 @@ def _start(job: Job) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, os.getpid(), job), daemon=True)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is the parent's to deal with
     process.start()
+    signal.signal(signal.SIGINT, before)
     theirs.close()
     return _Worker(process, ours)
 
@@ -163,7 +165,6 @@ def _listen(worker: _Worker, progress: Progress) -> bool:
 def _work(connection: Connection, parent: int, job: Job) -> None:
     """A worker's life: units come in; (bytes, tokens) go out while working on one, None at its end."""
     _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to it
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     reader = encoder = None
     try:

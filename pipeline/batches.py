@@ -51,7 +51,8 @@ class Windows:
                 path = self._shards[source][shard].path
                 raise UserError(
                     f"{path}: token id {row.max()} near offset {start} is outside the vocabulary of {self.vocab_size}; "
-                    "the file is damaged: run `python -m data_prep verify --deep` on its folder"
+                    "the file is damaged: run `python -m data_prep verify --deep` on its folder",
+                    lone=True,
                 )
         return torch.from_numpy(ids)
 

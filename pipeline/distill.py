@@ -58,6 +58,8 @@ def distill(recipe: Recipe, stop_at: int | None = None) -> None:
                 )
         else:
             train(recipe, ranks, run, corpus, windows, tokenizer, checkpoint, last)
+        if ranks.first and last == recipe.steps:
+            (run / runs.COMPLETE).write_text(f"{recipe.steps} steps\n")
 
 
 def train(
@@ -162,7 +164,6 @@ def train(
 
     if monitor:
         if last == recipe.steps:
-            (run / runs.COMPLETE).write_text(f"{recipe.steps} steps\n")
             monitor.say(f"Done: {recipe.steps} steps. Next: python -m pipeline.export {run} STUDENT_FOLDER")
         else:
             monitor.say(f"Stopped after step {last} as asked; the same command without --stop-at goes on.")

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar or plain lines, TensorBoard, and metrics.jsonl for machines. Rank 0 only."""
+"""What a person sees of a run: a progress bar or plain lines, log.txt, TensorBoard; and metrics.jsonl for machines. Rank 0 only."""
 
 import json
 import math
@@ -21,6 +21,7 @@ class Monitor:
         self._path = run / "metrics.jsonl"
         _keep_until(self._path, start)
         self._file = self._path.open("a", encoding="utf-8")
+        self._text = (run / "log.txt").open("a", encoding="utf-8")
         self._board = SummaryWriter(run / "tensorboard", purge_step=start + 1 if start else None)
         self._steps, self._tokens_per_step = steps, tokens_per_step
         self._bar = tqdm(
@@ -37,6 +38,7 @@ class Monitor:
         """A sentence for the person, above the bar."""
         self._bar.clear()
         print(line, flush=True)
+        print(line, file=self._text, flush=True)
 
     def step(self, step: int) -> None:
         """Update ``step`` is done."""
@@ -55,9 +57,11 @@ class Monitor:
         left = (self._steps - step) * self._tokens_per_step / max(rate, 1e-9)
         self._write(step, "train", losses | others | {"tokens_per_second": rate})
         shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        line = f"step {step}/{self._steps}  {shown}  {rate:,.0f} tokens/s  {_duration(left)} left"
         if self._bar.disable:
-            self.say(f"step {step}/{self._steps}  {shown}  {rate:,.0f} tokens/s  {_duration(left)} left")
+            self.say(line)
         else:
+            print(line, file=self._text, flush=True)
             self._bar.set_postfix_str(f"{shown} {rate:,.0f} tok/s")
 
     def evaluated(self, step: int, losses: dict[str, float], maps: Tensor) -> None:
@@ -71,6 +75,7 @@ class Monitor:
         self._bar.close()
         self._board.close()
         self._file.close()
+        self._text.close()
 
     def _write(self, step: int, kind: str, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")

@@ -135,9 +135,11 @@ def _query_weights(x: Tensor, heads: int, lengths: Tensor | None) -> tuple[Tenso
     if lengths is None:
         lengths = torch.full((batch,), length, device=x.device)
     lengths = lengths.to(x.device)
-    real = torch.arange(length, device=x.device) < lengths[:, None]
-    weight = real / (batch * heads * lengths[:, None].to(torch.promote_types(x.dtype, torch.float32)))
-    return weight[:, None, :, None], ~real[:, None, None, :]
+    positions = torch.arange(length, device=x.device)
+    at_least_one = lengths.clamp(min=1)[:, None]  # an empty sequence has weight 0; its softmax must still have a key
+    real = positions < lengths[:, None]
+    weight = real / (batch * heads * at_least_one.to(torch.promote_types(x.dtype, torch.float32)))
+    return weight[:, None, :, None], (positions >= at_least_one)[:, None, None, :]
 
 
 def _block_bytes(device: torch.device) -> int:

@@ -447,3 +447,15 @@ def test_manifest_is_the_sum_of_its_receipts(whole):
         receipts = [json.loads(path.read_text()) for path in sorted((whole / name).glob("*.json"))]
         assert entry["shards"] == [receipt["shard"] for receipt in receipts]
         assert entry["tokens"] == sum(np.load(path).size for path in (whole / name).glob("*.tokens.npy"))
+
+
+def test_ctrl_c_ends_everything_quietly_and_the_next_run_goes_on(whole, inputs, vocab, tmp_path):
+    process = start_cli(*arguments(tmp_path / "data", inputs, vocab))
+    workers = wait_for_workers(process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert workers and not any(map(is_alive, workers))
+    assert run_cli(*arguments(tmp_path / "data", inputs, vocab)).returncode == 0
+    assert tree(tmp_path / "data") == tree(whole)

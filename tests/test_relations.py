@@ -95,6 +95,15 @@ def test_a_batch_is_the_mean_of_its_sequences():
     torch.testing.assert_close(whole, torch.stack(one_by_one).mean())
 
 
+def test_an_empty_sequence_adds_nothing():
+    teacher, student = random_qkv(2, 5, 8, 1), random_qkv(2, 5, 8, 2, grad=True)
+    loss = relation_loss(teacher, student, ("qk", "vv"), 2, torch.tensor([5, 0]))["loss"]
+    grads = torch.autograd.grad(loss, student)
+    alone = relation_loss(*(QKV(*(x[:1] for x in m)) for m in (teacher, student)), ("qk", "vv"), 2)["loss"]
+    torch.testing.assert_close(loss, alone / 2)
+    assert all(not grad[1].any() and grad[0].isfinite().all() for grad in grads)
+
+
 def test_identical_models_have_no_loss_and_no_gradient():
     teacher = random_qkv(2, 9, 12, 1, torch.float32)
     student = QKV(*(x.clone().requires_grad_() for x in teacher))
