@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar or plain lines, log.txt, TensorBoard; and metrics.jsonl for machines. Rank 0 only."""
+"""What a person sees of a run: a bar or plain lines, log.txt and TensorBoard; and metrics.jsonl for machines. Rank 0 only."""
 
 import json
 import math
