@@ -33,6 +33,11 @@ die() {
 
 # The environment is whole once it holds the mark of this pyproject.toml; a half-made one is completed.
 set_up() {
+    unset PYTHONPATH PYTHONHOME
+    export PYTHONNOUSERSITE=1 TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
+    # What libraries keep for themselves stays below this folder.
+    export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$root/.cache/torch_extensions}
+    export MPLCONFIGDIR=${MPLCONFIGDIR:-$root/.cache/matplotlib}
     local mark
     mark=$venv/.installed-$(cksum <"$root/pyproject.toml" | cut -d ' ' -f 1)
     if [ ! -e "$mark" ]; then
@@ -47,8 +52,6 @@ set_up() {
         touch "$mark"
     fi
     export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
-    unset PYTHONPATH PYTHONHOME
-    export PYTHONNOUSERSITE=1 TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
 }
 
 gpus() {
@@ -82,7 +85,8 @@ demo() {
     python -m data_prep prepare --out data/demo --tokenizer .cache/demo/teacher --workers 2 --unit-mib 1 --heldout 0.05 \
         --source wikipedia=wikipedia:.cache/demo/enwiki-sample.xml.bz2
     python -m data_prep verify data/demo --deep
-    say "3/6 Distillation by 2 processes: a ZeRO-3 teacher beside a ZeRO-1 student, first half"
+    say "3/6 Distillation: a ZeRO-3 teacher beside a ZeRO-1 student, first half ($RANKS processes)"
+    [ -d "$TORCH_EXTENSIONS_DIR" ] || echo "DeepSpeed builds its communication part first (once, about a minute)."
     distill demo --stop-at 100
     say "4/6 The same run, continued from its checkpoint"
     distill demo

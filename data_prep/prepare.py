@@ -1,27 +1,21 @@
 """``prepare``: from what the user names to a whole corpus; goes on where an earlier run stopped."""
 
 import difflib
-import fcntl
 import glob
-import os
 import re
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from data_prep.encode import load_encoder
 from data_prep.errors import UserError
+from data_prep.locks import sole_process
 from data_prep.readers import PIECE
 from data_prep.shards import HELDOUT, MANIFEST, PLAN, VERSION, open_corpus, read_json, write_json, write_manifest
 from data_prep.units import FORMATS, Job, Unit, describe_file, finished
 from data_prep.workers import Progress, run_units
-
-LOCK_SECONDS = 20.0  # a killed run's processes may take that long to die
 
 _MIB = 1 << 20
 
@@ -52,7 +46,7 @@ def prepare(
     specs = parse_sources(sources)
     job = Job(data, tokenizer, load_encoder(tokenizer).fingerprint(), float(heldout))
     _make_folder(data)
-    with _locked(data):
+    with sole_process(data, _say):
         plan = _agree_plan(job, specs, float(unit_mib))
         _prepare_locked(job, plan, _units(plan, specs), workers)
 
@@ -98,35 +92,6 @@ def _make_folder(data: Path) -> None:
         raise UserError(f"--out {data}: {error.strerror}; name a new or an empty folder") from None
     if strangers and PLAN not in strangers:
         raise UserError(f"--out {data}: holds {min(strangers)} but no {PLAN}; name a new or an empty folder")
-
-
-@contextmanager
-def _locked(data: Path) -> Iterator[None]:
-    """Hold DATA/.lock, which names this process; wait a little for one that is dying. Raises UserError if it is held."""
-    with (data / ".lock").open("a+") as file:
-        deadline = time.monotonic() + LOCK_SECONDS
-        waiting = False
-        while not _try_lock(file):
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            if time.monotonic() > deadline:
-                raise UserError(f"{data}: prepare is already running here as process {holder}; wait until it has ended")
-            if not waiting:
-                _say(f"{data}: process {holder} is at work here; waiting up to {LOCK_SECONDS:.0f} s for it to end")
-            waiting = True
-            time.sleep(0.2)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def _try_lock(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _agree_plan(job: Job, specs: list[SourceSpec], unit_mib: float) -> dict:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
-from data_prep.shards import Corpus, Source
+from data_prep.shards import Corpus, Source, verify
 from pipeline.order import Order
 
 
@@ -60,6 +60,19 @@ class Windows:
         if (source, shard) not in self._open:
             self._open[source, shard] = self._shards[source][shard].open()
         return self._open[source, shard]
+
+
+_REHASHED = 2**30  # bytes; a larger corpus is not read whole at each start
+
+
+def check_bytes(corpus: Corpus) -> None:
+    """Re-hash a corpus of up to 1 GiB, so that an altered shard is refused. Larger ones: `data_prep verify --deep`."""
+    everything = [*corpus.sources.values(), *corpus.heldout.values()]
+    if sum(shard.path.stat().st_size for source in everything for shard in source.shards) <= _REHASHED:
+        for finding in verify(corpus.path, deep=True):
+            raise UserError(
+                f"{finding}; delete that shard's files and run the same `python -m data_prep prepare` again"
+            )
 
 
 def training_windows(corpus: Corpus, length: int) -> Windows:

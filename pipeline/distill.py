@@ -48,6 +48,7 @@ def distill(recipe: Recipe, stop_at: int | None = None) -> None:
     ranks = engines.start_ranks()
     run = Path(recipe.out)
     with runs.sole_writer(run, ranks):
+        on_first_rank(ranks, lambda: batches.check_bytes(corpus))
         checkpoint = on_first_rank(ranks, lambda: runs.newest_checkpoint(run, recipe, corpus))
         last = min(recipe.steps, stop_at or recipe.steps)
         if checkpoint and checkpoint.step >= last:

@@ -1,7 +1,13 @@
 """Every DeepSpeed call: the process group, the teacher's hosting, the student's engine, and its whole state.
 
 Two engines, not one. A small student wants ZeRO-0 or 1; a large teacher may have to be sharded over all ranks (ZeRO-3).
-The comments name the behaviour of DeepSpeed 0.19 that made the code as it is.
+The comments name the behaviour of DeepSpeed 0.19 that made the code as it is. What is not used, and why:
+
+* forward hooks on a ZeRO-3 model, which would see released weights and break backward: encoders return q, k, v;
+* HfDeepSpeedConfig and zero.Init, which are global to the process and break fresh transformers models;
+* its schedulers (WarmupLR is log-shaped and idle for two steps) and its checkpoints (a teacher engine's crashes, and a
+  changed world size needs a conversion): see recipe.py and checkpoints.py;
+* leaving a ZeRO-3 forward by an exception, after which its engine is lost: what can be refused is refused outside.
 """
 
 import contextlib
@@ -74,7 +80,9 @@ def start_ranks() -> Ranks:
     else:
         accelerator.set_device(local)
     backend = accelerator.communication_backend_name() if device.type != "cpu" else "gloo"
-    with _quietly():
+    with (
+        _quietly()
+    ):  # the timeout must outlast the slowest rank's reading of a large teacher; the default is 10 minutes
         deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(minutes=30))
     return Ranks(dist.get_rank(), world, local_world, device)
 
@@ -236,7 +244,7 @@ def _precision_config(recipe: Recipe, stage: int) -> dict:
 
 
 # The throughput timer would synchronise the device every step; progress is ours to print.
-_QUIET = {"steps_per_print": 2**31, "wall_clock_breakdown": False}
+_QUIET = {"steps_per_print": 2**31, "wall_clock_breakdown": False, "timers": {"throughput": {"enabled": False}}}
 
 
 def _fit_arithmetic(encoder: CutEncoder, recipe: Recipe, ranks: Ranks) -> None:

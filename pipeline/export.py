@@ -101,7 +101,7 @@ embeddings, {count["transformer"] / 1e6:.1f} M Transformer layers), trained by d
 | teacher | {recipe["teacher"]["model"]}, layer {recipe["teacher"]["layer"]}, weights {info["teacher"]["weights"]} |
 | relations | {pairs}; {recipe["relation_heads"]} relation heads |
 | initialisation | {recipe["student"]["init"]} |
-| data | corpus {info["corpus"]} |
+| data | {", ".join(f"{name}: {tokens:,} tokens" for name, tokens in info["tokens"].items())}; corpus {info["corpus"]} |
 | training | {info["step"]} of {recipe["steps"]} steps × {recipe["batch"]} sequences × {recipe["length"]} tokens |
 | optimizer | Adam, learning rate {recipe["learning_rate"]}, {recipe["warmup_steps"]} warm-up steps, linear decay |
 | precision | {recipe["precision"]} |

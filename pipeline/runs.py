@@ -3,24 +3,23 @@
 RUN/recipe.json, ds_config.student.json   the resolved settings of the newest start
 RUN/student/                              the student's config and the teacher's tokenizer
 RUN/checkpoints/                          see checkpoints.py
-RUN/metrics.jsonl, RUN/tensorboard/       see monitor.py
+RUN/metrics.jsonl, log.txt, tensorboard/  see monitor.py
 RUN/COMPLETE                              written last: the run reached its last step
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import threading
 import time
 from pathlib import Path
-from typing import TextIO
 
 import deepspeed
 import torch
 import transformers
 
 from data_prep.errors import UserError
+from data_prep.locks import sole_process
 from data_prep.shards import Corpus
 from pipeline import checkpoints
 from pipeline.checkpoints import Checkpoint
@@ -37,36 +36,11 @@ _FREE = {
 
 
 @contextlib.contextmanager
-def sole_writer(run: Path, ranks: Ranks, patience: float = 20.0):
-    """Hold ``run`` against any other process, or raise UserError naming it. A killed one gets ``patience`` s to go."""
-    held: list[TextIO] = []
-    on_first_rank(ranks, lambda: held.append(_lock(run, patience)))
-    try:
+def sole_writer(run: Path, ranks: Ranks, patience: float | None = None):
+    """Hold ``run`` against any other process, on all ranks, or raise UserError naming it."""
+    with contextlib.ExitStack() as held:
+        on_first_rank(ranks, lambda: held.enter_context(sole_process(run, print, patience)))
         yield
-    finally:
-        for file in held:
-            file.close()
-
-
-def _lock(run: Path, patience: float) -> TextIO:
-    run.mkdir(parents=True, exist_ok=True)
-    file = (run / ".lock").open("a+")
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.seek(0)
-                owner = file.read().strip() or "?"
-                file.close()
-                raise UserError(f"{run}: in use by process {owner}; wait for it, stop it, or use another out") from None
-            time.sleep(0.5)
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
 
 
 def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint | None:
@@ -107,6 +81,7 @@ def checkpoint_info(recipe: Recipe, corpus: Corpus, ranks: Ranks, step: int, tea
         "step": step,
         "samples": step * recipe.batch,
         "corpus": corpus.id,
+        "tokens": {name: source.tokens for name, source in corpus.sources.items()},
         "recipe": recipe.to_dict(),
         "teacher": {
             "model": recipe.teacher.model,

@@ -28,7 +28,7 @@ from data_fixtures import (
     write_vocab,
 )
 
-from data_prep import prepare as prepare_module
+from data_prep import locks
 from data_prep.encode import load_encoder
 from data_prep.errors import UserError
 from data_prep.prepare import parse_sources, prepare
@@ -263,10 +263,10 @@ def test_a_plan_without_any_work_done_may_be_replaced(tmp_path, vocab):
 
 
 def test_a_second_run_on_one_folder_waits_and_is_then_refused(tmp_path, vocab, monkeypatch, capsys):
-    monkeypatch.setattr(prepare_module, "LOCK_SECONDS", 0.5)
+    monkeypatch.setattr(locks, "PATIENCE", 0.5)
     (tmp_path / "data").mkdir()
-    with prepare_module._locked(tmp_path / "data"):
-        with pytest.raises(UserError, match=f"prepare is already running here as process {os.getpid()}"):
+    with locks.sole_process(tmp_path / "data", print):
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
             small(tmp_path, vocab, b"one")
         assert capsys.readouterr().err.count("waiting up to") == 1
     assert small(tmp_path, vocab, b"one", heldout=0).sources["s"].documents == 1

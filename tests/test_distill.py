@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from data_prep import shards
 from data_prep.errors import UserError
-from pipeline import checkpoints, encoders, runs
+from pipeline import batches, checkpoints, encoders, runs
 from pipeline.distill import distill
 from pipeline.engines import Ranks
 from pipeline.monitor import read_metrics
@@ -272,9 +272,17 @@ def test_an_edited_manifest_is_named(folder, tmp_path):
     assert "it was edited" in refusal(folder / "tiny.toml", override)
 
 
-def test_an_altered_shard_with_ids_outside_the_vocabulary_is_named(folder, tmp_path):
-    from pipeline import batches
+def test_an_altered_shard_is_named(folder, tmp_path):
+    data, _ = damaged_corpus(tmp_path, folder)
+    shard = data / "a" / "00001.docs.npy"
+    content = bytearray(shard.read_bytes())
+    content[-8] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=f"{shard}: sha256 is not the manifest's"):
+        batches.check_bytes(shards.open_corpus(data))
 
+
+def test_an_altered_shard_with_ids_outside_the_vocabulary_is_named(folder, tmp_path):
     data, _ = damaged_corpus(tmp_path, folder)
     shard = data / "a" / "00000.tokens.npy"
     tokens = np.lib.format.open_memmap(shard, mode="r+")
@@ -327,7 +335,7 @@ def test_a_second_run_on_the_same_folder_is_refused_naming_the_first(tmp_path):
     alone = Ranks(0, 1, 1, torch.device("cpu"))
     with (
         runs.sole_writer(tmp_path / "run", alone),
-        pytest.raises(UserError, match=f"in use by process {os.getpid()}; wait for it"),
+        pytest.raises(UserError, match=f"in use by process {os.getpid()}; wait until it has ended"),
         runs.sole_writer(tmp_path / "run", alone, patience=0.2),
     ):
         pass

@@ -5,8 +5,9 @@ import torch
 from transformers import AutoModel
 
 from data_prep.errors import UserError
-from pipeline import encoders
+from pipeline import assets, encoders
 from pipeline.precision import widen_products
+from tests.launching import ROOT
 from tests.tiny import make_teacher
 
 FAMILIES = {
@@ -57,6 +58,28 @@ def test_the_cut_equals_the_whole_model_bit_for_bit(tmp_path, model_type, layer)
         ):
             for ours, theirs in zip(cut(ids, this_mask), expected, strict=True):
                 assert torch.equal(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def real_teacher():
+    try:
+        assets.fetch(ROOT / assets.FOLDER)
+    except UserError as error:
+        pytest.skip(f"the real teacher cannot be fetched: {error}")
+    return str(ROOT / assets.FOLDER / "teacher")
+
+
+@pytest.mark.parametrize("layer", [3, 6])
+def test_the_cut_of_the_real_teacher_equals_the_whole_bit_for_bit(real_teacher, layer):
+    model = encoders.load_model(real_teacher, "main", torch.float32)
+    texts = ["MiniLM distils self-attention.", "Short.", "The value relation is the scaled dot-product of values."]
+    batch = encoders.load_tokenizer(real_teacher)(texts, padding=True, return_tensors="pt")
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    assert not mask.all()
+    with torch.no_grad():
+        expected = whole_qkv(model, ids, mask, layer)
+        for ours, theirs in zip(encoders.cut_encoder(model, layer)(ids, mask), expected, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_the_cut_runs_nothing_above_its_layer(tmp_path):
