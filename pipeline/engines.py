@@ -208,7 +208,7 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
         lr=recipe.learning_rate,
         betas=recipe.adam_betas,
         eps=recipe.adam_eps,
-        fused=ranks.device.type == "cuda",
+        fused=True,
     )
     with _quietly():
         engine, *_ = deepspeed.initialize(
