@@ -2,7 +2,7 @@
 # One door to everything: set-up, demo, tests, and each stage of a distillation. See ./run.sh --help.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-venv=${VENV:-$root/.venv}
+venv=$(realpath -m -- "${VENV:-$root/.venv}")
 
 usage() {
     cat <<'TXT'
@@ -44,9 +44,8 @@ set_up() {
         local python=${PYTHON:-python3}
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
             die "$python is not Python 3.11 or newer; name one with PYTHON=/path/to/python3.11"
-        command -v c++ >/dev/null || die "no C++ compiler (c++): install g++ or clang; DeepSpeed builds a small part with it"
         echo "Making the environment $venv (once; a few minutes) ..."
-        [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+        "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
         "$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable "${root}[test]"
         rm -f "$venv"/.installed-*
         touch "$mark"
@@ -55,19 +54,23 @@ set_up() {
 }
 
 gpus() {
-    nvidia-smi --list-gpus 2>/dev/null | grep -c GPU || true
+    python -c 'import torch; print(torch.cuda.device_count())'
 }
 
+# One process for each GPU that is visible (or the first RANKS of them), or RANKS processes on the CPU.
 distill() {
-    local ranks=${RANKS:-}
-    if [ -z "$ranks" ]; then
-        ranks=$(gpus)
-        [ "$ranks" -gt 0 ] || ranks=1
+    local devices port where
+    devices=$(gpus)
+    if [ "$devices" -eq 0 ]; then
+        export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
+        where=(--num_gpus "${RANKS:-1}")
+    elif [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+        where=(--include "localhost:$(cut -d , -f "1-${RANKS:-$devices}" <<<"$CUDA_VISIBLE_DEVICES")")
+    else
+        where=(--num_gpus "${RANKS:-$devices}")
     fi
-    [ "$(gpus)" -gt 0 ] || export DS_ACCELERATOR=cpu
-    local port
     port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-    deepspeed --quiet --num_gpus "$ranks" --master_addr 127.0.0.1 --master_port "$port" --module pipeline.distill "$@"
+    deepspeed --quiet "${where[@]}" --master_addr 127.0.0.1 --master_port "$port" --module pipeline.distill "$@"
 }
 
 say() {
@@ -86,7 +89,6 @@ demo() {
         --source wikipedia=wikipedia:.cache/demo/enwiki-sample.xml.bz2
     python -m data_prep verify data/demo --deep
     say "3/6 Distillation: a ZeRO-3 teacher beside a ZeRO-1 student, first half ($RANKS processes)"
-    [ -d "$TORCH_EXTENSIONS_DIR" ] || echo "DeepSpeed builds its communication part first (once, about a minute)."
     distill demo --stop-at 100
     say "4/6 The same run, continued from its checkpoint"
     distill demo

@@ -3,19 +3,13 @@
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names the file, key or offset, the value and the way out.
-
-    Of several ranks all meet it, and one of them tells it, unless it is ``lone``: then the rank that met it does.
-    """
-
-    def __init__(self, message: str, lone: bool = False):
-        super().__init__(message)
-        self.lone = lone
+    """Something the user can mend. The message names the file, key or offset, the value and the way out."""
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
@@ -23,20 +17,23 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main() or 0
     except UserError as error:
-        code = _tell(str(error), error.lone)
+        code = _tell(str(error))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        code = _tell(
-            f"{error.filename or 'disk'}: {error.strerror}; free some space and run the same command again", True
-        )
+        code = _tell(f"{error.filename or 'disk'}: {error.strerror}; free some space and run the same command again")
     except KeyboardInterrupt:
         code = 130
     sys.stdout.flush()
     sys.exit(code)
 
 
-def _tell(message: str, lone: bool) -> int:
-    if lone or os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+def _tell(message: str) -> int:
+    """Print the line. Ranks usually all meet the same mistake, and the launcher ends the others once one has left.
+
+    So the first rank tells it at once, and another only if it lives on because it alone has met it.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(5)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return 2

@@ -19,9 +19,13 @@ def sole_process(folder: Path, say: Callable[[str], object], patience: float | N
 
     Makes the folder. Raises UserError naming the process that holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     patience = PATIENCE if patience is None else patience
-    with (folder / ".lock").open("a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be used as a folder to write to ({error.strerror}); name another") from None
+    with lock as file:
         deadline = time.monotonic() + patience
         waiting = False
         while not _try_lock(file):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from data_prep.shards import Corpus, Source, verify
-from pipeline.order import Order
+from pipeline.order import BLOCK, Order
 
 
 class Windows:
@@ -51,8 +51,7 @@ class Windows:
                 path = self._shards[source][shard].path
                 raise UserError(
                     f"{path}: token id {row.max()} near offset {start} is outside the vocabulary of {self.vocab_size}; "
-                    "the file is damaged: run `python -m data_prep verify --deep` on its folder",
-                    lone=True,
+                    "the file is damaged: run `python -m data_prep verify --deep` on its folder"
                 )
         return torch.from_numpy(ids)
 
@@ -60,6 +59,20 @@ class Windows:
         if (source, shard) not in self._open:
             self._open[source, shard] = self._shards[source][shard].open()
         return self._open[source, shard]
+
+
+def notes(corpus: Corpus, windows: Windows, order: Order, batch: int) -> Iterator[str]:
+    """What a person should know about how this corpus will be read."""
+    if len(windows) < batch:
+        yield f"{corpus.path} has {len(windows)} windows of {windows.length} tokens, less than a batch: they repeat in a step"
+    for name in sorted(corpus.sources.keys() - windows.names):
+        yield f"source {name} is left out: no shard of it fills a window of {windows.length} tokens"
+    for name, quota in zip(windows.names, order.quotas, strict=True):
+        if not quota:
+            yield f"source {name} is never read: its share is below 1 in {BLOCK}; raise it with a lower sampling_alpha"
+    tokens = sum(source.tokens for source in corpus.sources.values())
+    left = tokens - len(windows) * (windows.length - 2)
+    yield f"{left:,} of {tokens:,} tokens lie in shard tails that fill no window"
 
 
 _REHASHED = 2**30  # bytes; a larger corpus is not read whole at each start
@@ -114,8 +127,11 @@ def steps(
         yield windows.read(source, window)
 
 
-def read_ahead(batches: Iterator[Tensor], depth: int = 4, pin: bool = False) -> Iterator[Tensor]:
-    """The same batches, read by a background thread up to ``depth`` ahead; its errors are raised here."""
+def read_ahead(batches: Iterator[Tensor], device: torch.device, depth: int = 4) -> Iterator[Tensor]:
+    """The same batches, read by a background thread up to ``depth`` ahead; its errors are raised here.
+
+    They stay on the CPU, in pinned memory if ``device`` is a GPU.
+    """
     ready: queue.Queue = queue.Queue(depth)
     stopped = threading.Event()
 
@@ -130,8 +146,10 @@ def read_ahead(batches: Iterator[Tensor], depth: int = 4, pin: bool = False) -> 
 
     def work() -> None:
         try:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # a thread of its own starts on device 0
             for batch in batches:
-                if not put(batch.pin_memory() if pin else batch):
+                if not put(batch.pin_memory() if device.type == "cuda" else batch):
                     return
             put(None)
         except Exception as error:

@@ -11,6 +11,7 @@ torn all the same (its hash does not match) is skipped with a warning and never 
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -50,7 +51,16 @@ class Checkpoint:
 
 
 def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int) -> Path:
-    """Write the checkpoint of ``info["step"]`` and drop all but the newest ``keep``. A full disk leaves nothing behind."""
+    """Write the checkpoint of ``info["step"]``, and of the whole ones up to it keep the newest ``keep``.
+
+    Raises UserError, and leaves nothing half-written, if the disk is full or a tensor is not finite.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"{run}: {name} is not finite after step {info['step']}; nothing was written and the former checkpoints "
+                "are kept: use a lower learning_rate and another out"
+            )
     folder = run / "checkpoints"
     final, aside = (
         folder / f"step-{info['step']:08d}",
@@ -82,8 +92,10 @@ def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int) -> Path:
             f"{final}: the checkpoint of {size / 2**20:.0f} MiB cannot be written ({error}); free some space and run the "
             f"same command again: it goes on from {f'step {newest.step}' if newest else 'the start'}"
         ) from error
-    for old in _folders(run)[:-keep]:
-        shutil.rmtree(old)
+    up_to_here = [folder for folder in _folders(run) if _step(folder) <= info["step"]]
+    for old in up_to_here[:-keep]:
+        if _torn(old) is None:
+            shutil.rmtree(old)
     return final
 
 
@@ -113,7 +125,13 @@ def _torn(folder: Path) -> str | None:
 
 
 def _folders(run: Path) -> list[Path]:
-    return sorted((run / "checkpoints").glob("step-*"))
+    """What has a checkpoint's name, whole or torn, oldest first."""
+    named = [path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(named, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _unused(path: Path) -> Path:

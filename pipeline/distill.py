@@ -105,8 +105,11 @@ def train(
     monitor = None
     if ranks.first:
         runs.prepare_folder(run, recipe, engine.resolved_config, student_model.config, tokenizer)
+        (run / runs.COMPLETE).unlink(missing_ok=True)
         monitor = Monitor(run, start, recipe.steps, recipe.tokens_per_step)
         monitor.say(introduction(recipe, ranks, corpus, teacher, hosting, student_model, student_hash))
+        for note in batches.notes(corpus, windows, order, recipe.batch):
+            monitor.say(f"note: {note}")
         monitor.say(f"Going on from {checkpoint.path}." if checkpoint else "Starting at step 0.")
         if heldout is None:
             monitor.say(f"note: {corpus.path} has no held-out window of {recipe.length} tokens: no held-out losses")
@@ -127,7 +130,7 @@ def train(
     if monitor:
         monitor.resume()
 
-    for step, samples in enumerate(batches.read_ahead(reading, pin=ranks.device.type == "cuda"), start):
+    for step, samples in enumerate(batches.read_ahead(reading, ranks.device), start):
         # Single step: all micro-batches forward and backward, then one update.
         engine.train()
         engines.set_learning_rate(engine, recipe.learning_rate_at(step))
@@ -137,22 +140,24 @@ def train(
             ids = ids.to(ranks.device, non_blocking=True)
             relations = relation_loss(teach(ids), engine(ids), recipe.pairs, recipe.relation_heads)
             losses.append(torch.stack([loss.detach() for loss in relations.values()]))
+            engine.backward(relations["loss"])
             if len(losses) * recipe.micro_batch == len(samples):
                 stop_if_not_finite(recipe, ranks, step, losses)
-            engine.backward(relations["loss"])
             engine.step()
+        if engine.skipped_steps:
+            raise UserError(f"{run}: the gradient is not finite in step {step + 1}; {_NOT_FINITE}")
 
         # Once in a while.
         done = step + 1
-        if done % recipe.log_every == 0 or done == last:
+        if done % recipe.log_every == 0 or done == recipe.steps:
             mean = all_mean(torch.stack(losses).mean(0), ranks).tolist()
             if monitor:
                 monitor.log(
                     done,
                     dict(zip(relations, mean, strict=True)),
                     learning_rate=recipe.learning_rate_at(step),
-                    gradient_norm=float(engine.get_global_grad_norm() or 0.0),
                     samples=done * recipe.batch,
+                    **engines.gradient_norm(engine),
                 )
         elif monitor:
             monitor.step(done)
@@ -183,6 +188,12 @@ def check_vocabulary(recipe: Recipe, corpus: Corpus, tokenizer, teacher_config) 
             f"{corpus.path}: made with another tokenizer than the teacher's ({recipe.teacher.model}): a probe text comes "
             f"out as {probe['ids'][:4]}… there and {ids[:4]}… here; prepare the data with --tokenizer {recipe.teacher.model}"
         )
+    for key, own in (("cls", tokenizer.cls_token_id), ("sep", tokenizer.sep_token_id)):
+        if corpus.tokenizer["special"][key] != own:
+            raise UserError(
+                f"{corpus.path}: frames its windows with {key} = {corpus.tokenizer['special'][key]}, the teacher's tokenizer "
+                f"has {own}; prepare the data with --tokenizer {recipe.teacher.model}"
+            )
     if corpus.tokenizer["vocab_size"] > teacher_config.vocab_size:
         raise UserError(
             f"{corpus.path}: {corpus.tokenizer['vocab_size']} token ids, the teacher has {teacher_config.vocab_size} "
@@ -201,13 +212,13 @@ def introduction(
 ) -> str:
     """The sentences at the start of a run."""
     tokens = sum(source.tokens for source in corpus.sources.values())
-    before = sum(p.numel() for p in student_model.parameters())
+    size = sum(p.numel() for p in student_model.parameters())
     wide = recipe.precision == "bf16" and lacks_bf16_units(ranks.device)
     return "\n".join(
         (
             f"Teacher: {recipe.teacher.model}, layer {recipe.teacher.layer} of {teacher.config.num_hidden_layers}, "
             f"{hosting.parameters / 1e6:.2f} M parameters up to there; hosting {hosting.kind}: {hosting.reason}.",
-            f"Student: {recipe.student.layers} layers × {recipe.student.hidden}, {before / 1e6:.2f} M parameters, "
+            f"Student: {recipe.student.layers} layers × {recipe.student.hidden}, {size / 1e6:.2f} M parameters, "
             f"weights {student_hash} on every rank.",
             f"Batch: {recipe.batch} sequences × {recipe.length} tokens = {ranks.world} ranks × micro-batch "
             f"{recipe.micro_batch} × accumulation {recipe.accumulation(ranks.world)}; {recipe.precision} on {ranks.device.type}"
@@ -227,6 +238,9 @@ def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest))
 
 
+_NOT_FINITE = "the run stops before this update and keeps its checkpoints: use a lower learning_rate and another out"
+
+
 def stop_if_not_finite(recipe: Recipe, ranks: Ranks, step: int, losses: list[Tensor]) -> None:
     """Raise on every rank, before the optimizer step, if the loss of any micro-batch of any rank is not finite."""
     finite = torch.stack(losses).isfinite().all(-1)  # [micro-batches]
@@ -238,8 +252,7 @@ def stop_if_not_finite(recipe: Recipe, ranks: Ranks, step: int, losses: list[Ten
         first = step * recipe.batch + rank * (recipe.batch // ranks.world) + micro * recipe.micro_batch
         raise UserError(
             f"{recipe.out}: the loss is not finite in step {step + 1} on rank {rank}, samples {first} to "
-            f"{first + recipe.micro_batch - 1}; the run stops before this update and keeps its checkpoints: "
-            "use a lower learning_rate and another out, or look at these samples"
+            f"{first + recipe.micro_batch - 1}; {_NOT_FINITE}, or look at these samples"
         )
 
 
@@ -296,7 +309,7 @@ def main() -> None:
         help="save a checkpoint after this step and leave",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher passes it
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.stop_at is not None and options.stop_at < 1:
         raise UserError(f"--stop-at {options.stop_at}: must be at least 1")
     transformers_logging.disable_progress_bar()

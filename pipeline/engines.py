@@ -33,6 +33,7 @@ from pipeline.relations import QKV
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import deepspeed
+import pydantic
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import (
     safe_get_full_fp32_param,
@@ -80,9 +81,11 @@ def start_ranks() -> Ranks:
     else:
         accelerator.set_device(local)
     backend = accelerator.communication_backend_name() if device.type != "cpu" else "gloo"
-    with (
-        _quietly()
-    ):  # the timeout must outlast the slowest rank's reading of a large teacher; the default is 10 minutes
+    # On CPUs DeepSpeed would build and load an op of its own, for an all-reduce that only its inference uses: a minute of
+    # compiling at the first start, and 66 MiB of /dev/shm lost with every process.
+    deepspeed.ops.__compatible_ops__ = {}
+    # The timeout must outlast the slowest rank's reading of a large teacher; the default is 10 minutes.
+    with _quietly():
         deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(minutes=30))
     return Ranks(dist.get_rank(), world, local_world, device)
 
@@ -166,13 +169,10 @@ def host_teacher(recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: Hos
         if len(teacher.body.layers):
             set_z3_leaf_modules(teacher.body, [type(teacher.body.layers[0])])
         config = load_ds_config(recipe.teacher.ds_config, recipe)
-        if config.get("zero_optimization", {}).get("stage") != 3:
-            # Without an optimizer, `initialize` refuses stages 1 and 2, and stage 0 is the plain module.
-            raise UserError(f"{recipe.teacher.ds_config}: a hosted teacher needs zero_optimization.stage = 3")
         # By default stage 3 replaces torch.nn.functional.linear for the whole process, student included.
         config["zero_optimization"]["memory_efficient_linear"] = False
         config |= _precision_config(recipe, 3) | {"train_micro_batch_size_per_gpu": 1}
-        with _quietly():
+        with _quietly(recipe.teacher.ds_config):
             body, *_ = deepspeed.initialize(model=teacher.body, config=config | _QUIET, dist_init_required=False)
         body.eval()
 
@@ -210,7 +210,7 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
         eps=recipe.adam_eps,
         fused=True,
     )
-    with _quietly():
+    with _quietly(recipe.student.ds_config):
         engine, *_ = deepspeed.initialize(
             model=student,
             optimizer=optimizer,
@@ -255,6 +255,12 @@ def _fit_arithmetic(encoder: CutEncoder, recipe: Recipe, ranks: Ranks) -> None:
 def set_learning_rate(engine, rate: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
+
+
+def gradient_norm(engine) -> dict[str, float]:
+    """{"gradient_norm": the global norm of the last update, before clipping}; empty where DeepSpeed computes none."""
+    norm = engine.get_global_grad_norm()
+    return {} if norm is None else {"gradient_norm": float(norm)}
 
 
 def prime_optimizer(engine) -> None:
@@ -363,9 +369,16 @@ def _zero_moment_slot(parameter: nn.Parameter, moment: str) -> _Slot:
     )
 
 
-def _quietly():
-    """Without what DeepSpeed prints on stdout while it starts: memory tables and build notices of each rank."""
-    return contextlib.redirect_stdout(io.StringIO())
+@contextlib.contextmanager
+def _quietly(ds_config: str = ""):
+    """Without what DeepSpeed prints on stdout while it starts; what it refuses in a ``ds_config`` is told in one line."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except pydantic.ValidationError as error:
+        what = error.errors()[0]
+        key = ".".join(str(part) for part in what["loc"])
+        raise UserError(f"{ds_config}: DeepSpeed refuses {key} = {what['input']!r}: {what['msg']}") from None
 
 
 def _free_port() -> int:

@@ -16,7 +16,9 @@ from transformers.utils import logging as transformers_logging
 from data_prep.errors import UserError, run_command
 from pipeline import checkpoints, encoders
 from pipeline.checkpoints import Checkpoint
-from pipeline.monitor import read_metrics
+from pipeline.monitor import heldout_rows
+
+_MARK = "<!-- written by pipeline.export -->"
 
 # What an export may hold, and so what it may replace.
 _FILES = {
@@ -35,7 +37,8 @@ def export(run: Path, out: Path) -> Checkpoint:
     checkpoint = checkpoints.latest(run)
     if checkpoint is None:
         raise UserError(f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?")
-    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _FILES):
+    out = out.resolve()
+    if out.exists() and not _may_be_replaced(out):
         raise UserError(f"{out}: exists and is not an exported student; choose a new folder")
     aside = out.with_name(f".{out.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
@@ -45,11 +48,21 @@ def export(run: Path, out: Path) -> Checkpoint:
         AutoTokenizer.from_pretrained(run / "student").save_pretrained(aside)
         (aside / "README.md").write_text(model_card(run, checkpoint, model), encoding="utf-8")
         check_export(aside, model)
-        shutil.rmtree(out, ignore_errors=True)
+        former = out.with_name(f".{out.name}.former")
+        shutil.rmtree(former, ignore_errors=True)
+        if out.exists():
+            out.rename(former)
         aside.rename(out)
+        shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return checkpoint
+
+
+def _may_be_replaced(out: Path) -> bool:
+    """Whether ``out`` is an empty folder or holds an earlier export and nothing else."""
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {""}
+    return not names or (names <= _FILES and "README.md" in names and _MARK in (out / "README.md").read_text())
 
 
 def load_student(run: Path, checkpoint: Checkpoint) -> PreTrainedModel:
@@ -80,7 +93,7 @@ def model_card(run: Path, checkpoint: Checkpoint, model: PreTrainedModel) -> str
     info, recipe = checkpoint.info, checkpoint.info["recipe"]
     count = encoders.count_parameters(model.config)
     pairs = ", ".join(recipe["pairs"])
-    heldout = [row for row in read_metrics(run) if row["kind"] == "heldout"]
+    heldout = heldout_rows(run, checkpoint.step)
     names = ["loss", *recipe["pairs"]]
     table = "\n".join(
         f"| {row['step']} | " + " | ".join(f"{row[name]:.4f}" for name in names) + " |" for row in heldout
@@ -89,6 +102,7 @@ def model_card(run: Path, checkpoint: Checkpoint, model: PreTrainedModel) -> str
 library_name: transformers
 tags: [minilm, distillation]
 ---
+{_MARK}
 
 # {run.name}: {recipe["student"]["layers"]} layers × {recipe["student"]["hidden"]}, distilled from {recipe["teacher"]["model"]}
 

@@ -96,6 +96,11 @@ def read_metrics(run: Path) -> list[dict]:
     return rows
 
 
+def heldout_rows(run: Path, step: int) -> list[dict]:
+    """The held-out losses up to ``step``."""
+    return [row for row in read_metrics(run) if row["kind"] == "heldout" and row["step"] <= step]
+
+
 def _keep_until(path: Path, step: int) -> None:
     kept = [row for row in read_metrics(path.parent) if step and row["step"] <= step]
     aside = path.with_suffix(".writing")

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import tomllib
 import typing
@@ -119,16 +120,12 @@ class Recipe:
             self._need(key, getattr(self, key) >= 1, "at least 1")
         self._need("warmup_steps", self.warmup_steps >= 0, "at least 0")
         self._need("length", self.length >= 3, "at least 3: [CLS], a token, [SEP]")
+        for key in ("data", "out", "teacher.model"):
+            self._need(key, self._at(key) != "", "a name")
         for key in ("learning_rate", "adam_eps"):
-            self._need(key, getattr(self, key) > 0, "above 0")
-        for key in (
-            "weight_decay",
-            "gradient_clipping",
-            "sampling_alpha",
-            "seed",
-            "eval_samples",
-        ):
-            self._need(key, getattr(self, key) >= 0, "at least 0")
+            self._need(key, 0 < getattr(self, key) < math.inf, "above 0 and finite")
+        for key in ("weight_decay", "gradient_clipping", "sampling_alpha", "seed", "eval_samples"):
+            self._need(key, 0 <= getattr(self, key) < math.inf, "at least 0 and finite")
         self._need(
             "adam_betas",
             len(self.adam_betas) == 2 and all(0 <= b < 1 for b in self.adam_betas),
@@ -169,6 +166,7 @@ class Recipe:
             for name, own, theirs in (
                 ("student.hidden", self.student.hidden, width),
                 ("student.heads", self.student.heads, config.num_attention_heads),
+                ("the student's embedding", self.student.hidden, getattr(config, "embedding_size", width)),
                 (
                     "the student's FFN",
                     self.student.ffn,
@@ -210,10 +208,13 @@ class Recipe:
             )
 
     def _refuse(self, key: str, why: str) -> typing.NoReturn:
+        raise UserError(f"{self.source}: {key} = {self._at(key)!r}: {why}")
+
+    def _at(self, key: str):
         value = self
         for part in key.split("."):
             value = getattr(value, part)
-        raise UserError(f"{self.source}: {key} = {value!r}: {why}")
+        return value
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -316,7 +317,7 @@ def _describe(kind) -> str:
 # What these files may hold: what only DeepSpeed knows. DeepSpeed itself ignores a misspelt top-level key in silence.
 _DS_KEYS = {
     "zero_optimization", "communication_data_type", "prescale_gradients", "gradient_predivide_factor", "aio",
-    "wall_clock_breakdown", "comms_logger", "flops_profiler", "memory_breakdown", "dump_state", "steps_per_print",
+    "comms_logger", "flops_profiler", "memory_breakdown", "dump_state",
 }  # fmt: skip
 _RECIPE_KEYS = {
     "train_batch_size": "batch", "train_micro_batch_size_per_gpu": "micro_batch", "optimizer": "learning_rate",
@@ -336,6 +337,9 @@ def load_ds_config(name: str, recipe: Recipe) -> dict:
         raise UserError(f"{recipe.source}: ds_config = {name!r}: no such file; shipped are {shipped}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not valid JSON: {error}") from None
+    zero = config.get("zero_optimization", {}) if isinstance(config, dict) else None
+    if not isinstance(zero, dict):
+        raise UserError(f"{file}: must be a JSON object whose zero_optimization, if any, is an object too")
     for key in config:
         if key in _RECIPE_KEYS:
             raise UserError(
@@ -346,9 +350,16 @@ def load_ds_config(name: str, recipe: Recipe) -> dict:
             hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(sorted(_DS_KEYS))}"
             raise UserError(f"{file}: {key}: unknown or removed DeepSpeed key; {hint}")
     _refuse_auto(config, file, "")
-    stage = config.get("zero_optimization", {}).get("stage", 0)
+    stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{file}: zero_optimization.stage = {stage!r}: must be 0, 1, 2 or 3")
+    if name == recipe.teacher.ds_config and stage != 3:
+        # Without an optimizer DeepSpeed refuses stages 1 and 2, and stage 0 is what hosting = "replicate" does.
+        raise UserError(
+            f"{file}: zero_optimization.stage = {stage}: a teacher is hosted at stage 3, or hosting = 'replicate'"
+        )
+    if "offload_optimizer" in zero:
+        raise UserError(f"{file}: zero_optimization.offload_optimizer: not supported; the student is small, remove it")
     return config
 
 
@@ -412,7 +423,7 @@ def main() -> None:
         metavar="key=value",
         help="as in steps=100 or student.layers=4",
     )
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     recipe = load_recipe(options.recipe, options.overrides)
     config = encoders.load_config(recipe.teacher.model, recipe.teacher.revision)
     recipe.check_teacher(config)

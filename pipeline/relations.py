@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 PAIRS = tuple(a + b for a in "qkv" for b in "qkv")
 
@@ -76,6 +77,7 @@ class _PairLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_loss):
         grad_a, grad_b = ctx.saved_tensors
         return (
@@ -134,7 +136,7 @@ def _query_weights(x: Tensor, heads: int, lengths: Tensor | None) -> tuple[Tenso
     batch, length, _ = x.shape
     if lengths is None:
         lengths = torch.full((batch,), length, device=x.device)
-    lengths = lengths.to(x.device)
+    lengths = lengths.to(x.device).clamp(max=length)
     positions = torch.arange(length, device=x.device)
     at_least_one = lengths.clamp(min=1)[:, None]  # an empty sequence has weight 0; its softmax must still have a key
     real = positions < lengths[:, None]
@@ -160,5 +162,10 @@ def _check(teacher: QKV, student: QKV, pairs, heads: int, lengths) -> None:
         for a, b in pairs:
             if getattr(qkv, a).shape != getattr(qkv, b).shape:
                 raise ValueError(f"{name}.{a} and {name}.{b} differ in width")
-    if lengths is not None and lengths.shape != teacher[0].shape[:1]:
+    if lengths is None:
+        return
+    if lengths.shape != teacher[0].shape[:1]:
         raise ValueError(f"lengths is {tuple(lengths.shape)}; need one for each of the {teacher[0].shape[0]} sequences")
+    longest = teacher[0].shape[1]
+    if lengths.device.type == "cpu" and not all(0 <= n <= longest for n in lengths):  # on a GPU this would synchronise
+        raise ValueError(f"lengths = {lengths.tolist()}: each must be 0 to T = {longest}")

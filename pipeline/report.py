@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from data_prep.errors import UserError, run_command
 from pipeline import checkpoints, encoders
 from pipeline.maps import SENTENCE, relation_maps, save_figure
-from pipeline.monitor import read_metrics
+from pipeline.monitor import heldout_rows
 
 transformers_logging.disable_progress_bar()
 
@@ -36,7 +36,7 @@ def report(run: Path, student_folder: Path) -> str:
         "",
         speed(teacher, student, recipe["length"]),
         "",
-        *losses(run, recipe["pairs"]),
+        *losses(run, checkpoint.step, recipe["pairs"]),
         "",
         "![Relations of teacher and student for one sentence](relations.png)",
         "",
@@ -87,9 +87,9 @@ def speed(teacher, student, length: int, sequences: int = 8, repetitions: int = 
     )
 
 
-def losses(run: Path, pairs: list[str]) -> list[str]:
+def losses(run: Path, step: int, pairs: list[str]) -> list[str]:
     """A table of held-out losses by relation, first and last."""
-    heldout = [row for row in read_metrics(run) if row["kind"] == "heldout"]
+    heldout = heldout_rows(run, step)
     if not heldout:
         return ["No held-out documents: no held-out losses."]
     first, last = heldout[0], heldout[-1]

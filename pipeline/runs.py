@@ -108,7 +108,7 @@ def die_with(parent: int) -> None:
         while True:
             try:
                 os.kill(parent, 0)
-            except ProcessLookupError:
+            except (ProcessLookupError, PermissionError):  # gone, or its number is another's by now
                 os._exit(1)
             time.sleep(0.5)
 

@@ -11,6 +11,8 @@ from data_prep import shards
 from pipeline import batches
 from tests.tiny import SPECIAL, make_corpus
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
@@ -52,6 +54,15 @@ def test_a_run_can_begin_at_any_step(corpus):
     assert all(torch.equal(a, b) for a, b in zip(whole[6:], later, strict=True))
 
 
+def test_what_will_not_be_read_is_said(corpus, tmp_path):
+    windows = batches.training_windows(corpus, 16)
+    notes = list(batches.notes(corpus, windows, batches.order_of(windows, 30.0, 3), batch=10_000))
+    assert any("642 windows of 16 tokens, less than a batch" in note for note in notes)
+    assert any(note.startswith("source tiny is left out") for note in notes)
+    assert any(note.startswith("source b is never read: its share is below 1 in 8192") for note in notes)
+    assert any(note == "23 of 9,011 tokens lie in shard tails that fill no window" for note in notes)
+
+
 def test_one_epoch_reads_every_window_once(corpus):
     windows = batches.Windows({"b": corpus.sources["b"]}, corpus.tokenizer, 16)
     order = batches.order_of(windows, 1.0, 3)
@@ -69,7 +80,7 @@ def test_held_out_samples_are_the_same_each_time_and_capped(corpus):
 
 def test_reading_ahead_gives_the_same_batches_in_order():
     source = [torch.full((2,), i) for i in range(50)]
-    assert [int(x[0]) for x in batches.read_ahead(iter(source))] == list(range(50))
+    assert [int(x[0]) for x in batches.read_ahead(iter(source), CPU)] == list(range(50))
 
 
 def test_an_error_while_reading_ahead_is_raised_in_the_loop():
@@ -77,7 +88,7 @@ def test_an_error_while_reading_ahead_is_raised_in_the_loop():
         yield torch.zeros(1)
         raise OSError("disk gone")
 
-    reading = batches.read_ahead(broken())
+    reading = batches.read_ahead(broken(), CPU)
     next(reading)
     with pytest.raises(OSError, match="disk gone"):
         next(reading)
@@ -88,7 +99,7 @@ def test_leaving_the_loop_ends_the_reading_thread():
         while True:
             yield torch.zeros(1)
 
-    reading = batches.read_ahead(endless())
+    reading = batches.read_ahead(endless(), CPU)
     next(reading)
     reading.close()
     deadline = time.monotonic() + 5

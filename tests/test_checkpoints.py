@@ -69,6 +69,25 @@ def test_only_the_newest_are_kept(tmp_path):
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000003", "step-00000004"]
 
 
+def test_keeping_the_newest_never_touches_later_torn_or_foreign_folders(tmp_path):
+    save(tmp_path, 100)
+    (save(tmp_path, 150) / "state.json").unlink()  # torn; the run goes on from 100 with another checkpoint_every
+    (save(tmp_path, 90) / "state.json").unlink()
+    (tmp_path / "checkpoints" / "step-00000050-best").mkdir()
+    save(tmp_path, 120, keep=1)
+    names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert names == ["step-00000050-best", "step-00000090", "step-00000120", "step-00000150"]
+    assert checkpoints.latest(tmp_path).step == 120
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_state_that_is_not_finite_is_never_written(tmp_path, bad):
+    save(tmp_path, 5)
+    with pytest.raises(UserError, match=r"a.weight is not finite after step 6; nothing was written"):
+        checkpoints.save(tmp_path, {"step": 6}, {"a.weight": torch.tensor([1.0, bad])}, 1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+
+
 def test_a_pickle_in_a_checkpoint_is_never_loaded(tmp_path):
     class Bomb:
         def __reduce__(self):

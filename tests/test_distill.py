@@ -27,6 +27,7 @@ from tests.tiny import make_corpus, make_recipe, make_teacher
 HOSTINGS = ("replicate", "zero3")
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
+STAGE_CHANGES = ((1, 3), (3, 0), (2, 1), (0, 2))
 # Relative differences of the loss that stages, hostings and numbers of ranks may make over six steps. In fp32 only the
 # order of sums differs; in bf16 also where a gradient is rounded, and stage 0 adds gradients up in bf16.
 TOLERANCE = {"fp32": 3e-6, "bf16": 4e-3}
@@ -61,7 +62,14 @@ def two_ranks(folder):
             jobs.append(job(folder, f"halves-{stage}-{precision}", *options, stop_at=3))
             jobs.append(job(folder, f"halves-{stage}-{precision}", *options))
     jobs.append(job(folder, "differ", ranks_differ=True))
+    for first, second in STAGE_CHANGES:
+        for stage, stop_at in ((first, 3), (second, None)):
+            options = [*engine_options("replicate", stage, "bf16"), "student.dropout=0.0"]
+            jobs.append(job(folder, f"stages-{first}-{second}", *options, stop_at=stop_at))
     jobs.append(job(folder, "w2-then-w1", "precision=fp32", "student.dropout=0.0", stop_at=3))
+    misspelt = folder / "misspelt.json"
+    misspelt.write_text('{"zero_optimization": {"stage": 1, "reduce_buket_size": 5}}')
+    jobs.append(job(folder, "misspelt", f"student.ds_config={misspelt}"))
     return launching.run_jobs(folder, 2, jobs)
 
 
@@ -75,6 +83,12 @@ def one_rank(folder, two_ranks):
     ]
     jobs.append(job(folder, "w2-then-w1", "precision=fp32", "student.dropout=0.0"))
     jobs.append(job(folder, "burst", "learning_rate=1e30", "checkpoint_every=1"))
+    for stage in STAGES:
+        jobs.append(
+            job(
+                folder, f"steep-{stage}", *engine_options("replicate", stage, "fp32"), "steps=1", infinite_gradient=True
+            )
+        )
     return launching.run_jobs(folder, 1, jobs)
 
 
@@ -134,7 +148,16 @@ def test_functional_linear_is_not_replaced(two_ranks, one_rank):
 
 def test_ranks_that_hold_different_students_are_found_out(two_ranks):
     assert any("ranks hold different students" in (error or "") for error in two_ranks[:-1])
-    assert sum(error is not None for error in two_ranks[:-1]) == 1
+    assert sum(error is not None for error in two_ranks[:-1]) == 2
+
+
+def test_what_deepspeed_refuses_in_a_config_is_told_in_one_line(folder, two_ranks):
+    (message,) = (error for error in two_ranks[:-1] if "misspelt.json" in (error or ""))
+    assert f"{folder / 'misspelt.json'}: DeepSpeed refuses reduce_buket_size = 5" in message and "\n" not in message
+
+
+def test_a_run_leaves_nothing_in_shared_memory(folder, two_ranks):
+    assert not list(Path("/dev/shm").glob("deepspeed*"))
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------
@@ -161,6 +184,14 @@ def test_a_changed_world_size_continues_the_same_sequence(folder, two_ranks, one
     np.testing.assert_allclose(losses(folder / "w2-then-w1"), losses(folder / "w1-1-fp32"), rtol=TOLERANCE["fp32"])
     info = json.loads((folder / "w2-then-w1/checkpoints/step-00000006/state.json").read_text())
     assert (info["ranks"], info["samples"], info["step"]) == (1, 48, 6)
+
+
+@pytest.mark.parametrize("first, second", STAGE_CHANGES)
+def test_a_run_goes_on_at_another_stage(folder, two_ranks, first, second):
+    run = folder / f"stages-{first}-{second}"
+    np.testing.assert_allclose(losses(run), losses(folder / "w2-replicate-1-bf16"), rtol=TOLERANCE["bf16"])
+    other = json.loads((run / "ds_config.student.json").read_text())
+    assert other["zero_optimization"]["stage"] == second
 
 
 def test_a_killed_run_goes_on_to_the_same_student(folder, two_ranks):
@@ -220,10 +251,21 @@ def test_torchrun_starts_it_too(folder):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(folder, one_rank):
-    (message,) = (error for error in one_rank[:-1] if error)
+    message = one_rank[len(PRECISIONS) * len(STAGES) + 1]
     assert "the loss is not finite in step 2 on rank 0, samples 8 to 9" in message
     assert [path.name for path in (folder / "burst" / "checkpoints").iterdir()] == ["step-00000001"]
     assert not (folder / "burst" / "COMPLETE").exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_gradient_that_is_not_finite_is_never_kept(folder, one_rank, stage):
+    """The loss is finite, and so are the weights that gave it; only the update is not."""
+    message = one_rank[len(PRECISIONS) * len(STAGES) + 2 + stage]
+    assert "is not finite" in message and "checkpoints" in message
+    assert (
+        not list((folder / f"steep-{stage}").glob("checkpoints/step-*"))
+        and not (folder / f"steep-{stage}/COMPLETE").exists()
+    )
 
 
 def test_under_the_launcher_a_mistake_is_one_line_and_code_2(folder):

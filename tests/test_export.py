@@ -73,6 +73,17 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_not(run, student, tm
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_a_model_folder_that_is_no_export_is_never_replaced(run, tmp_path):
+    model = tmp_path / "my-model"
+    shutil.copytree(run.parent / "teacher", model)
+    (model / "vocab.txt").unlink()
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    (model / "README.md").write_text("---\ntags: [mine]\n---\n")
+    with pytest.raises(UserError, match="exists and is not an exported student"):
+        export.export(run, model)
+    assert {path.name: path.read_bytes() for path in model.iterdir() if path.name != "README.md"} == before
+
+
 def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError(28, "No space left on device")

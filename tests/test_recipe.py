@@ -105,6 +105,9 @@ def test_overrides_reach_tables_lists_and_strings(tiny):
         ("student.hidden=18", "student.hidden = 18: it is not divisible by 4 attention heads; use 16 or 20"),
         ("relation_heads=5", "student.hidden = 16: it is not divisible by 5 relation heads"),
         ("adam_betas=[0.9]", "adam_betas = (0.9,): must be two in [0, 1)"),
+        ("learning_rate=inf", "learning_rate = inf: must be above 0 and finite"),
+        ("weight_decay=nan", "weight_decay = nan: must be at least 0 and finite"),
+        ('out=""', "out = '': must be a name"),
         ("length=2", "length = 2: must be at least 3"),
         ("length=65", "length = 65: must be at most the teacher's 64 positions"),
         ("teacher.layer=5", "teacher.layer = 5: must be one of the teacher's layers 1 to 4"),
@@ -169,6 +172,12 @@ def test_a_run_shorter_than_its_warm_up_is_allowed(tiny):
             'zero_optimization.reduce_bucket_size = "auto"',
         ),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage = 4: must be 0, 1, 2 or 3"),
+        ({"zero_optimization": 3}, "must be a JSON object whose zero_optimization, if any, is an object too"),
+        ([], "must be a JSON object"),
+        (
+            {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer: not supported",
+        ),
     ],
 )
 def test_a_ds_config_that_clashes_is_named(tiny, tmp_path, content, message):
@@ -177,6 +186,22 @@ def test_a_ds_config_that_clashes_is_named(tiny, tmp_path, content, message):
     with pytest.raises(UserError) as error:
         load_ds_config(str(path), load_recipe(tiny))
     assert str(path) in str(error.value) and message in str(error.value)
+
+
+def test_a_teacher_is_hosted_at_stage_3(tiny):
+    recipe = load_recipe(tiny, ["teacher.ds_config=student_zero1.json"])
+    with pytest.raises(UserError, match=r"stage = 1: a teacher is hosted at stage 3, or hosting = 'replicate'"):
+        load_ds_config(recipe.teacher.ds_config, recipe)
+
+
+def test_options_may_stand_before_overrides(tiny, tmp_path):
+    """So that `distill RECIPE --stop-at 3 steps=9` reads as one would expect."""
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.distill", str(tiny), "--stop-at", "3", "steps=0"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.stderr.strip().splitlines()[-1] == "error: tiny.toml: steps = 0: must be at least 1"
 
 
 def test_a_missing_ds_config_names_the_shipped_ones(tiny):

@@ -150,6 +150,8 @@ def test_qk_with_the_models_own_heads_is_its_own_attention():
         ({"pairs": ("qk", "qk")}, "different pairs"),
         ({"pairs": ()}, "pairs = ()"),
         ({"lengths": torch.tensor([1])}, "need one for each of the 2 sequences"),
+        ({"lengths": torch.tensor([4, 5])}, "lengths = [4, 5]: each must be 0 to T = 4"),
+        ({"lengths": torch.tensor([-1, 4])}, "lengths = [-1, 4]: each must be 0 to T = 4"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
