@@ -246,7 +246,10 @@ class _one_line:
             OSError | ValueError | SafetensorError | KeyError | json.JSONDecodeError,
         ):
             cause = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
-            raise UserError(f"{self.model}: cannot be loaded ({cause})") from error
+            where = (
+                "cannot be loaded" if Path(self.model).is_dir() else "no such folder, and not to be had from the hub"
+            )
+            raise UserError(f"{self.model}: {where} ({cause})") from error
 
 
 def _check_folder(model: str) -> None:
@@ -254,7 +257,9 @@ def _check_folder(model: str) -> None:
     folder = Path(model)
     if not folder.is_dir():
         if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-            raise UserError(f"{model}: no such folder; teacher.model is a model folder or a hub id")
+            raise UserError(
+                f"{model}: no such folder; teacher.model is a model folder or a hub id (./run.sh fetches the demo's)"
+            )
         return
     if not (folder / "config.json").is_file():
         raise UserError(f"{model}: no config.json; teacher.model must be a Hugging Face model folder")

@@ -114,6 +114,7 @@ def test_overrides_reach_tables_lists_and_strings(tiny):
         ("teacher.layer=0", "teacher.layer = 0: must be one of the teacher's layers 1 to 4"),
         ("student.init=teacher", "student.init = 'teacher': student.hidden is 16, the teacher's is 32"),
         ("teacher.model=/nowhere/at/all", "/nowhere/at/all: no such folder"),
+        ("teacher.model=models/none", "models/none: no such folder, and not to be had from the hub ("),
         ("steps", "overrides are written key=value"),
         ("steps.x=3", "steps is a value, not a table"),
     ],
