@@ -44,6 +44,7 @@ def relation_loss(
     Returns scalars: one for each pair, in nats, and ``"loss"``, their sum. Raises ValueError for heads that do not
     divide a width, a pair that is not made of q, k and v, and shapes that do not fit together.
     """
+    teacher, student = QKV(*teacher), QKV(*student)
     _check(teacher, student, pairs, heads, lengths)
     weights = _query_weights(student.q, heads, lengths)
     losses = {}

@@ -108,8 +108,14 @@ def test_identical_models_have_no_loss_and_no_gradient():
     teacher = random_qkv(2, 9, 12, 1, torch.float32)
     student = QKV(*(x.clone().requires_grad_() for x in teacher))
     loss = relation_loss(teacher, student, PAIRS, 3)["loss"]
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     assert all(not grad.any() for grad in torch.autograd.grad(loss, student))
+
+
+def test_plain_tuples_serve_as_well():
+    teacher, student = random_qkv(2, 4, 8, 1), random_qkv(2, 4, 8, 2)
+    loss = relation_loss(tuple(teacher), tuple(student), ("qk", "vv"), 2)["loss"]
+    assert torch.equal(loss, relation_loss(teacher, student, ("qk", "vv"), 2)["loss"])
 
 
 def test_gradients_reach_the_student_only():
