@@ -60,6 +60,7 @@ gpus() {
 # One process for each GPU that is visible (or the first RANKS of them), or RANKS processes on the CPU.
 distill() {
     local devices port where
+    [[ ${RANKS:-1} =~ ^[1-9][0-9]*$ ]] || die "RANKS=$RANKS: must be a whole number of at least 1"
     devices=$(gpus)
     if [ "$devices" -eq 0 ]; then
         export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}

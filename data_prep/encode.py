@@ -15,6 +15,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from data_prep.errors import UserError
+from data_prep.shards import vocabulary_hash
 
 # Encoded into every fingerprint: whoever loads a tokenizer for this data must get the same ids from it.
 PROBE = "Ünïcode CASE, don't & 3.14! Ελληνικά Привет мир עברית العربية हिन्दी ไทย 日本語テスト 한국어 ﬁne ½ e\u0301 🙂"
@@ -63,6 +64,7 @@ class TokenizersEncoder:
     def __init__(self, file: Path, spec: dict, config: dict):
         whole = Tokenizer.from_str(json.dumps(spec))
         self._file = file
+        self.vocabulary = whole.get_vocab(with_added_tokens=True)
         self.vocab_size = whole.get_vocab_size(with_added_tokens=True)
         self.special = {role: _special_id(file, whole, role, config) for role in _ROLES}
         self._tokenizer = Tokenizer.from_str(json.dumps(_without_control_tokens(spec)))
@@ -88,6 +90,7 @@ class SentencePieceEncoder:
         if ids != (0, 1, 2):
             raise UserError(f"{file}: ids of <unk>, <s>, </s> are {ids}, but XLM-R's model has (0, 1, 2)")
         self.vocab_size = self._processor.get_piece_size() + 2  # <pad> and <mask> are not in the model
+        self.vocabulary = {self._processor.id_to_piece(i): i + 1 for i in range(3, self.vocab_size - 2)}
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         pieces = self._processor.encode(texts, out_type=int, num_threads=1)
@@ -178,6 +181,7 @@ def _fingerprint(encoder: Encoder, backend: str, file: Path) -> dict:
         "backend": backend,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "vocab_size": encoder.vocab_size,
+        "vocabulary": vocabulary_hash(encoder.vocabulary),
         "special": encoder.special,
         "probe": {"text": PROBE, "ids": encoder.encode_batch([PROBE])[0]},
     }

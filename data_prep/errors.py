@@ -16,15 +16,18 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's ``main`` and exit with its code; a ``UserError`` or a full disk becomes one line and code 2."""
     try:
         code = main() or 0
+        sys.stdout.flush()
     except UserError as error:
         code = _tell(str(error))
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         code = _tell(f"{error.filename or 'disk'}: {error.strerror}; free some space and run the same command again")
     except KeyboardInterrupt:
         code = 130
-    sys.stdout.flush()
     sys.exit(code)
 
 

@@ -12,6 +12,7 @@ A document is stored as its token ids followed by one separator. A shard may be 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,18 @@ def verify(path: str | Path, deep: bool) -> list[str]:
             if not {str(shard.path), str(shard.docs_path)} & damaged:
                 findings += _deep_findings(corpus, row, shard)
     return findings
+
+
+def vocabulary_hash(vocabulary: dict[str, int]) -> str:
+    """sha256 of which id means which token, so that two tokenizers can be compared whatever files they came from.
+
+    Control tokens ([CLS], [unused7], <mask>) are left out: not every kind of file names them.
+    """
+    plain = sorted((number, token) for token, number in vocabulary.items() if not _CONTROL_TOKEN.fullmatch(token))
+    return hashlib.sha256(_encode_json({"tokens": plain})).hexdigest()
+
+
+_CONTROL_TOKEN = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

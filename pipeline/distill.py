@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import UserError, run_command
-from data_prep.shards import Corpus, open_corpus
+from data_prep.shards import Corpus, open_corpus, vocabulary_hash
 from pipeline import batches, checkpoints, encoders, engines, runs
 from pipeline.engines import Ranks, Teach, on_first_rank
 from pipeline.maps import SENTENCE, relation_image, relation_maps
@@ -112,7 +112,10 @@ def train(
             monitor.say(f"note: {note}")
         monitor.say(f"Going on from {checkpoint.path}." if checkpoint else "Starting at step 0.")
         if heldout is None:
-            monitor.say(f"note: {corpus.path} has no held-out window of {recipe.length} tokens: no held-out losses")
+            monitor.say(
+                f"note: {corpus.path} has no held-out window of {recipe.length} tokens: no held-out losses; "
+                "prepare the data with a larger --heldout"
+            )
 
     def evaluate(step: int) -> None:
         losses = heldout_losses(recipe, ranks, heldout, teach, engine)
@@ -180,13 +183,18 @@ def train(
 
 
 def check_vocabulary(recipe: Recipe, corpus: Corpus, tokenizer, teacher_config) -> None:
-    """The corpus must hold the teacher's own token ids: a probe text must come out the same."""
+    """The corpus must hold the teacher's own token ids: the same vocabulary, and a probe text must come out the same."""
     probe = corpus.tokenizer["probe"]
     ids = tokenizer(probe["text"], add_special_tokens=False)["input_ids"]
     if ids != probe["ids"]:
         raise UserError(
             f"{corpus.path}: made with another tokenizer than the teacher's ({recipe.teacher.model}): a probe text comes "
             f"out as {probe['ids'][:4]}… there and {ids[:4]}… here; prepare the data with --tokenizer {recipe.teacher.model}"
+        )
+    if corpus.tokenizer["vocabulary"] != vocabulary_hash(tokenizer.get_vocab()):
+        raise UserError(
+            f"{corpus.path}: made with another vocabulary than the teacher's ({recipe.teacher.model}): some ids mean other "
+            f"tokens; prepare the data with --tokenizer {recipe.teacher.model}"
         )
     for key, own in (("cls", tokenizer.cls_token_id), ("sep", tokenizer.sep_token_id)):
         if corpus.tokenizer["special"][key] != own:

@@ -258,7 +258,7 @@ def _check_folder(model: str) -> None:
     if not folder.is_dir():
         if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
             raise UserError(
-                f"{model}: no such folder; teacher.model is a model folder or a hub id (./run.sh fetches the demo's)"
+                f"{model}: no such folder (from {Path.cwd()}); need a model folder or a hub id; ./run.sh fetches the demo's"
             )
         return
     if not (folder / "config.json").is_file():

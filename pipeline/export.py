@@ -18,8 +18,6 @@ from pipeline import checkpoints, encoders
 from pipeline.checkpoints import Checkpoint
 from pipeline.monitor import heldout_rows
 
-_MARK = "<!-- written by pipeline.export -->"
-
 # What an export may hold, and so what it may replace.
 _FILES = {
     "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -38,8 +36,8 @@ def export(run: Path, out: Path) -> Checkpoint:
     if checkpoint is None:
         raise UserError(f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?")
     out = out.resolve()
-    if out.exists() and not _may_be_replaced(out):
-        raise UserError(f"{out}: exists and is not an exported student; choose a new folder")
+    if out.exists() and not _may_be_replaced(out, run):
+        raise UserError(f"{out}: exists and is not an exported student of {run.name}; choose a new folder")
     aside = out.with_name(f".{out.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -59,10 +57,14 @@ def export(run: Path, out: Path) -> Checkpoint:
     return checkpoint
 
 
-def _may_be_replaced(out: Path) -> bool:
-    """Whether ``out`` is an empty folder or holds an earlier export and nothing else."""
+def _may_be_replaced(out: Path, run: Path) -> bool:
+    """Whether ``out`` is an empty folder or holds an earlier export of this run and nothing else."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else {""}
-    return not names or (names <= _FILES and "README.md" in names and _MARK in (out / "README.md").read_text())
+    return not names or (names <= _FILES and "README.md" in names and _mark(run) in (out / "README.md").read_text())
+
+
+def _mark(run: Path) -> str:
+    return f"<!-- written by pipeline.export from the run {run.resolve().name} -->"
 
 
 def load_student(run: Path, checkpoint: Checkpoint) -> PreTrainedModel:
@@ -94,7 +96,7 @@ def model_card(run: Path, checkpoint: Checkpoint, model: PreTrainedModel) -> str
     count = encoders.count_parameters(model.config)
     pairs = ", ".join(recipe["pairs"])
     heldout = heldout_rows(run, checkpoint.step)
-    names = ["loss", *recipe["pairs"]]
+    names = ["loss", *recipe["pairs"]] if heldout else []
     table = "\n".join(
         f"| {row['step']} | " + " | ".join(f"{row[name]:.4f}" for name in names) + " |" for row in heldout
     )
@@ -102,7 +104,7 @@ def model_card(run: Path, checkpoint: Checkpoint, model: PreTrainedModel) -> str
 library_name: transformers
 tags: [minilm, distillation]
 ---
-{_MARK}
+{_mark(run)}
 
 # {run.name}: {recipe["student"]["layers"]} layers × {recipe["student"]["hidden"]}, distilled from {recipe["teacher"]["model"]}
 

@@ -120,6 +120,8 @@ class Recipe:
             self._need(key, getattr(self, key) >= 1, "at least 1")
         self._need("warmup_steps", self.warmup_steps >= 0, "at least 0")
         self._need("length", self.length >= 3, "at least 3: [CLS], a token, [SEP]")
+        if self.batch % self.micro_batch:
+            self._refuse("batch", f"not a multiple of micro_batch = {self.micro_batch}")
         for key in ("data", "out", "teacher.model"):
             self._need(key, self._at(key) != "", "a name")
         for key in ("learning_rate", "adam_eps"):

@@ -45,6 +45,7 @@ def relation_loss(
     divide a width, a pair that is not made of q, k and v, and shapes that do not fit together.
     """
     teacher, student = QKV(*teacher), QKV(*student)
+    lengths = None if lengths is None else torch.as_tensor(lengths)
     _check(teacher, student, pairs, heads, lengths)
     weights = _query_weights(student.q, heads, lengths)
     losses = {}

@@ -26,8 +26,8 @@ def report(run: Path, student_folder: Path) -> str:
     if checkpoint is None:
         raise UserError(f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?")
     recipe = checkpoint.info["recipe"]
+    student = load_student_of(run, checkpoint, student_folder)
     teacher = encoders.load_model(recipe["teacher"]["model"], recipe["teacher"]["revision"], torch.float32)
-    student = encoders.load_model(str(student_folder), "main", torch.float32)
     draw(run / "relations.png", recipe, teacher, student, student_folder)
     lines = [
         f"# {run.name}: {checkpoint.step} of {recipe['steps']} steps",
@@ -50,6 +50,18 @@ def report(run: Path, student_folder: Path) -> str:
     text = "\n".join(lines) + "\n"
     (run / "report.md").write_text(text, encoding="utf-8")
     return text
+
+
+def load_student_of(run: Path, checkpoint: checkpoints.Checkpoint, folder: Path):
+    """The exported student, which must be that of this run's newest checkpoint."""
+    remedy = f"make it with ./run.sh export {run} {folder}"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no exported student there; {remedy}")
+    student = encoders.load_model(str(folder), "main", torch.float32)
+    own, weights = student.state_dict(), checkpoint.weights()
+    if own.keys() != weights.keys() or not all(torch.equal(own[name], weights[name]) for name in own):
+        raise UserError(f"{folder}: not the student of {run} at step {checkpoint.step}; {remedy}")
+    return student
 
 
 def sizes(teacher, student) -> list[str]:

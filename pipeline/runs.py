@@ -38,9 +38,17 @@ _FREE = {
 @contextlib.contextmanager
 def sole_writer(run: Path, ranks: Ranks, patience: float | None = None):
     """Hold ``run`` against any other process, on all ranks, or raise UserError naming it."""
+    on_first_rank(ranks, lambda: _refuse_foreign(run))
     with contextlib.ExitStack() as held:
         on_first_rank(ranks, lambda: held.enter_context(sole_process(run, print, patience)))
         yield
+
+
+def _refuse_foreign(run: Path) -> None:
+    """Raise UserError if ``run`` holds something, but not a run."""
+    names = sorted(path.name for path in run.iterdir() if path.name != ".lock") if run.is_dir() else []
+    if names and not {"recipe.json", "checkpoints"} & set(names):
+        raise UserError(f"{run}: holds {names[0]} and no recipe.json; name a new or an empty folder with out=")
 
 
 def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint | None:

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from data_prep.encode import PROBE, load_encoder
 from data_prep.errors import UserError
+from data_prep.shards import vocabulary_hash
 
 TEXTS = [
     *paragraphs(20, seed=9),
@@ -48,6 +49,18 @@ def unigram(spm, tmp_path_factory):
 
 def control_ids(encoder):
     return {encoder.special[role] for role in ("cls", "sep", "pad")}
+
+
+def test_the_vocabulary_hash_is_that_of_transformers(vocab, spm):
+    """Whatever file the ids were read from; and two exchanged words are noticed."""
+    from transformers import BertTokenizer, XLMRobertaTokenizer
+
+    for path, kind in ((vocab, BertTokenizer), (spm, XLMRobertaTokenizer)):
+        theirs = kind.from_pretrained(path.parent).get_vocab()
+        assert load_encoder(path).fingerprint()["vocabulary"] == vocabulary_hash(theirs)
+        one, two = [token for token in theirs if token.isalpha()][:2]
+        theirs[one], theirs[two] = theirs[two], theirs[one]
+        assert load_encoder(path).fingerprint()["vocabulary"] != vocabulary_hash(theirs)
 
 
 def test_wordpiece_ids_are_those_of_transformers(vocab):
@@ -139,7 +152,7 @@ def test_special_tokens_are_those_that_the_config_names(vocab, tmp_path):
 def test_the_fingerprint_names_file_ids_and_probe(vocab):
     encoder = load_encoder(vocab)
     fingerprint = encoder.fingerprint()
-    assert set(fingerprint) == {"backend", "sha256", "vocab_size", "special", "probe"}
+    assert set(fingerprint) == {"backend", "sha256", "vocab_size", "vocabulary", "special", "probe"}
     assert fingerprint["backend"] == "tokenizers"
     assert fingerprint["probe"] == {"text": PROBE, "ids": encoder.encode_batch([PROBE])[0]}
     assert json.loads(json.dumps(fingerprint)) == fingerprint == load_encoder(vocab.parent).fingerprint()

@@ -347,6 +347,28 @@ def test_a_corpus_of_another_tokenizer_is_named(folder, tmp_path):
     assert f"prepare the data with --tokenizer {teacher}" in message
 
 
+def test_a_corpus_of_another_vocabulary_is_named_even_if_the_probe_agrees(folder, tmp_path):
+    from transformers import BertTokenizerFast
+
+    teacher = make_teacher(tmp_path / "teacher")
+    words = (teacher / "vocab.txt").read_text().split()
+    words[20], words[21] = words[21], words[20]
+    (teacher / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast(vocab=str(teacher / "vocab.txt")).save_pretrained(teacher)
+    assert "another vocabulary than the teacher's" in refusal(folder / "tiny.toml", f"teacher.model={teacher}")
+
+
+def test_a_run_never_mixes_into_a_folder_of_something_else(folder, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "n0.txt").write_text("mine")
+    result = launching.run(1, "pipeline.distill", str(folder / "tiny.toml"), f"out={tmp_path / 'notes'}")
+    assert result.returncode == 2
+    assert (
+        f"error: {tmp_path / 'notes'}: holds n0.txt and no recipe.json; name a new or an empty folder" in result.stderr
+    )
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["n0.txt"]
+
+
 def test_a_corpus_too_short_for_one_window_is_named(folder, tmp_path):
     data = make_corpus(tmp_path / "short", {"a": 20})
     assert "no shard holds the 30 tokens of one window" in refusal(folder / "tiny.toml", f"data={data}", "length=32")

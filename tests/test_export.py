@@ -127,6 +127,19 @@ def test_the_report_shows_sizes_speed_losses_and_maps(run, student):
         assert picture.width > 600 and picture.height > 600
 
 
+def test_a_report_is_of_the_runs_own_student_only(run, student, tmp_path):
+    with pytest.raises(UserError, match=r"nope: no exported student there; make it with ./run.sh export"):
+        report.report(run, tmp_path / "nope")
+    with pytest.raises(UserError, match=r"teacher: not the student of .* at step 6; make it with"):
+        report.report(run, run.parent / "teacher")
+
+
+def test_the_student_of_another_run_is_not_replaced(run, student, tmp_path):
+    shutil.copytree(run, tmp_path / "other")
+    with pytest.raises(UserError, match="is not an exported student of other; choose a new folder"):
+        export.export(tmp_path / "other", student)
+
+
 def test_tensorboard_has_losses_rate_and_maps(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -108,6 +108,7 @@ def test_overrides_reach_tables_lists_and_strings(tiny):
         ("learning_rate=inf", "learning_rate = inf: must be above 0 and finite"),
         ("weight_decay=nan", "weight_decay = nan: must be at least 0 and finite"),
         ('out=""', "out = '': must be a name"),
+        ("batch=7", "batch = 7: not a multiple of micro_batch = 2"),
         ("length=2", "length = 2: must be at least 3"),
         ("length=65", "length = 65: must be at most the teacher's 64 positions"),
         ("teacher.layer=5", "teacher.layer = 5: must be one of the teacher's layers 1 to 4"),

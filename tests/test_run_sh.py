@@ -59,6 +59,15 @@ def test_a_mistyped_command_is_one_line_and_code_2(arguments, message):
     assert result.stderr.startswith(message) and result.stderr.count("\n") == 1
 
 
+def test_ranks_must_be_a_number():
+    if not list(VENV.glob(".installed-*")):
+        pytest.skip("this environment was not made by run.sh")
+    for ranks in ("two", "0"):
+        result = run_sh("distill", "demo", RANKS=ranks)
+        assert result.returncode == 2
+        assert result.stderr == f"error: RANKS={ranks}: must be a whole number of at least 1\n"
+
+
 def test_an_old_python_is_refused(tmp_path):
     result = run_sh("recipe", "demo", VENV=str(tmp_path / "venv"), PYTHON="/bin/false")
     assert result.returncode == 2

@@ -51,6 +51,7 @@ def fingerprint() -> dict:
         "backend": "tokenizers",
         "sha256": hashlib.sha256(" ".join(WORDS).encode()).hexdigest(),
         "vocab_size": len(WORDS),
+        "vocabulary": shards.vocabulary_hash({word: number for number, word in enumerate(WORDS)}),
         "special": SPECIAL,
         "probe": {"text": PROBE, "ids": [WORDS.index(word) for word in PROBE.split()]},
     }
