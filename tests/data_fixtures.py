@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,9 +88,18 @@ def run_cli(*arguments: object, **options: object) -> subprocess.CompletedProces
 
 
 def start_cli(*arguments: object) -> subprocess.Popen:
-    """``python -m data_prep ARGUMENTS`` in a process group of its own."""
+    """``python -m data_prep ARGUMENTS`` in a process group of its own, deaf to no signal.
+
+    Tests that were started in the background of a script inherit an ignored SIGINT, and would pass it on.
+    """
     return subprocess.Popen(
-        command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(*arguments),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
