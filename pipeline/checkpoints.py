@@ -92,10 +92,9 @@ def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int) -> Path:
             f"{final}: the checkpoint of {size / 2**20:.0f} MiB cannot be written ({error}); free some space and run the "
             f"same command again: it goes on from {f'step {newest.step}' if newest else 'the start'}"
         ) from error
-    up_to_here = [folder for folder in _folders(run) if _step(folder) <= info["step"]]
-    for old in up_to_here[:-keep]:
-        if _torn(old) is None:
-            shutil.rmtree(old)
+    whole = [folder for folder in _folders(run) if _step(folder) <= info["step"] and _torn(folder) is None]
+    for old in whole[:-keep]:
+        shutil.rmtree(old)
     return final
 
 

@@ -80,6 +80,14 @@ def test_keeping_the_newest_never_touches_later_torn_or_foreign_folders(tmp_path
     assert checkpoints.latest(tmp_path).step == 120
 
 
+def test_a_torn_checkpoint_does_not_take_the_place_of_a_whole_one(tmp_path):
+    save(tmp_path, 80)
+    (save(tmp_path, 90) / "state.json").unlink()
+    save(tmp_path, 100, keep=2)
+    names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert names == ["step-00000080", "step-00000090", "step-00000100"]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_state_that_is_not_finite_is_never_written(tmp_path, bad):
     save(tmp_path, 5)
