@@ -1,100 +1,256 @@
-"""The command ``python -m data_prep``: prepare | verify | stats."""
+"""The command ``python -m data_prep``: plan | prepare | status | verify | stats | extend | bench."""
 
 import argparse
+import math
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from data_prep.errors import run_command
-from data_prep.prepare import prepare
+from data_prep.description import Description, parse_source, read_description, select, shipped
+from data_prep.errors import UserError, run_command
+from data_prep.forecast import amount, forecast, free_bytes, measure_all, table
+from data_prep.formats import FORMATS
+from data_prep.plan import Budget
+from data_prep.prepare import Share, asked_plan, extend, planned_again, prepare, say
+from data_prep.roundtrip import roundtrip
 from data_prep.shards import REMEDY, verify
 from data_prep.stats import stats_lines
+from data_prep.status import status_lines
 
-_EXAMPLE = """example:
-  python -m data_prep prepare --out data --tokenizer bert-base-uncased/ \\
-      --source wiki=wikipedia:'dumps/enwiki-*.bz2' --source books=text:'books/**/*.txt'
+_EXAMPLE = """examples:
+  python -m data_prep plan    wikipedia_bookcorpus --tokenizer google-bert/bert-base-uncased --workers 32
+  python -m data_prep prepare cc100 --root /corpora/cc100 --languages en,de,sw --tokenizer xlm-roberta-base/ \\
+      --budget-tokens 20e9 --out data/cc100 --workers 32 --node $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT
+  python -m data_prep prepare --source wiki=wikipedia:'dumps/enwiki-*.bz2' --source web=jsonl.content:'crawl/*.jsonl.gz' \\
+      --tokenizer bert-base-uncased/ --out data/mine
 """
 
 
 def main() -> int:
     """Run one verb; returns the exit code."""
     arguments = _parser().parse_args()
-    if arguments.verb == "prepare":
-        prepare(
-            arguments.out,
-            arguments.tokenizer,
-            arguments.source,
-            arguments.workers,
-            arguments.heldout,
-            arguments.unit_mib,
+    return arguments.run(arguments)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    described = _description(arguments)
+    plan, encoder = asked_plan(described, arguments.budget_tokens)
+    alpha = 1.0 if described.alpha is None else described.alpha
+    entries = forecast(plan, measure_all(plan, encoder, say), alpha)
+    print("\n".join(table(entries, arguments.workers)))
+    needed, free = sum(entry.disk for entry in entries), free_bytes(arguments.out)
+    print(f"alpha {alpha:g}, {arguments.workers} workers; {amount(free, 'B')} are free at {arguments.out}")
+    if needed > free:
+        raise UserError(
+            f"--out {arguments.out}: needs about {amount(needed, 'B')}, but {amount(free, 'B')} are free; name another disk"
         )
-        return 0
-    if arguments.verb == "stats":
-        print("\n".join(stats_lines(arguments.data)))
-        return 0
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    if arguments.corpus or arguments.source:
+        plan, encoder = asked_plan(_description(arguments), arguments.budget_tokens)
+    else:
+        plan, encoder = planned_again(arguments.out)
+    prepare(arguments.out, plan, encoder, arguments.workers, arguments.node, arguments.refresh)
+    return 0
+
+
+def _extend(arguments: argparse.Namespace) -> int:
+    before, encoder = planned_again(arguments.out)
+    more, alpha = None, arguments.alpha
+    if arguments.corpus or arguments.source:
+        settings = {"tokenizer": str(before.tokenizer_path), "heldout": before.heldout, "unit_mib": before.unit_mib}
+        said = {key: value for key in settings if (value := getattr(arguments, key)) is not None}
+        more, _ = asked_plan(replace(_description(arguments), **settings | said))
+    budget = before.budget
+    if arguments.budget_tokens is not None:
+        budget = Budget(arguments.budget_tokens, before.budget.alpha if before.budget else 1.0)
+    if alpha is not None and budget:
+        budget = replace(budget, alpha=alpha)
+    extend(arguments.out, more, encoder, budget, arguments.workers)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
     findings = verify(arguments.data, arguments.deep)
+    compared, remedy = "", REMEDY
+    if arguments.roundtrip and not findings:
+        count, findings = roundtrip(arguments.data, arguments.roundtrip)
+        compared = f"; {count:,} documents compared with their source"
+        remedy = "prepare with --refresh takes sources as they are now"
     for finding in findings:
         print(finding)
-    print(f"{arguments.data}: {f'{len(findings)} findings; {REMEDY}' if findings else 'whole'}", file=sys.stderr)
+    verdict = f"{len(findings)} finding{'s' * (len(findings) > 1)}; {remedy}" if findings else "whole"
+    print(f"{arguments.data}: {verdict}{compared}", file=sys.stderr)
     return 1 if findings else 0
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    print("\n".join(stats_lines(arguments.data, arguments.alpha)))
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    print("\n".join(status_lines(arguments.data)))
+    return 0
+
+
+def _description(arguments: argparse.Namespace) -> Description:
+    """The corpus that the command line names, with the options that it sets."""
+    if arguments.corpus and arguments.source:
+        raise UserError(
+            f"both the corpus {arguments.corpus} and --source are given; put the sources into the .toml file"
+        )
+    if not arguments.corpus and not arguments.source:
+        raise UserError(f"no corpus: name one of {', '.join(shipped())}, a .toml file, or --source NAME=FORMAT:GLOB")
+    if arguments.corpus:
+        described = read_description(arguments.corpus, arguments.root)
+        described = select(described, arguments.languages) if arguments.languages else described
+    else:
+        described = Description(tuple(parse_source(text) for text in arguments.source))
+    said = {key: getattr(arguments, key) for key in ("tokenizer", "heldout", "unit_mib", "alpha")}
+    return replace(described, **{key: value for key, value in said.items() if value is not None})
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, as everything else here."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "python -m data_prep", description="Raw text to token shards.", epilog=_EXAMPLE, formatter_class=raw
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
 
-    verb = verbs.add_parser(
-        "prepare",
-        help="read, clean, encode and write a corpus; goes on where an earlier run stopped",
-        description="Read, clean, encode and write a corpus. Interrupted at any moment, the same command goes on where "
-        "it stopped; any number of workers writes the same bytes.",
-        epilog=_EXAMPLE,
-        formatter_class=raw,
+    def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text, formatter_class=raw)
+        added.set_defaults(run=run)
+        return added
+
+    planning = verb(
+        "plan", _plan, "what a corpus will come to: tokens, shares, epochs, disk and time, from a small sample"
     )
-    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the corpus folder to make or to complete")
-    verb.add_argument(
-        "--tokenizer",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="a Hugging Face folder, a tokenizer.json, a vocab.txt or an XLM-R SentencePiece .model",
+    _add_corpus(planning)
+    planning.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="whose disk must have room (default: here)"
     )
-    verb.add_argument(
+    _add_workers(planning)
+
+    preparing = verb(
+        "prepare", _prepare, "read, clean, encode and write a corpus; goes on where an earlier run stopped"
+    )
+    _add_corpus(preparing)
+    _add_out(preparing)
+    _add_workers(preparing)
+    preparing.add_argument(
+        "--node", type=_share, metavar="I/N", help="do part I (0 to N-1) of N; each node that sees DIR does another"
+    )
+    preparing.add_argument(
+        "--refresh",
+        action="store_true",
+        help="take files that have changed as they are now, and make their units again",
+    )
+
+    extending = verb(
+        "extend", _extend, "add sources or a larger budget to a corpus; nothing that is there is made again"
+    )
+    _add_corpus(extending)
+    _add_out(extending)
+    _add_workers(extending)
+
+    showing = verb("status", _status, "how far a corpus is, while it is being made, from any terminal or node")
+    showing.add_argument("data", type=Path, metavar="DIR")
+
+    verifying = verb("verify", _verify, "check a corpus: exit code 0 whole, 1 with findings, 2 no corpus at all")
+    verifying.add_argument("data", type=Path, metavar="DIR")
+    verifying.add_argument("--deep", action="store_true", help="read every byte: hashes, ids, document ends, receipts")
+    verifying.add_argument(
+        "--roundtrip", type=_count, default=0, metavar="K", help="read K documents again from their source and compare"
+    )
+
+    counting = verb("stats", _stats, "what a corpus holds, source by source")
+    counting.add_argument("data", type=Path, metavar="DIR")
+    counting.add_argument(
+        "--alpha", type=_number, default=1.0, metavar="A", help="of the shares (default: %(default)s)"
+    )
+    return parser
+
+
+def _add_corpus(parser: argparse.ArgumentParser) -> None:
+    """The options that say what a corpus is made of."""
+    parser.add_argument(
+        "corpus", nargs="?", metavar="CORPUS", help=f"a .toml file, or one that comes along: {', '.join(shipped())}"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path(), metavar="DIR", help="where the files of CORPUS lie (default: here)"
+    )
+    parser.add_argument("--languages", metavar="A,B,…", help="only these sources of CORPUS")
+    parser.add_argument(
         "--source",
         action="append",
-        required=True,
-        metavar="NAME=FORMAT:GLOB",
-        help="a named source; FORMAT is wikipedia (dump XML, plain or .bz2) or text (UTF-8, blank lines between "
-        "documents, plain or .gz .bz2 .xz); may be repeated",
+        metavar="NAME=FORMAT[.FIELD]:GLOB",
+        help=f"a source without CORPUS, may be repeated; FORMAT is one of {', '.join(FORMATS)}",
     )
-    verb.add_argument(
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="a Hugging Face folder, a tokenizer.json, a vocab.txt, an XLM-R SentencePiece .model, or a model id of the hub",
+    )
+    parser.add_argument("--heldout", type=_number, metavar="SHARE", help="share of documents set aside (default: 0.01)")
+    parser.add_argument("--unit-mib", type=_number, metavar="M", help="MiB of input files in one shard (default: 64)")
+    parser.add_argument(
+        "--budget-tokens",
+        type=_number,
+        metavar="N",
+        help="tokens that a training run will read (steps x batch x length; 2e9, 20G): prepare only what it needs",
+    )
+    parser.add_argument(
+        "--alpha", type=_number, metavar="A", help="sources are read in proportion to their tokens ** A (default: 1)"
+    )
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the corpus folder")
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: %(default)s)"
     )
-    verb.add_argument(
-        "--heldout",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="share of documents set aside (default: %(default)s)",
-    )
-    verb.add_argument(
-        "--unit-mib",
-        type=float,
-        default=64,
-        metavar="M",
-        help="MiB of an input file in one shard (default: %(default)s)",
-    )
 
-    verb = verbs.add_parser("verify", help="check a corpus: exit code 0 whole, 1 with findings, 2 no corpus at all")
-    verb.add_argument("data", type=Path, metavar="DIR")
-    verb.add_argument("--deep", action="store_true", help="read every byte: hashes, ids, document ends, receipts")
 
-    verb = verbs.add_parser("stats", help="what a corpus holds, source by source")
-    verb.add_argument("data", type=Path, metavar="DIR")
-    return parser
+def _number(text: str) -> float:
+    """ "0.3", "2e9", "20G"."""
+    powers = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+    digits, power = (text[:-1], powers[text[-1]]) if text[-1:] in powers else (text, 1)
+    try:
+        number = float(digits) * power
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return number
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of documents")
+    return int(text)
+
+
+def _share(text: str) -> Share:
+    """ "2/8" -> node 2 of 8."""
+    node, slash, nodes = text.partition("/")
+    if not (slash and node.isdecimal() and nodes.isdecimal() and int(node) < int(nodes)):
+        raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 0 to N-1, such as 0/4")
+    return Share(int(node), int(nodes))
 
 
 if __name__ == "__main__":

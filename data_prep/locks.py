@@ -1,16 +1,23 @@
-"""One process at a time in a folder."""
+"""Who may write to a folder: one process alone, or several nodes that each have their own part of the work.
+
+A lock is an ``flock`` on a file that names its holder. Over a network it needs a file system that passes locks on (NFS 4,
+Lustre with ``flock``, GPFS, CephFS).
+"""
 
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from data_prep.errors import UserError
 
 PATIENCE = 20.0  # seconds; the processes of a killed run may take that long to die
+
+_LOCK = ".lock"
 
 
 @contextmanager
@@ -19,33 +26,65 @@ def sole_process(folder: Path, say: Callable[[str], object], patience: float | N
 
     Makes the folder. Raises UserError naming the process that holds it.
     """
-    patience = PATIENCE if patience is None else patience
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be used as a folder to write to ({error.strerror}); name another") from None
-    with lock as file:
-        deadline = time.monotonic() + patience
-        waiting = False
-        while not _try_lock(file):
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            if time.monotonic() > deadline:
-                raise UserError(f"{folder}: in use by process {holder}; wait until it has ended, or stop it")
-            if not waiting:
-                say(f"{folder}: process {holder} is at work here; waiting up to {patience:.0f} s for it to end")
-            waiting = True
-            time.sleep(0.2)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with ExitStack() as stack:
+        _hold(stack, folder, _LOCK, fcntl.LOCK_EX, say, patience)
         yield
 
 
-def _try_lock(file: TextIO) -> bool:
+@contextmanager
+def one_of_nodes(folder: Path, node: int, nodes: int, say: Callable[[str], object]) -> Iterator[None]:
+    """Hold the place of ``node`` of ``nodes`` in ``folder``, beside other nodes and against ``sole_process``.
+
+    Raises UserError naming the process that holds this place, all places, or one of another number of nodes.
+    """
+    with ExitStack() as stack:
+        _hold(stack, folder, _LOCK, fcntl.LOCK_SH, say, None)
+        _hold(stack, folder, f"{_LOCK}-{node}-of-{nodes}", fcntl.LOCK_EX, say, None)
+        for name, holder in holders(folder):
+            if name.startswith(f"{_LOCK}-") and not name.endswith(f"-of-{nodes}"):
+                place = name.removeprefix(f"{_LOCK}-").replace("-of-", "/")
+                raise UserError(f"{folder}: {holder} is at work here as node {place}; give all nodes the same number")
+        yield
+
+
+def holders(folder: Path) -> list[tuple[str, str]]:
+    """(name of the lock, who holds it) for the locks in ``folder`` that are held now."""
+    found = []
+    for path in sorted(folder.glob(f"{_LOCK}*")):
+        with path.open("a+" if os.access(path, os.W_OK) else "r") as file:
+            if not _try_lock(file, fcntl.LOCK_SH) or (path.name == _LOCK and not _try_lock(file, fcntl.LOCK_EX)):
+                file.seek(0)
+                found.append((path.name, file.read().strip() or "an unknown process"))
+    return found
+
+
+def _hold(stack: ExitStack, folder: Path, name: str, kind: int, say: Callable, patience: float | None) -> None:
+    """Lock a file until the stack is closed."""
+    patience = PATIENCE if patience is None else patience
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context((folder / name).open("a+"))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be used as a folder to write to ({error.strerror}); name another") from None
+    deadline = time.monotonic() + patience
+    waiting = False
+    while not _try_lock(file, kind):
+        file.seek(0)
+        holder = file.read().strip() or "an unknown process"
+        if time.monotonic() > deadline:
+            raise UserError(f"{folder}: in use by {holder}; wait until it has ended, or stop it")
+        if not waiting:
+            say(f"{folder}: {holder} is at work here; waiting up to {patience:.0f} s for it to end")
+        waiting = True
+        time.sleep(0.2)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+
+
+def _try_lock(file: TextIO, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -1,204 +1,310 @@
-"""``prepare``: from what the user names to a whole corpus; goes on where an earlier run stopped."""
+"""``prepare`` and ``extend``: from what the user names to a whole corpus; they go on where an earlier run stopped."""
 
-import difflib
-import glob
 import re
 import sys
 from collections import Counter
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_prep.encode import load_encoder
+from data_prep.description import Description, ResolvedSource, check_files, check_names
+from data_prep.encode import Encoder, load_encoder
 from data_prep.errors import UserError
-from data_prep.locks import sole_process
+from data_prep.forecast import with_units
+from data_prep.inputs import InputFile, describe_file, tokenizer_path
+from data_prep.locks import one_of_nodes, sole_process
+from data_prep.plan import INPUTS, MIB, Budget, Plan, read_plan
 from data_prep.readers import PIECE
-from data_prep.shards import HELDOUT, MANIFEST, PLAN, VERSION, open_corpus, read_json, write_json, write_manifest
-from data_prep.units import FORMATS, Job, Unit, describe_file, finished
+from data_prep.shards import HELDOUT, MANIFEST, PLAN, open_corpus, shard_folder, write_manifest
+from data_prep.units import Job, Unit, finished
 from data_prep.workers import Progress, run_units
-
-_MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class SourceSpec:
-    """What the user named NAME=FORMAT:GLOB, with the glob expanded in sorted order."""
+class Share:
+    """Which part of the work is this process's: node ``node`` of ``nodes``."""
 
-    name: str
-    format: str
-    paths: tuple[Path, ...]
+    node: int = 0
+    nodes: int = 1
+
+    def of(self, units: list[Unit]) -> list[Unit]:
+        """The units that begin in this node's stretch of all bytes, so that few files are read by two nodes."""
+        total, before, mine = sum(unit.size for unit in units), 0, []
+        for unit in units:
+            if before * self.nodes // max(total, 1) == self.node:
+                mine.append(unit)
+            before += unit.size
+        return mine
+
+    def lock(self, data: Path) -> AbstractContextManager[None]:
+        return one_of_nodes(data, self.node, self.nodes, say) if self.nodes > 1 else sole_process(data, say)
+
+
+def asked_plan(description: Description, budget_tokens: float | None = None) -> tuple[Plan, Encoder]:
+    """What a description asks for, with its files found and no units chosen yet, and the tokenizer.
+
+    Raises UserError for any fault of the settings or the files.
+    """
+    heldout = 0.01 if description.heldout is None else description.heldout
+    unit_mib = 64 if description.unit_mib is None else description.unit_mib
+    if not 0 <= heldout < 1:
+        raise UserError(f"--heldout {heldout}: must be at least 0 and below 1")
+    if not PIECE / MIB <= unit_mib <= MIB:
+        raise UserError(f"--unit-mib {unit_mib}: must be from {PIECE / MIB} to {MIB}")
+    if description.tokenizer is None:
+        raise UserError("--tokenizer: none is named; give a folder, a file or a model id of the hub")
+    path = tokenizer_path(description.tokenizer)
+    encoder = load_encoder(path)
+    check_names(source.name for source in description.sources)
+    resolved = [source.resolve() for source in description.sources]
+    for warning in check_files(resolved):
+        say(warning)
+    sources = {source.name: source for source in resolved}
+    plan = Plan(path, encoder.fingerprint(), float(heldout), float(unit_mib), sources, {}, None)
+    return replace(plan, budget=_budget(budget_tokens, description.alpha)), encoder
+
+
+def _budget(tokens: float | None, alpha: float | None) -> Budget | None:
+    alpha = 1.0 if alpha is None else alpha
+    if not 0 <= alpha <= 1:
+        raise UserError(f"--alpha {alpha}: must be from 0 (all sources alike) to 1 (in proportion to their tokens)")
+    if tokens is not None and not tokens > 0:
+        raise UserError(f"--budget-tokens {tokens}: must be above 0")
+    return None if tokens is None else Budget(float(tokens), float(alpha))
+
+
+def planned_again(data: Path) -> tuple[Plan, Encoder]:
+    """The plan of DATA with its files as they are now, and the tokenizer. Raises UserError if there is no plan."""
+    plan = read_plan(data)
+    if plan is None:
+        raise UserError(f"{data}: has no {PLAN}, so nothing to go on with; name a corpus, or sources and a tokenizer")
+    encoder = load_encoder(plan.tokenizer_path)
+    sources = {
+        name: replace(source, files=tuple(map(_as_it_is_now, source.files))) for name, source in plan.sources.items()
+    }
+    return replace(plan, tokenizer=encoder.fingerprint(), sources=sources), encoder
+
+
+def _as_it_is_now(file: InputFile) -> InputFile:
+    return file if file.hub else describe_file(file.path)
 
 
 def prepare(
-    data: Path, tokenizer: Path, sources: list[str], workers: int, heldout: float = 0.01, unit_mib: float = 64
+    data: Path, asked: Plan, encoder: Encoder, workers: int, share: Share | None = None, refresh: bool = False
 ) -> None:
-    """Prepare a corpus at ``data`` from sources NAME=FORMAT:GLOB.
+    """Make the corpus ``asked`` at ``data``, or this node's share of it.
 
-    ``heldout`` is the share of documents that is set aside, ``unit_mib`` the MiB of an input file in a unit. Raises
-    UserError for any fault of the arguments or the input, and if ``data`` holds something else.
+    ``refresh``: files that have changed since the plan are taken as they are now, and their units made again. Raises
+    UserError if ``data`` holds another plan or something else, or for a fault of the input.
     """
-    if not 0 <= heldout < 1:
-        raise UserError(f"--heldout {heldout}: must be at least 0 and below 1")
-    if not PIECE / _MIB <= unit_mib <= _MIB:
-        raise UserError(f"--unit-mib {unit_mib}: must be from {PIECE / _MIB} to {_MIB}")
+    share = share or Share()
+    _check_workers(workers)
+    _make_folder(data)
+    with share.lock(data):
+        before = read_plan(data)
+        _prepare_locked(data, _agree(data, before, asked, encoder, refresh), workers, share)
+
+
+def extend(data: Path, more: Plan | None, encoder: Encoder, budget: Budget | None, workers: int) -> None:
+    """Add sources, or a larger budget, to the corpus at ``data``. Nothing that is there is made again.
+
+    Raises UserError if ``more`` does not agree with what is there.
+    """
+    _check_workers(workers)
+    with sole_process(data, say):
+        before, _ = planned_again(data)
+        known = read_plan(data)
+        if difference := _difference(known, before, contents=True):
+            raise UserError(f"{data / PLAN}: {difference}; prepare with --refresh first")
+        plan = replace(before, budget=budget or before.budget)
+        if more is not None:
+            if difference := _settings_difference(before, more):
+                raise UserError(f"{data / PLAN}: {difference}; a corpus is extended with the same settings")
+            for name in before.sources.keys() & more.sources.keys():
+                if difference := _source_difference(before.sources[name], more.sources[name], contents=True):
+                    raise UserError(f"{data / PLAN}: {difference}; give the new files a name of their own")
+            plan = replace(plan, sources=before.sources | more.sources)
+            check_files(plan.sources.values())
+        plan = with_units(plan, encoder, say, at_least=before.units)
+        if plan.units == before.units:
+            say(f"{data}: nothing to add; all {sum(plan.units.values())} units of this plan are there already")
+        plan.write(data)
+        _prepare_locked(data, plan, workers, Share())
+
+
+def _check_workers(workers: int) -> None:
     if workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
-    specs = parse_sources(sources)
-    job = Job(data, tokenizer, load_encoder(tokenizer).fingerprint(), float(heldout))
-    _make_folder(data)
-    with sole_process(data, _say):
-        plan = _agree_plan(job, specs, float(unit_mib))
-        _prepare_locked(job, plan, _units(plan, specs), workers)
-
-
-def parse_sources(texts: list[str]) -> list[SourceSpec]:
-    """Read NAME=FORMAT:GLOB arguments. Raises UserError for a fault in one, or a name or file that comes twice."""
-    specs = [_parse_source(text) for text in texts]
-    for name, times in Counter(spec.name for spec in specs).items():
-        if times > 1:
-            raise UserError(f"--source {name}: this name is given {times} times; give each source its own")
-    seen: dict[Path, str] = {}
-    for spec in specs:
-        for path in spec.paths:
-            if other := seen.get(path.resolve()):
-                raise UserError(f"{path}: is in source {spec.name} and already in source {other}; name it once")
-            seen[path.resolve()] = spec.name
-    return specs
-
-
-def _parse_source(text: str) -> SourceSpec:
-    name, equals, rest = text.partition("=")
-    form, colon, pattern = rest.partition(":")
-    if not (equals and colon and pattern):
-        raise UserError(f"--source {text}: must be NAME=FORMAT:GLOB, such as wiki=wikipedia:dumps/*.bz2")
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) or name in (HELDOUT, MANIFEST, PLAN):
-        raise UserError(f"--source {text}: {name!r} cannot be a source's name; use letters, digits, _ - and inner .")
-    if form not in FORMATS:
-        near = difflib.get_close_matches(form, FORMATS, n=1, cutoff=0)
-        raise UserError(f"--source {text}: no format {form!r}, did you mean {near[0]!r}? Known: {', '.join(FORMATS)}")
-    found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
-    paths = tuple(Path(path) for path in found if Path(path).is_file())
-    if not paths:
-        raise UserError(f"--source {text}: no file matches {pattern} (from {Path.cwd()})")
-    return SourceSpec(name, form, paths)
 
 
 def _make_folder(data: Path) -> None:
     """Make DATA, or find it empty or begun by an earlier prepare. Raises UserError if it is anything else."""
     try:
         data.mkdir(parents=True, exist_ok=True)
-        strangers = [entry.name for entry in data.iterdir() if entry.name != ".lock" and entry.suffix != ".tmp"]
+        strangers = [entry.name for entry in data.iterdir() if not re.fullmatch(r"\.lock.*|\..*\.tmp", entry.name)]
     except OSError as error:
         raise UserError(f"--out {data}: {error.strerror}; name a new or an empty folder") from None
-    if strangers and PLAN not in strangers:
+    if strangers and not {PLAN, INPUTS} & {*strangers}:
         raise UserError(f"--out {data}: holds {min(strangers)} but no {PLAN}; name a new or an empty folder")
 
 
-def _agree_plan(job: Job, specs: list[SourceSpec], unit_mib: float) -> dict:
-    """Write DATA/plan.json, or find the one there equal. Raises UserError naming what differs once work was done."""
-    plan = {
-        "version": VERSION,
-        "settings": {"heldout": job.heldout, "unit_mib": unit_mib},
-        "tokenizer": job.tokenizer,
-        "sources": {
-            spec.name: {"format": spec.format, "files": [describe_file(path) for path in spec.paths]} for spec in specs
-        },
-    }
-    path = job.data / PLAN
-    before = read_json(path) if path.exists() else None
-    if before is not None and before != plan and any(job.data.glob("**/[0-9]*.json")):
-        raise UserError(f"{path}: {_difference(before, plan)}; go back to that, or prepare into a new folder")
-    if before != plan:
-        write_json(path, plan)
+def _agree(data: Path, before: Plan | None, asked: Plan, encoder: Encoder, refresh: bool) -> Plan:
+    """The plan to follow, written to DATA. Raises UserError naming what differs from the one that work was done for."""
+    difference = before and _difference(before, asked, contents=True)
+    if before and not difference:
+        plan = replace(asked, units=before.units)
+    elif not before or not any(data.glob("**/[0-9]*.json")):
+        plan = with_units(asked, encoder, say, at_least={})
+    elif refresh and not (other := _difference(before, asked, contents=False)):
+        say(f"{difference}; its units are made again")
+        (data / MANIFEST).unlink(missing_ok=True)  # until then there is no corpus
+        plan = with_units(asked, encoder, say, at_least=before.units)
+    else:
+        same = "" if not refresh or difference == other else "; --refresh is for files whose content has changed"
+        hint = ", or take the files as they are now with --refresh" if _only_contents(before, asked) else ""
+        raise UserError(f"{data / PLAN}: {difference}{same}; go back to that{hint}, or prepare into a new folder")
+    plan.write(data)
     return plan
 
 
-def _difference(before: dict, now: dict) -> str:
-    """The first thing in which two plans differ, in words."""
-    for key in ("version", "settings", "tokenizer"):
-        if before.get(key) != now[key]:
-            if key == "tokenizer":
-                return f"the tokenizer was another one (sha256 {before[key]['sha256'][:12]}, now {now[key]['sha256'][:12]})"
-            return f"{key} was {before.get(key)}, now {now[key]}"
-    old, new = before["sources"], now["sources"]
-    if old.keys() != new.keys():
-        return f"the sources were {', '.join(sorted(old))}, now {', '.join(sorted(new))}"
-    for name in new:
-        if old[name]["format"] != new[name]["format"]:
-            return f"the format of source {name} was {old[name]['format']}, now {new[name]['format']}"
-        names = [[file["name"] for file in entry[name]["files"]] for entry in (old, new)]
-        if names[0] != names[1]:
-            changed = sorted({*names[0]} ^ {*names[1]}) or names[1]
-            return (
-                f"source {name} had {len(names[0])} files, now {len(names[1])}; not in both: {', '.join(changed[:3])}"
-            )
-        for was, file in zip(old[name]["files"], new[name]["files"], strict=True):
-            if was != file:
-                return f"{file['name']} of source {name} has changed since ({was['bytes']} bytes, now {file['bytes']})"
-    return "it was written by another version of this program"
+def _only_contents(before: Plan, asked: Plan) -> bool:
+    return _difference(before, asked, contents=False) is None
 
 
-def _units(plan: dict, specs: list[SourceSpec]) -> list[Unit]:
-    """Every unit of the plan, in order. An empty file has one unit."""
-    unit_pieces = int(plan["settings"]["unit_mib"] * _MIB) // PIECE
-    units = []
-    for spec in specs:
-        number = 0
-        for path, file in zip(spec.paths, plan["sources"][spec.name]["files"], strict=True):
-            count = max(1, -(-file["bytes"] // (unit_pieces * PIECE)))
-            for index in range(count):
-                units.append(Unit(spec.name, spec.format, path, file, index, unit_pieces, number + index))
-            number += count
-    return units
+def _difference(before: Plan, now: Plan, contents: bool) -> str | None:
+    """The first thing in which two plans differ, in words; the content of files too if ``contents``."""
+    if difference := _settings_difference(before, now):
+        return difference
+    if before.budget != now.budget:
+        return f"the budget was {_budget_words(before.budget)}, now {_budget_words(now.budget)}; `extend` enlarges it"
+    if before.sources.keys() != now.sources.keys():
+        return f"the sources were {_some(before.sources)}, now {_some(now.sources)}; `extend` adds to them"
+    pairs = ((before.sources[name], now.sources[name]) for name in now.sources)
+    return next(filter(None, (_source_difference(old, new, contents) for old, new in pairs)), None)
 
 
-def _prepare_locked(job: Job, plan: dict, units: list[Unit], workers: int) -> None:
-    _remove_leftovers(job.data)
-    pending = [unit for unit in units if not finished(job, unit)]
-    whole = (job.data / MANIFEST).exists()
-    if whole and not pending:
-        _say(f"{job.data}: already complete, nothing to do ({_summary(job.data)})")
+def _settings_difference(before: Plan, now: Plan) -> str | None:
+    for option, old, new in (
+        ("--heldout", before.heldout, now.heldout),
+        ("--unit-mib", before.unit_mib, now.unit_mib),
+    ):
+        if old != new:
+            return f"{option} was {old}, now {new}"
+    if before.tokenizer != now.tokenizer:
+        old, new = (plan.tokenizer["sha256"][:12] for plan in (before, now))
+        what = (
+            f"sha256 {old}, now {new}"
+            if old != new
+            else "the same file, but it gives other ids: another version of its library"
+        )
+        return f"the tokenizer was another one ({what})"
+    return None
+
+
+def _source_difference(old: ResolvedSource, new: ResolvedSource, contents: bool) -> str | None:
+    if (old.format, old.field) != (new.format, new.field):
+        was, now = (".".join(filter(None, (source.format, source.field))) for source in (old, new))
+        return f"the format of source {new.name} was {was}, now {now}"
+    names = [[file.name for file in source.files] for source in (old, new)]
+    if names[0] != names[1]:
+        changed = sorted({*names[0]} ^ {*names[1]}) or names[1]
+        return (
+            f"source {new.name} had {len(names[0])} files, now {len(names[1])}; not in both: {', '.join(changed[:3])}"
+        )
+    for was, file in zip(old.files, new.files, strict=True):
+        if contents and was.entry != file.entry:
+            return f"{file.name} of source {new.name} has changed since ({was.bytes} bytes, now {file.bytes})"
+    return None
+
+
+def _budget_words(budget: Budget | None) -> str:
+    return f"{budget.tokens:g} tokens at alpha {budget.alpha:g}" if budget else "none"
+
+
+def _some(names: dict) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} others" if len(shown) > 5 else "")
+
+
+def _prepare_locked(data: Path, plan: Plan, workers: int, share: Share) -> None:
+    job = Job(data, plan.tokenizer_path, plan.tokenizer, plan.heldout)
+    units = plan.all_units()
+    mine = share.of(units)
+    pending = [unit for unit in mine if not finished(job, unit)]
+    if not pending and share.nodes == 1 and _is_whole(data, plan):
+        say(f"{data}: already complete, nothing to do ({_summary(data)})")
         return
-    if len(pending) < len(units):
-        _say(f"{len(units) - len(pending)} of {len(units)} units are done; going on with the others")
-    total = sum(unit.size for unit in units)
+    if len(pending) < len(mine):
+        say(f"{len(mine) - len(pending):,} of {len(mine):,} units are done; going on with the others")
+    elif len(pending) < min(workers, 8):
+        say(
+            f"{len(pending)} units for {workers} workers; a smaller --unit-mib than {plan.unit_mib:g} gives all of them work"
+        )
+    total = sum(unit.size for unit in mine)
     with closing(Progress(total, total - sum(unit.size for unit in pending))) as progress:
         run_units(job, pending, workers, progress)
-    _remove_leftovers(job.data)
-    write_manifest(job.data, _manifest(job, plan, units))
-    _say(f"{job.data}: complete ({_summary(job.data)})")
+    receipts = {unit: finished(job, unit) for unit in units}
+    if missing := sum(receipt is None for receipt in receipts.values()):
+        say(f"{data}: node {share.node}/{share.nodes} is done; others have {missing:,} of {len(units):,} units to do")
+        return
+    _sweep(data, plan, units)
+    write_manifest(data, _manifest(plan, receipts))
+    say(f"{data}: complete ({_summary(data)})")
 
 
-def _remove_leftovers(data: Path) -> None:
-    for path in data.glob("**/.*.tmp"):
-        path.unlink()
+def _is_whole(data: Path, plan: Plan) -> bool:
+    """Whether the manifest is that of this plan. Raises UserError if it is damaged."""
+    if not (data / MANIFEST).exists():
+        return False
+    entries = open_corpus(data).manifest["sources"]
+    return {name: entry["units"] for name, entry in entries.items()} == plan.units
 
 
-def _manifest(job: Job, plan: dict, units: list[Unit]) -> dict:
+def _sweep(data: Path, plan: Plan, units: list[Unit]) -> None:
+    """Remove what killed processes left half-written, and shards that are no longer in the plan."""
+    for path in (*data.glob(".*.tmp"), *data.glob("**/.*.tmp")):
+        path.unlink(missing_ok=True)
+    wanted: dict[str, set[str]] = {name: set() for name in plan.sources}
+    for unit in units:
+        wanted[unit.source].add(unit.stem)
+    for name, stems in wanted.items():
+        for side in ("train", "heldout"):
+            for path in shard_folder(data, name, side).glob("[0-9]*-[0-9]*.*"):
+                if path.name.split(".")[0] not in stems:
+                    path.unlink()
+
+
+def _manifest(plan: Plan, receipts: dict[Unit, dict[str, dict]]) -> dict:
     """The manifest's content, from the receipts. Raises UserError if a source came to nothing."""
-    receipts = [(unit, finished(job, unit)) for unit in units]
-    manifest = {key: plan[key] for key in ("tokenizer", "settings")} | {"sources": {}, HELDOUT: {}}
-    for name, source in plan["sources"].items():
-        mine = [(unit, receipt) for unit, receipt in receipts if unit.source == name]
-        entry = source | _totals([receipt["train"] for _, receipt in mine])
+    described = plan.describe()
+    manifest = {key: described[key] for key in ("tokenizer", "settings")} | {"sources": {}, HELDOUT: {}}
+    for name, source in described["sources"].items():
+        mine = [(unit, receipt) for unit, receipt in receipts.items() if unit.source == name]
+        whole, part = plan.sources[name].bytes, sum(unit.size for unit, _ in mine)
+        entry = source | _totals([receipt["train"] for _, receipt in mine], whole, part)
         entry["dropped"] = dict(sum((Counter(receipt["train"]["dropped"]) for _, receipt in mine), Counter()))
         entry["repairs"] = dict(sum((Counter(receipt["train"]["repairs"]) for _, receipt in mine), Counter()))
         if empty := _empty_files(mine):
             entry["dropped"]["empty_file"] = len(empty)
-            _say(f"warning: source {name}: {len(empty)} files are empty: {', '.join(empty[:3])}")
+            say(f"warning: source {name}: {len(empty)} files are empty: {', '.join(empty[:3])}")
         if not entry["documents"]:
             raise UserError(f"source {name}: no document was left of its {len(source['files'])} files{_why(entry)}")
         manifest["sources"][name] = entry
-        if job.heldout:
-            manifest[HELDOUT][name] = _totals([receipt["heldout"] for _, receipt in mine])
+        if plan.heldout:
+            manifest[HELDOUT][name] = _totals([receipt["heldout"] for _, receipt in mine], whole, part)
+    if plan.heldout and not any(entry["documents"] for entry in manifest[HELDOUT].values()):
+        say(f"warning: --heldout {plan.heldout:g} set no document aside; training will have no held-out loss")
     return manifest
 
 
-def _totals(receipts: list[dict]) -> dict:
+def _totals(receipts: list[dict], whole: int, part: int) -> dict:
+    """Sums over shards; ``size`` is the tokens of all ``whole`` bytes of the source, going by those of ``part`` bytes."""
     rows = [receipt["shard"] for receipt in receipts]
+    tokens = sum(row["tokens"] for row in rows)
     return {
         "documents": sum(row["documents"] for row in rows),
-        "tokens": sum(row["tokens"] for row in rows),
+        "tokens": tokens,
+        "size": tokens if part == whole else tokens * whole // max(part, 1),
         "unknown": sum(receipt["unknown"] for receipt in receipts),
         "shards": rows,
     }
@@ -206,10 +312,11 @@ def _totals(receipts: list[dict]) -> dict:
 
 def _empty_files(mine: list[tuple[Unit, dict]]) -> list[str]:
     """Names of the files in which no document was found, not even one to drop."""
-    read = Counter()
+    read: Counter[InputFile] = Counter()
     for unit, receipt in mine:
-        read[unit.path] += receipt["train"]["read"]
-    return [path.name for path, documents in read.items() if not documents]
+        for part, documents in zip(unit.parts, receipt["train"]["read"], strict=True):
+            read[part.file] += documents
+    return [file.name for file, documents in read.items() if not documents]
 
 
 def _why(entry: dict) -> str:
@@ -219,11 +326,14 @@ def _why(entry: dict) -> str:
 
 def _summary(data: Path) -> str:
     corpus = open_corpus(data)
-    parts = [
-        f"{source.name}: {source.documents:,} documents, {source.tokens:,} tokens" for source in corpus.sources.values()
-    ]
+    sources = list(corpus.sources.values())
+    parts = [f"{source.name}: {source.documents:,} documents, {source.tokens:,} tokens" for source in sources[:5]]
+    if len(sources) > 5:
+        total = sum(source.tokens for source in sources)
+        parts.append(f"and {len(sources) - 5} more sources, {total:,} tokens in all")
     return f"{'; '.join(parts)}; id {corpus.id[:12]}"
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tell the person at the terminal."""
     print(f"prepare: {line}", file=sys.stderr, flush=True)

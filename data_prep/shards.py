@@ -1,28 +1,31 @@
 """Token shards on disk: the writer, the reader and the checks. The only bridge from ``data_prep`` to ``pipeline``.
 
     DATA/manifest.json             what is here; written last, so no manifest means no data
-    DATA/SOURCE/00000.tokens.npy   token ids [tokens], uint16 if the vocabulary fits, else uint32
-    DATA/SOURCE/00000.docs.npy     document ends [documents], uint64: the index one past each document's separator
-    DATA/SOURCE/00000.json         the unit's receipt
-    DATA/heldout/SOURCE/...        the same, for the documents that were set aside
+    DATA/SOURCE/00000-00000.tokens.npy   token ids [tokens], uint16 if the vocabulary fits, else uint32
+    DATA/SOURCE/00000-00000.docs.npy     document ends [documents], uint64: the index one past each document's separator
+    DATA/SOURCE/00000-00000.json         the unit's receipt
+    DATA/heldout/SOURCE/...              the same, for the documents that were set aside
 
-A document is stored as its token ids followed by one separator. A shard may be empty.
+A document is stored as its token ids followed by one separator. A shard is named by its unit: the number of the file in
+its source, and of the unit in the file. It may be empty.
 """
 
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 
 from data_prep.errors import UserError
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 HELDOUT = "heldout"
@@ -50,11 +53,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """One named part of a corpus. ``tokens`` counts the separators; empty shards are left out of ``shards``."""
+    """One named part of a corpus. ``tokens`` counts the separators; empty shards are left out of ``shards``.
+
+    ``size``: the tokens that the whole source would have, which sampling weights go by; above ``tokens`` if only a part
+    of it was prepared, under a budget.
+    """
 
     name: str
     documents: int
     tokens: int
+    size: int
     shards: tuple[Shard, ...]
 
 
@@ -87,7 +95,9 @@ def verify(path: str | Path, deep: bool) -> list[str]:
     Raises UserError if DATA is not data at all.
     """
     corpus = _read_corpus(Path(path))
-    findings = _manifest_findings(corpus) or _array_findings(corpus)
+    if findings := _manifest_findings(corpus):
+        return findings  # what else it says cannot be relied on
+    findings = _array_findings(corpus)
     damaged = {finding.split(": ")[0] for finding in findings}
     if deep:
         for row, shard in _shards(corpus):
@@ -119,37 +129,65 @@ def shard_folder(data: Path, source: str, side: str) -> Path:
 
 
 def receipt_path(tokens_path: Path) -> Path:
-    """``00000.tokens.npy`` -> ``00000.json``."""
+    """``00000-00000.tokens.npy`` -> ``00000-00000.json``."""
     return tokens_path.with_name(tokens_path.name.replace(".tokens.npy", ".json"))
 
 
-def write_shard(folder: Path, number: int, tokens: np.ndarray, ends: np.ndarray, receipt: dict) -> dict:
-    """Write shard ``number``: tokens [tokens], document ends [documents], and last its receipt.
+class ShardWriter:
+    """One shard being written, in bounded memory: two files grow aside and take their names in ``finish``."""
 
-    Returns the shard's row of the manifest: file, tokens, documents, sha256. The receipt holds it as "shard".
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{number:05d}"
-    hashes = {
-        "tokens": _write_array(folder / f"{stem}.tokens.npy", tokens),
-        "docs": _write_array(folder / f"{stem}.docs.npy", ends.astype(ENDS_DTYPE)),
-    }
-    row = {"file": f"{stem}.tokens.npy", "tokens": len(tokens), "documents": len(ends), "sha256": hashes}
-    write_json(folder / f"{stem}.json", receipt | {"shard": row})
-    return row
+    def __init__(self, folder: Path, stem: str, dtype: np.dtype):
+        self._folder, self._stem = folder, stem
+        folder.mkdir(parents=True, exist_ok=True)
+        self._tokens = _GrowingArray(folder / f"{stem}.tokens.npy", dtype)
+        self._docs = _GrowingArray(folder / f"{stem}.docs.npy", ENDS_DTYPE)
+
+    def extend(self, tokens: np.ndarray, ends: np.ndarray) -> None:
+        """Append documents: tokens [n], separators included, and their ends [documents] within these."""
+        ends = np.asarray(ends, ENDS_DTYPE) + np.uint64(self._tokens.length)
+        self._tokens.extend(tokens)
+        self._docs.extend(ends)
+
+    def finish(self, receipt: dict) -> dict:
+        """Put the files in place, and last the receipt; returns the shard's row of the manifest, which it holds too."""
+        hashes = {"tokens": self._tokens.finish(), "docs": self._docs.finish()}
+        row = {"file": f"{self._stem}.tokens.npy", "tokens": self._tokens.length, "documents": self._docs.length}
+        row["sha256"] = hashes
+        write_json(self._folder / f"{self._stem}.json", sealed(receipt | {"shard": row}))
+        return row
+
+    def discard(self) -> None:
+        """Remove what was not finished; to be called at the end in any case."""
+        self._tokens.discard()
+        self._docs.discard()
+
+
+def write_shard(folder: Path, stem: str, tokens: np.ndarray, ends: np.ndarray, receipt: dict) -> dict:
+    """Write a shard at once: tokens [tokens], document ends [documents]. Returns its row of the manifest."""
+    writer = ShardWriter(folder, stem, tokens.dtype)
+    try:
+        writer.extend(tokens, ends)
+        return writer.finish(receipt)
+    finally:
+        writer.discard()
 
 
 def write_manifest(data: Path, content: dict) -> dict:
     """Write DATA/manifest.json from its content, adding the format version and the corpus id. Returns the manifest."""
-    manifest = {"version": VERSION} | content
-    manifest["id"] = _corpus_id(manifest)
+    manifest = sealed({"version": VERSION} | content)
     write_json(data / MANIFEST, manifest)
     return manifest
 
 
+def sealed(content: dict) -> dict:
+    """The content with its "id", the sha256 of all the rest."""
+    rest = {key: value for key, value in content.items() if key != "id"}
+    return rest | {"id": hashlib.sha256(_encode_json(rest)).hexdigest()}
+
+
 def write_json(path: Path, value: dict) -> None:
     """Write ``value`` atomically, in a form whose bytes depend on the value alone."""
-    _write_atomic(path, lambda file: file.write(_encode_json(value)))
+    _write_atomic(path, _encode_json(value))
 
 
 def read_json(path: Path) -> dict:
@@ -165,21 +203,27 @@ def read_json(path: Path) -> dict:
 
 def array_problem(path: Path, dtype: np.dtype, length: int) -> str | None:
     """Why the .npy file is not a whole one-dimensional array of that dtype and length; None if it is."""
+    header = _header(dtype, length)
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                return f"is .npy version {version}, not (1, 0)"
-            shape, _, found = np.lib.format.read_array_header_1_0(file)
-            expected_size = file.tell() + length * dtype.itemsize
+            found = file.read(len(header))
     except FileNotFoundError:
         return "is missing"
-    except (OSError, ValueError) as error:
-        return f"has no readable .npy header ({error})"
-    if (shape, found) != ((length,), dtype):
-        return f"holds {found}{list(shape)} where the manifest says {dtype}[{length}]"
-    return None if size == expected_size else f"has {size} bytes instead of {expected_size}"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    expected = len(header) + length * dtype.itemsize
+    if size != expected:
+        return f"has {size} bytes instead of {expected}"
+    return None if found == header else f"has another .npy header than that of {dtype}[{length}]"
+
+
+def _header(dtype: np.dtype, length: int) -> bytes:
+    """The header of a .npy file. NumPy leaves room in it for a length of 21 digits, so it can be written anew in place."""
+    content = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, content)
+    return header.getvalue()
 
 
 def _read_corpus(path: Path) -> Corpus:
@@ -219,7 +263,7 @@ def _what_else(path: Path) -> str:
 
 def _source(folder: Path, name: str, entry: dict) -> Source:
     shards = tuple(_shard(folder, row) for row in entry["shards"] if row["tokens"])
-    return Source(name, entry["documents"], entry["tokens"], shards)
+    return Source(name, entry["documents"], entry["tokens"], entry["size"], shards)
 
 
 def _shard(folder: Path, row: dict) -> Shard:
@@ -237,7 +281,7 @@ def _shards(corpus: Corpus) -> Iterator[tuple[dict, Shard]]:
 
 
 def _manifest_findings(corpus: Corpus) -> list[str]:
-    found = _corpus_id(corpus.manifest)
+    found = sealed(corpus.manifest)["id"]
     if found == corpus.id:
         return []
     return [f"{corpus.path / MANIFEST}: id {corpus.id[:12]} is not that of its content ({found[:12]}): it was edited"]
@@ -262,8 +306,9 @@ def _deep_findings(corpus: Corpus, row: dict, shard: Shard) -> list[str]:
             findings.append(f"{path}: sha256 is not the manifest's: its bytes have changed")
     receipt = receipt_path(shard.path)
     try:
-        if read_json(receipt).get("shard") != row:
-            findings.append(f"{receipt}: does not agree with the manifest")
+        content = read_json(receipt)
+        if content.get("shard") != row or sealed(content) != content:
+            findings.append(f"{receipt}: does not agree with the manifest, or with itself")
     except FileNotFoundError:
         findings.append(f"{receipt}: is missing")
     except UserError as error:
@@ -287,24 +332,41 @@ def _content_findings(shard: Shard, vocab_size: int, separator: int) -> list[str
     return findings
 
 
-def _corpus_id(manifest: dict) -> str:
-    content = {key: value for key, value in manifest.items() if key != "id"}
-    return hashlib.sha256(_encode_json(content)).hexdigest()
-
-
 def _encode_json(value: dict) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _write_array(path: Path, array: np.ndarray) -> str:
-    """Write a .npy file; returns its sha256."""
+class _GrowingArray:
+    """A one-dimensional .npy file that grows aside. Its header has a fixed length and is written anew at the end."""
 
-    def write(file: BinaryIO) -> None:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(memoryview(array))  # array.tofile loses the errno of a full disk
+    def __init__(self, path: Path, dtype: np.dtype):
+        self._path, self._aside, self._dtype = path, aside(path), dtype
+        self.length = 0
+        self._file = self._aside.open("w+b")
+        self._file.write(_header(dtype, 0))
 
-    _write_atomic(path, write)
-    return _file_sha256(path)
+    def extend(self, values: np.ndarray) -> None:
+        with _naming(self._path):
+            self._file.write(memoryview(np.ascontiguousarray(values, self._dtype)))  # tofile loses a full disk's errno
+        self.length += len(values)
+
+    def finish(self) -> str:
+        """The file's sha256, once it is whole and has its name."""
+        with _naming(self._path):
+            self._file.seek(0)
+            self._file.write(_header(self._dtype, self.length))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.seek(0)
+            digest = hashlib.file_digest(self._file, "sha256").hexdigest()
+            self._file.close()
+            _put_in_place(self._aside, self._path)
+        return digest
+
+    def discard(self) -> None:
+        with suppress(OSError):  # a full disk is told by what met it first
+            self._file.close()
+        self._aside.unlink(missing_ok=True)
 
 
 def _file_sha256(path: Path) -> str:
@@ -312,22 +374,39 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write aside, fsync, rename. A killed process leaves at most ``.NAME.PID.tmp``."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException as error:
-        aside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)
-        raise
+def aside(path: Path) -> Path:
+    """Where this process writes what will be ``path``. A killed process leaves it behind."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def _write_atomic(path: Path, content: bytes) -> None:
+    """Write aside, fsync, rename."""
+    with _naming(path):
+        try:
+            with aside(path).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            _put_in_place(aside(path), path)
+        except BaseException:
+            aside(path).unlink(missing_ok=True)
+            raise
+
+
+def _put_in_place(written: Path, path: Path) -> None:
+    written.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Make an OSError name ``path``, whatever the file was called while it grew."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise

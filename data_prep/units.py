@@ -1,12 +1,13 @@
-"""Work units: one unit is a run of pieces of one input file, and becomes one shard (and one held-out shard).
+"""Work units: one unit becomes one shard (and one held-out shard).
 
-Units follow from the input files and the unit size alone, so any number of workers, and any interruption, gives the
-same bytes. A unit is finished when its receipts are there and its arrays are whole.
+A unit is a run of pieces of one large input file, or several small files. Units follow from the input files and the unit
+size alone, so any number of workers or nodes, and any interruption, gives the same bytes. A unit is finished when its
+receipts are there and its arrays are whole.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,42 +16,37 @@ import numpy as np
 
 from data_prep.encode import Encoder
 from data_prep.errors import UserError
-from data_prep.readers import PIECE, TEXT, Document, Format
+from data_prep.formats import open_format
+from data_prep.inputs import InputFile
+from data_prep.readers import PIECE, Document, Format
 from data_prep.shards import (
     ENDS_DTYPE,
     VERSION,
+    ShardWriter,
     array_problem,
     read_json,
     receipt_path,
+    sealed,
     shard_folder,
     token_dtype,
-    write_shard,
 )
-from data_prep.wikipedia import WIKIPEDIA
-
-FORMATS: dict[str, Format] = {"text": TEXT, "wikipedia": WIKIPEDIA}
 
 _BATCH = 1 << 18  # characters encoded at once
-_SAMPLES, _SAMPLE = 64, 1 << 20  # a file above 64 MiB is known by its size and 64 blocks of 1 MiB
+_FILES = 1024  # small files in one unit, at most
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Pieces [index * unit_pieces, (index + 1) * unit_pieces) of a file; ``number`` is that of its shard."""
+class Part:
+    """Pieces [begin, end) of a file; its documents that begin there."""
 
-    source: str
-    format: str
-    path: Path
-    file: dict  # name, bytes, sha256
-    index: int
-    unit_pieces: int
-    number: int
+    file: InputFile
+    begin: int
+    end: int
 
     @property
     def span(self) -> tuple[int, int]:
         """The bytes [begin, end) of the file as it lies on disk."""
-        begin = self.index * self.unit_pieces * PIECE
-        return begin, min(begin + self.unit_pieces * PIECE, self.file["bytes"])
+        return self.begin * PIECE, min(self.end * PIECE, self.file.bytes)
 
     @property
     def size(self) -> int:
@@ -58,7 +54,27 @@ class Unit:
         return self.span[1] - self.span[0]
 
     def __str__(self) -> str:
-        return f"{self.path} bytes {self.span[0]} to {self.span[1]} (shard {self.source}/{self.number:05d})"
+        return f"{self.file.path} bytes {self.span[0]} to {self.span[1]}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One part of a large file, or the whole of several small ones; ``stem`` names its shard."""
+
+    source: str
+    format: str
+    field: str | None
+    stem: str
+    parts: tuple[Part, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(part.size for part in self.parts)
+
+    def __str__(self) -> str:
+        more = f" and {len(self.parts) - 1} more files" if len(self.parts) > 1 else ""
+        return f"{self.parts[0]}{more} (shard {self.source}/{self.stem})"
 
 
 @dataclass(frozen=True)
@@ -76,61 +92,126 @@ class Job:
         return ("heldout", "train") if self.heldout else ("train",)
 
 
+def cut(source: str, form: str, field: str | None, files: Sequence[InputFile], unit_pieces: int) -> list[Unit]:
+    """The units of a source, in the order of its files.
+
+    A file of more than ``unit_pieces`` pieces is cut into runs of so many; smaller ones that follow each other share
+    units of at most that size.
+    """
+    units: list[Unit] = []
+    small: list[Part] = []
+    first = 0  # number of the first file in ``small``
+
+    def close() -> None:
+        if small:
+            units.append(Unit(source, form, field, f"{first:05d}-00000", tuple(small)))
+            small.clear()
+
+    for number, file in enumerate(files):
+        pieces = -(-file.bytes // PIECE)
+        if pieces > unit_pieces:
+            close()
+            for index, begin in enumerate(range(0, pieces, unit_pieces)):
+                part = Part(file, begin, min(begin + unit_pieces, pieces))
+                units.append(Unit(source, form, field, f"{number:05d}-{index:05d}", (part,)))
+            continue
+        if len(small) == _FILES or sum(part.size for part in small) + file.bytes > unit_pieces * PIECE:
+            close()
+        first = first if small else number
+        small.append(Part(file, 0, pieces))
+    close()
+    return units
+
+
 class UnitReader:
-    """One file, read from start to end, unit after unit; what lies between the units asked for is skipped."""
+    """Reads units one after another. The last file stays open: its next unit goes on where this one ended."""
 
-    def __init__(self, unit: Unit):
-        self._format = FORMATS[unit.format]
-        self._unit_pieces = unit.unit_pieces
-        self._raw = self._format.split(unit.path)
+    def __init__(self) -> None:
+        self._open: _FileReader | None = None
+        self._before = 0  # bytes of the parts that are done
+
+    @property
+    def done(self) -> int:
+        """Bytes of the unit's files that have been read."""
+        return self._before + (self._open.done if self._open else 0)
+
+    def documents(self, unit: Unit) -> Iterator[tuple[int, Document]]:
+        """(number of the part, cleaned document) for all of a unit. Raises UserError for a fault of its files."""
+        self._before = 0
+        for number, part in enumerate(unit.parts):
+            if self._open is None or not self._open.reaches(part):
+                self._open = _FileReader(open_format(unit.format, unit.field), part)
+            yield from ((number, document) for document in self._open.documents(part))
+            self._before, self._open.done = self._before + part.size, 0
+
+
+class _FileReader:
+    """One file, read from some piece to its end, part after part; what lies between the parts is skipped."""
+
+    def __init__(self, form: Format, part: Part):
+        self._format, self._file = form, part.file
+        self._raw = form.split(part.file.local(), part.begin)
         self._next = next(self._raw, None)
-        self.path = unit.path
-        self.piece = 0  # where reading stands
-        self.index = -1  # the last unit that was asked for
+        self._at = part.begin  # earlier pieces have been given out
+        self.done = 0  # bytes of the part
 
-    def documents(self, index: int) -> Iterator[Document]:
-        """The cleaned documents that begin in unit ``index``, which must be above the last one asked for."""
-        self.index = index
-        while self._next is not None and self._next[0] // self._unit_pieces <= index:
-            (self.piece, raw), self._next = self._next, next(self._raw, None)
-            if self.piece // self._unit_pieces == index:
+    def reaches(self, part: Part) -> bool:
+        """Whether ``part`` lies ahead in this file."""
+        return self._file == part.file and self._at <= part.begin
+
+    def documents(self, part: Part) -> Iterator[Document]:
+        while self._next is not None and self._next[0] < part.end:
+            (piece, raw), self._next = self._next, next(self._raw, None)
+            self.done = max(0, min(piece * PIECE - part.span[0], part.size))
+            if piece >= part.begin:
                 yield self._format.clean(raw)
+        self._at = part.end
 
 
 class _Side:
-    """The documents of one unit that go to train, or to heldout."""
+    """The documents of one unit that go to train, or to heldout; written as they come."""
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, job: Job, unit: Unit, name: str, encoder: Encoder):
         self._dtype = token_dtype(encoder.vocab_size)
-        self._special = encoder.special
-        self._documents: list[np.ndarray] = []
+        self._sep = np.array([encoder.special["sep"]], self._dtype)
+        self._unk = encoder.special["unk"]
+        self._writer = ShardWriter(shard_folder(job.data, unit.source, name), unit.stem, self._dtype)
         self.unknown = 0
 
-    def add(self, ids: list[int]) -> None:
-        self.unknown += ids.count(self._special["unk"])
-        self._documents.append(np.array([*ids, self._special["sep"]], self._dtype))
+    def extend(self, documents: list[np.ndarray]) -> None:
+        """Append documents, each its ids [tokens]."""
+        if documents:
+            tokens = np.concatenate([part for ids in documents for part in (ids, self._sep)])
+            self.unknown += np.count_nonzero(tokens == self._unk)
+            self._writer.extend(tokens, np.cumsum([len(ids) + 1 for ids in documents], dtype=ENDS_DTYPE))
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [tokens] and document ends [documents]."""
-        tokens = np.concatenate([np.empty(0, self._dtype), *self._documents])
-        return tokens, np.cumsum([len(document) for document in self._documents], dtype=ENDS_DTYPE)
+    def finish(self, receipt: dict) -> None:
+        self._writer.finish(receipt | {"unknown": int(self.unknown)})
+
+    def discard(self) -> None:
+        self._writer.discard()
 
 
 def prepare_unit(job: Job, unit: Unit, reader: UnitReader, encoder: Encoder, report: Callable[[int], Any]) -> None:
     """Read, clean, encode and write one unit. ``report`` is called with each batch's number of tokens."""
-    sides = {side: _Side(encoder) for side in job.sides}
-    counts = {"read": 0, "dropped": Counter(), "repairs": Counter()}
-    for texts in _batches(reader.documents(unit.index), counts):
-        batch = encoder.encode_batch(texts)
-        for text, ids in zip(texts, batch, strict=True):
-            if ids:
-                sides[side_of(text, job.heldout)].add(ids)
-            else:
-                counts["dropped"]["no_tokens"] += 1
-        report(sum(map(len, batch)))
-    for name, side in sides.items():
-        receipt = identity(job, unit) | counts | {"unknown": side.unknown}
-        write_shard(shard_folder(job.data, unit.source, name), unit.number, *side.arrays(), receipt)
+    sides = {side: _Side(job, unit, side, encoder) for side in job.sides}
+    counts = {"read": [0] * len(unit.parts), "dropped": Counter(), "repairs": Counter()}
+    try:
+        for texts in _batches(reader.documents(unit), counts):
+            parted: dict[str, list[np.ndarray]] = {side: [] for side in sides}
+            for text, ids in zip(texts, encoder.encode_batch(texts), strict=True):
+                if len(ids):
+                    parted[side_of(text, job.heldout)].append(ids)
+                else:
+                    counts["dropped"]["no_tokens"] += 1
+            for name, documents in parted.items():
+                sides[name].extend(documents)
+            report(sum(len(ids) for documents in parted.values() for ids in documents))
+        for side in sides.values():
+            side.finish(identity(job, unit) | counts)
+    finally:
+        for side in sides.values():
+            side.discard()
 
 
 def side_of(text: str, heldout: float) -> str:
@@ -143,7 +224,9 @@ def identity(job: Job, unit: Unit) -> dict:
     """What a receipt must say for its shard to be this unit's."""
     return {
         "version": VERSION,
-        "input": unit.file | {"format": unit.format, "span": list(unit.span)},
+        "format": unit.format,
+        "field": unit.field,
+        "input": [part.file.entry | {"span": list(part.span)} for part in unit.parts],
         "heldout_share": job.heldout,
         "tokenizer": job.tokenizer["sha256"],
     }
@@ -155,13 +238,13 @@ def finished(job: Job, unit: Unit) -> dict[str, dict] | None:
     wanted = identity(job, unit)
     for side in job.sides:
         folder = shard_folder(job.data, unit.source, side)
-        tokens = folder / f"{unit.number:05d}.tokens.npy"
-        docs = folder / f"{unit.number:05d}.docs.npy"
+        tokens = folder / f"{unit.stem}.tokens.npy"
+        docs = folder / f"{unit.stem}.docs.npy"
         try:
             receipt = read_json(receipt_path(tokens))
         except (FileNotFoundError, UserError):
             return None
-        if "shard" not in receipt or any(receipt.get(key) != value for key, value in wanted.items()):
+        if sealed(receipt) != receipt or not wanted.items() <= receipt.items():
             return None
         row, dtype = receipt["shard"], token_dtype(job.tokenizer["vocab_size"])
         if array_problem(tokens, dtype, row["tokens"]) or array_problem(docs, ENDS_DTYPE, row["documents"]):
@@ -170,31 +253,11 @@ def finished(job: Job, unit: Unit) -> dict[str, dict] | None:
     return receipts
 
 
-def describe_file(path: Path) -> dict:
-    """Name, bytes and sha256 of an input file; above 64 MiB the hash is over 64 evenly spaced blocks of 1 MiB.
-
-    Raises UserError if the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            if size <= _SAMPLES * _SAMPLE:
-                digest.update(file.read())
-            else:
-                for step in range(_SAMPLES):
-                    file.seek((size - _SAMPLE) * step // (_SAMPLES - 1))
-                    digest.update(file.read(_SAMPLE))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
-
-
-def _batches(documents: Iterable[Document], counts: dict) -> Iterator[list[str]]:
+def _batches(documents: Iterable[tuple[int, Document]], counts: dict) -> Iterator[list[str]]:
     """Texts in order, in batches of about 2^18 characters; counts what is read, dropped and repaired on the way."""
     texts, characters = [], 0
-    for document in documents:
-        counts["read"] += 1
+    for part, document in documents:
+        counts["read"][part] += 1
         counts["repairs"].update(document.repairs)
         if document.dropped:
             counts["dropped"][document.dropped] += 1

@@ -11,6 +11,7 @@ the newest checkpoint. The smallest real run: ./run.sh demo
 import argparse
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def distill(recipe: Recipe, stop_at: int | None = None) -> None:
     for name in (recipe.teacher.ds_config, recipe.student.ds_config):
         load_ds_config(name, recipe)
     corpus = open_corpus(recipe.data)
-    windows = batches.training_windows(corpus, recipe.length)
+    windows = batches.training_windows(corpus, recipe.length, recipe.layout)
     tokenizer = encoders.load_tokenizer(recipe.teacher.model, recipe.teacher.revision)
     check_vocabulary(recipe, corpus, tokenizer, teacher_config)
     recipe.accumulation(int(os.environ.get("WORLD_SIZE", 1)))
@@ -82,8 +83,8 @@ def train(
     elif recipe.student.init == "teacher":
         encoders.copy_every_kth_layer(teacher_model, student_model, recipe.teacher.layer)
     student_hash = engines.check_same_weights(ranks, student_model)
-    student, names, tail = encoders.split(student_model)
-    teacher = encoders.cut_encoder(teacher_model, recipe.teacher.layer)
+    student, names, tail = encoders.split(student_model, windows.padding)
+    teacher = encoders.cut_encoder(teacher_model, recipe.teacher.layer, windows.padding)
     teacher_hash = encoders.weights_hash(teacher.parameters())
     del teacher_model
 
@@ -101,13 +102,16 @@ def train(
     # What is read, and what is seen.
     order = batches.order_of(windows, recipe.sampling_alpha, recipe.seed)
     reading = batches.steps(windows, order, start, last, recipe.batch, ranks.rank, ranks.world)
-    heldout = batches.heldout_ids(corpus, recipe.length, recipe.eval_samples, recipe.sampling_alpha, recipe.seed)
+    real_tokens = batches.filled(windows, order) * recipe.tokens_per_step
+    heldout = batches.heldout_ids(
+        corpus, recipe.length, recipe.eval_samples, recipe.sampling_alpha, recipe.seed, recipe.layout
+    )
     monitor = None
     if ranks.first:
         runs.prepare_folder(run, recipe, engine.resolved_config, student_model.config, tokenizer)
         (run / runs.COMPLETE).unlink(missing_ok=True)
-        monitor = Monitor(run, start, recipe.steps, recipe.tokens_per_step)
-        monitor.say(introduction(recipe, ranks, corpus, teacher, hosting, student_model, student_hash))
+        monitor = Monitor(run, start, recipe.steps, real_tokens)
+        monitor.say(introduction(recipe, ranks, corpus, teacher, hosting, student_model, student_hash, real_tokens))
         for note in batches.notes(corpus, windows, order, recipe.batch):
             monitor.say(f"note: {note}")
         monitor.say(f"Going on from {checkpoint.path}." if checkpoint else "Starting at step 0.")
@@ -117,8 +121,13 @@ def train(
                 "prepare the data with a larger --heldout"
             )
 
+    def losses_of(ids: Tensor) -> dict[str, Tensor]:
+        ids, lengths = batches.unpadded(ids, windows.padding)
+        ids = ids.to(ranks.device, non_blocking=True)
+        return relation_loss(teach(ids), engine(ids), recipe.pairs, recipe.relation_heads, lengths)
+
     def evaluate(step: int) -> None:
-        losses = heldout_losses(recipe, ranks, heldout, teach, engine)
+        losses = heldout_losses(recipe, ranks, heldout, losses_of, engine)
         image = probe_image(recipe, ranks, tokenizer, teach, engine)
         if monitor:
             monitor.evaluated(step, losses, image)
@@ -135,13 +144,14 @@ def train(
 
     for step, samples in enumerate(batches.read_ahead(reading, ranks.device), start):
         # Single step: all micro-batches forward and backward, then one update.
+        if monitor:
+            monitor.received()
         engine.train()
         engines.set_learning_rate(engine, recipe.learning_rate_at(step))
         losses = []
         for micro, ids in enumerate(samples.split(recipe.micro_batch)):
             seed_dropout(recipe.seed, step, micro, ranks.rank)
-            ids = ids.to(ranks.device, non_blocking=True)
-            relations = relation_loss(teach(ids), engine(ids), recipe.pairs, recipe.relation_heads)
+            relations = losses_of(ids)
             losses.append(torch.stack([loss.detach() for loss in relations.values()]))
             engine.backward(relations["loss"])
             if len(losses) * recipe.micro_batch == len(samples):
@@ -196,7 +206,8 @@ def check_vocabulary(recipe: Recipe, corpus: Corpus, tokenizer, teacher_config) 
             f"{corpus.path}: made with another vocabulary than the teacher's ({recipe.teacher.model}): some ids mean other "
             f"tokens; prepare the data with --tokenizer {recipe.teacher.model}"
         )
-    for key, own in (("cls", tokenizer.cls_token_id), ("sep", tokenizer.sep_token_id)):
+    special = [("cls", tokenizer.cls_token_id), ("sep", tokenizer.sep_token_id), ("pad", tokenizer.pad_token_id)]
+    for key, own in special if recipe.layout == "doc" else special[:2]:
         if corpus.tokenizer["special"][key] != own:
             raise UserError(
                 f"{corpus.path}: frames its windows with {key} = {corpus.tokenizer['special'][key]}, the teacher's tokenizer "
@@ -217,6 +228,7 @@ def introduction(
     hosting,
     student_model,
     student_hash: str,
+    tokens_per_step: float,
 ) -> str:
     """The sentences at the start of a run."""
     tokens = sum(source.tokens for source in corpus.sources.values())
@@ -232,7 +244,7 @@ def introduction(
             f"{recipe.micro_batch} × accumulation {recipe.accumulation(ranks.world)}; {recipe.precision} on {ranks.device.type}"
             + (" (this CPU has no bf16 units: products are taken in fp32 and rounded)." if wide else "."),
             f"Data: {corpus.path}, {tokens:,} tokens, corpus {corpus.id[:12]}; the run reads "
-            f"{recipe.steps * recipe.tokens_per_step / max(tokens, 1):.2f} times as many.",
+            f"{recipe.steps * tokens_per_step / max(tokens, 1):.2f} times as many.",
         )
     )
 
@@ -265,7 +277,9 @@ def stop_if_not_finite(recipe: Recipe, ranks: Ranks, step: int, losses: list[Ten
 
 
 @torch.no_grad()
-def heldout_losses(recipe: Recipe, ranks: Ranks, heldout: Tensor | None, teach: Teach, engine) -> dict[str, float]:
+def heldout_losses(
+    recipe: Recipe, ranks: Ranks, heldout: Tensor | None, losses_of: Callable[[Tensor], dict[str, Tensor]], engine
+) -> dict[str, float]:
     """Mean losses in nats over the held-out sequences [n, length], the same ones each time; empty without any."""
     if heldout is None:
         return {}
@@ -275,8 +289,8 @@ def heldout_losses(recipe: Recipe, ranks: Ranks, heldout: Tensor | None, teach: 
     total = torch.zeros(len(recipe.pairs) + 1, device=ranks.device)
     for first in range(0, len(parts), ranks.world):
         mine = first + ranks.rank
-        ids = parts[mine if mine < len(parts) else 0].to(ranks.device)
-        losses = relation_loss(teach(ids), engine(ids), recipe.pairs, recipe.relation_heads)
+        ids = parts[mine if mine < len(parts) else 0]
+        losses = losses_of(ids)
         total += torch.stack(list(losses.values())) * len(ids) * (mine < len(parts))
     dist.all_reduce(total)
     return dict(zip(losses, (total / len(heldout)).tolist(), strict=True))

@@ -106,21 +106,25 @@ class CutEncoder(nn.Module):
     250,000 rows to read a few hundred of them would be most of its traffic.
     """
 
-    def __init__(self, model: PreTrainedModel, layer: int):
-        """Cut ``model`` at ``layer`` (counted from 1)."""
+    def __init__(self, model: PreTrainedModel, layer: int, padding: int | None = None):
+        """Cut ``model`` at ``layer`` (counted from 1). ``padding``: the id that right-pads its input, if any does."""
         super().__init__()
         self.config = model.config
+        self.padding = padding
         self.embeddings = nn.Sequential(model.embeddings)
         if hasattr(model, "embeddings_project"):  # ELECTRA's small embeddings
             self.embeddings.append(model.embeddings_project)
         self.body = CutBody(model, layer)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> QKV:
-        """[B, T] ids and, for right-padded batches, a [B, T] mask of real positions -> q, k, v, each [B, T, width]."""
+        """[B, T] ids -> q, k, v, each [B, T, width]. The [B, T] mask of real positions follows from ``padding``."""
         return self.body(*self.embed(input_ids, attention_mask))
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What the body reads: embedded ids [B, T, width] and the mask in the form this model's attention wants."""
+        if attention_mask is None and self.padding is not None:
+            attention_mask = input_ids != self.padding
+            attention_mask[:, 0] = True  # that is [CLS]; a query without a single key would have no attention
         hidden = self.embeddings(input_ids)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
         return hidden, mask
@@ -144,10 +148,10 @@ class CutBody(nn.Module):
         return QKV(self.query(hidden), self.key(hidden), self.value(hidden))
 
 
-def cut_encoder(model: PreTrainedModel, layer: int) -> CutEncoder:
+def cut_encoder(model: PreTrainedModel, layer: int, padding: int | None = None) -> CutEncoder:
     """The cut of ``model`` at ``layer`` (from 1). Raises UserError for a layer that it does not have."""
     check_layer(model.config, layer)
-    return CutEncoder(model, layer)
+    return CutEncoder(model, layer, padding)
 
 
 def check_layer(config: PreTrainedConfig, layer: int) -> None:
@@ -155,16 +159,14 @@ def check_layer(config: PreTrainedConfig, layer: int) -> None:
         raise UserError(f"teacher.layer = {layer}: the model has layers 1 to {config.num_hidden_layers}")
 
 
-def split(
-    model: PreTrainedModel,
-) -> tuple[CutEncoder, dict[str, str], dict[str, Tensor]]:
+def split(model: PreTrainedModel, padding: int | None = None) -> tuple[CutEncoder, dict[str, str], dict[str, Tensor]]:
     """A student's trained part and its untrained tail.
 
     Returns the cut at the last layer; the model's own name for each parameter of the cut; and, by the model's name, the
     parameters that get no gradient (last attention output and FFN, pooler): no optimizer may see them, since DeepSpeed
     decays parameters without a gradient, yet they are part of the exported model.
     """
-    cut = CutEncoder(model, model.config.num_hidden_layers)
+    cut = CutEncoder(model, model.config.num_hidden_layers, padding)
     own_names = {id(parameter): name for name, parameter in model.named_parameters()}
     names = {name: own_names[id(parameter)] for name, parameter in cut.named_parameters()}
     trained = set(names.values())

@@ -119,6 +119,7 @@ embeddings, {count["transformer"] / 1e6:.1f} M Transformer layers), trained by d
 | initialisation | {recipe["student"]["init"]} |
 | data | {", ".join(f"{name}: {tokens:,} tokens" for name, tokens in info["tokens"].items())}; corpus {info["corpus"]} |
 | training | {info["step"]} of {recipe["steps"]} steps × {recipe["batch"]} sequences × {recipe["length"]} tokens |
+| layout | {recipe.get("layout", "full")} |
 | optimizer | Adam, learning rate {recipe["learning_rate"]}, {recipe["warmup_steps"]} warm-up steps, linear decay |
 | precision | {recipe["precision"]} |
 | versions | {", ".join(f"{name} {version}" for name, version in info["versions"].items())} |

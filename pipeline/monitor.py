@@ -14,6 +14,7 @@ from tqdm import tqdm
 class Monitor:
     """Writes one row for each logged step to RUN/metrics.jsonl and RUN/tensorboard, and shows it.
 
+    ``data_wait`` in a row is the share of the training time in which there was no batch yet.
     A run that goes on from step ``start`` forgets the rows after it: they are about to be made again.
     """
 
@@ -32,13 +33,17 @@ class Monitor:
             disable=not sys.stderr.isatty(),
             smoothing=0.1,
         )
-        self._logged, self._busy, self._since = start, 0.0, time.perf_counter()
+        self._logged, self._busy, self._waited, self._since = start, 0.0, 0.0, time.perf_counter()
 
     def say(self, line: str) -> None:
         """A sentence for the person, above the bar."""
         self._bar.clear()
         print(line, flush=True)
         print(line, file=self._text, flush=True)
+
+    def received(self) -> None:
+        """The next batch is here: what came since ``resume`` was waiting for data."""
+        self._waited += time.perf_counter() - self._since
 
     def step(self, step: int) -> None:
         """Update ``step`` is done."""
@@ -52,10 +57,11 @@ class Monitor:
     def log(self, step: int, losses: dict[str, float], **others: float) -> None:
         """Update ``step`` is done, and this is its row: losses in nats, and what else is known, as ``learning_rate``."""
         self.step(step)
-        rate = (step - self._logged) * self._tokens_per_step / max(self._busy, 1e-9)
-        self._logged, self._busy = step, 0.0
+        busy = max(self._busy, 1e-9)
+        rate, waited = (step - self._logged) * self._tokens_per_step / busy, self._waited / busy
+        self._logged, self._busy, self._waited = step, 0.0, 0.0
         left = (self._steps - step) * self._tokens_per_step / max(rate, 1e-9)
-        self._write(step, "train", losses | others | {"tokens_per_second": rate})
+        self._write(step, "train", losses | others | {"tokens_per_second": rate, "data_wait": waited})
         shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
         line = f"step {step}/{self._steps}  {shown}  {rate:,.0f} tokens/s  {_duration(left)} left"
         if self._bar.disable:

@@ -4,13 +4,15 @@ The global sample number g only counts up; (source, epoch, window) follows from 
 reads, so a checkpoint stores one integer and any number of ranks reads the same sequence.
 
 * A block of ``BLOCK`` samples holds a fixed integer quota of each source, by largest remainder of the sampling weights.
-* Inside a block the sources, and inside each (source, epoch) the windows, follow a keyed permutation: a Feistel network
-  over the next power of four, walked until it falls inside the range (Black & Rogaway, "Ciphers with arbitrary finite
-  domains", 2002). A source's windows are all read once before any is read again, in a new order each epoch.
+* Inside a block the places are dealt to the sources by sorting a keyed hash.
+* Inside each (source, epoch) the windows follow a keyed permutation: a Feistel network over a grid that hardly exceeds
+  their number, walked until it falls inside (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002). A source's
+  windows are all read once before any is read again, in a new order each epoch.
 """
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,45 +20,72 @@ BLOCK = 8192
 _ROUNDS = 6
 
 
+class Samples(NamedTuple):
+    """Consecutive samples: the source of each, how often that source was read whole before, and the window; all [n]."""
+
+    source: np.ndarray
+    epoch: np.ndarray
+    window: np.ndarray
+
+
 class Order:
     """The sampling order over sources of ``windows[i]`` windows each, drawn in proportion to ``weights[i]``."""
 
     def __init__(self, windows: Sequence[int], weights: Sequence[float], seed: int):
-        self.windows = np.asarray(windows, np.uint64)
+        """Raises ValueError if a source that has a quota has no window."""
         self.quotas = quotas(weights, BLOCK)
-        self.seed = seed
-        self._block = functools.lru_cache(maxsize=4)(self._layout)
-        if (self.windows[self.quotas > 0] == 0).any():
+        windows = np.asarray(windows, np.uint64)
+        if (windows[self.quotas > 0] == 0).any():
             raise ValueError("a source with a sampling weight has no window")
+        # A block's samples sorted by source: what is the same in every block, [BLOCK] each.
+        source = np.repeat(np.arange(len(windows)), self.quotas.astype(int))
+        self._source = source.astype(np.min_scalar_type(len(windows)))  # 8 or 16 bits are sorted by radix
+        self._rank = np.concatenate([np.arange(quota, dtype=np.uint64) for quota in self.quotas])
+        self._quota, self._grid = self.quotas[source], Grid.over(windows[source])
+        root = _mix(np.asarray([seed], np.uint64))
+        self._layout_key, self._key = _mix(root), _mix(root + np.uint64(1) + source.astype(np.uint64))
+        self._block = functools.lru_cache(maxsize=4)(self._samples)
 
-    def __call__(self, g: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sample numbers [n] -> (source, epoch, window), each [n]."""
-        g = np.asarray(g, np.uint64)
-        block, position = g // BLOCK, (g % BLOCK).astype(np.int64)
-        source, rank = np.empty(len(g), np.int64), np.empty(len(g), np.uint64)
-        for number in np.unique(block):
-            mine = block == number
-            sources, ranks = self._block(int(number))
-            source[mine], rank[mine] = sources[position[mine]], ranks[position[mine]]
-        drawn = block * self.quotas[source] + rank  # how many samples of this source came before this one
-        size = self.windows[source]
-        epoch = drawn // size
-        window = permute(drawn % size, size, _key(self.seed, 1 + source.astype(np.uint64), epoch))
-        return source, epoch, window
+    def __call__(self, start: int, stop: int) -> Samples:
+        """The samples ``start`` … ``stop`` − 1, wherever blocks begin."""
+        parts = []
+        for number in range(start // BLOCK, -(-stop // BLOCK)):
+            first = number * BLOCK
+            parts.append([x[max(start - first, 0) : stop - first] for x in self._block(number)])
+        return Samples(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
-    def _layout(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of each position of a block: its source, and how many earlier ones of the block have the same; [BLOCK] each."""
-        slots = np.arange(BLOCK, dtype=np.uint64)
-        slots = permute(
-            slots,
-            np.full(BLOCK, BLOCK, np.uint64),
-            _key(self.seed, 0, np.full(BLOCK, number, np.uint64)),
-        )
-        source = np.searchsorted(np.cumsum(self.quotas), slots, side="right")
-        by_source = np.argsort(source, kind="stable")
-        rank = np.empty(BLOCK, np.uint64)
-        rank[by_source] = np.concatenate([np.arange(quota, dtype=np.uint64) for quota in self.quotas])
-        return source, rank
+    def forget(self) -> None:
+        """Drop the blocks that are kept, so that the next call takes as long as a first one."""
+        self._block.cache_clear()
+
+    def _samples(self, number: int) -> Samples:
+        """All the samples of block ``number``."""
+        drawn = np.uint64(number) * self._quota + self._rank  # how many samples of this source came before this one
+        epoch, rest = np.divmod(drawn, self._grid.size)
+        window = permute(rest, self._grid, _mix(self._key + epoch))
+        source = self._source[self._shuffle(number)]
+        by_source = np.argsort(source, kind="stable")  # a source's samples come in the order in which they are drawn
+        samples = Samples(source.astype(np.int64), *np.empty((2, BLOCK), np.int64))
+        samples.epoch[by_source], samples.window[by_source] = epoch.view(np.int64), window.view(np.int64)
+        return samples
+
+    def _shuffle(self, number: int) -> np.ndarray:
+        """The numbers 0 … BLOCK − 1 in an order of block ``number``."""
+        key = _mix(self._layout_key + np.uint64(number))
+        return np.argsort(_mix(key + np.arange(BLOCK, dtype=np.uint64)).astype(np.uint16), kind="stable")
+
+
+class Grid(NamedTuple):
+    """The smallest grid of so many rows, a power of two near the square root, that has ``size`` cells; uint64 [n] each."""
+
+    size: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+
+    @classmethod
+    def over(cls, size: np.ndarray) -> "Grid":
+        rows = np.uint64(1) << (np.log2(size).astype(np.uint64) >> np.uint64(1))
+        return cls(size, rows, (size - np.uint64(1)) // rows + np.uint64(1))
 
 
 def quotas(weights: Sequence[float], block: int) -> np.ndarray:
@@ -68,32 +97,33 @@ def quotas(weights: Sequence[float], block: int) -> np.ndarray:
     return whole.astype(np.uint64)
 
 
-def permute(x: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
+def permute(x: np.ndarray, grid: Grid, key: np.ndarray) -> np.ndarray:
     """A bijection of 0 … size−1 for each key, elementwise; all uint64 [n]."""
-    half = np.array([max(1, (int(n) - 1).bit_length() + 1 >> 1) for n in np.unique(size)], np.uint64)
-    half = half[np.searchsorted(np.unique(size), size)]
-    result = _feistel(x, half, key)
-    outside = result >= size
-    while outside.any():
-        result[outside] = _feistel(result[outside], half[outside], key[outside])
-        outside = result >= size
+    result = _feistel(x, grid, key)
+    outside = np.flatnonzero(result >= grid.size)
+    while len(outside):
+        some = Grid(*(values[outside] for values in grid))
+        result[outside] = _feistel(result[outside], some, key[outside])
+        outside = outside[result[outside] >= some.size]
     return result
 
 
-def _feistel(x, half, key):
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    left, right = x >> half, x & mask
-    for round_number in range(_ROUNDS):
-        left, right = (
-            right,
-            left ^ (_mix(right + key + np.uint64(round_number << 56)) & mask),
-        )
-    return left << half | right
+def _feistel(x: np.ndarray, grid: Grid, key: np.ndarray) -> np.ndarray:
+    """A bijection of the grid's cells: row and column in turn are moved by a hash of the other."""
+    row, column = np.divmod(x, grid.columns)
+    for number in range(0, _ROUNDS, 2):
+        row = _moved(row, grid.rows, column + key, _SPREAD[number])
+        column = _moved(column, grid.columns, row + key, _SPREAD[number + 1])
+    return row * grid.columns + column
 
 
-def _key(seed: int, stream: np.ndarray | int, number: np.ndarray) -> np.ndarray:
-    """A 64-bit key for (seed, stream, number), elementwise."""
-    return _mix(_mix(_mix(np.asarray([seed], np.uint64)) + np.asarray(stream, np.uint64)) + number)
+def _moved(x: np.ndarray, size: np.ndarray, seed: np.ndarray, spread: np.uint64) -> np.ndarray:
+    """``x`` + a hash of ``seed``, modulo ``size``."""
+    half = np.uint64(32)
+    hashed = seed * spread
+    hashed = (hashed ^ hashed >> half) * spread >> half
+    moved = x + (hashed * size >> half)  # 32 bits as a fraction of size: cheaper than a remainder
+    return np.minimum(moved, moved - size)  # below size, the difference wraps around to a huge number
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -102,3 +132,6 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return x ^ x >> np.uint64(31)
+
+
+_SPREAD = _mix(np.arange(_ROUNDS, dtype=np.uint64)) | np.uint64(1)  # an odd multiplier for each round

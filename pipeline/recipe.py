@@ -64,6 +64,7 @@ class Recipe:
     learning_rate: float  # at the end of the warm-up; then linear decay to zero
     warmup_steps: int
     length: int = 512
+    layout: Literal["full", "doc"] = "full"  # windows run across documents, or never do and are padded
     pairs: tuple[str, ...] = ("qk", "vv")
     relation_heads: int = 12
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -402,8 +403,9 @@ def describe(recipe: Recipe, teacher_config) -> str:
             f"{count['embeddings'] / 1e6:.1f} M word embeddings + {count['transformer'] / 1e6:.1f} M Transformer "
             f"+ {count['other'] / 1e6:.2f} M positions, norms and pooler"
         )
+    padded = " (padding included)" if recipe.layout == "doc" else ""
     lines.append(
-        f"# one step: {recipe.batch} sequences × {recipe.length} = {recipe.tokens_per_step:,} tokens; "
+        f"# one step: {recipe.batch} sequences × {recipe.length} = {recipe.tokens_per_step:,} tokens{padded}; "
         f"all {recipe.steps:,} steps: {recipe.tokens_per_step * recipe.steps:,} tokens"
     )
     splits = [(ranks, recipe.batch // (ranks * recipe.micro_batch)) for ranks in (1, 2, 4, 8, 16, 32)]

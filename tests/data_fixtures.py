@@ -122,8 +122,8 @@ def children(pid: int) -> list[int]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a corpus with its bytes; the lock aside, which names a process."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    """Every file of a corpus with its bytes; locks and .inputs.json aside, which name processes and places."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name[:5] not in (".lock", ".inpu"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -139,8 +139,11 @@ def write_corpus(folder: Path, documents: list[list[int]] | None = None, vocab_s
         for number, shard in enumerate(shards):
             tokens = np.array([token for ids in shard for token in (*ids, 3)], token_dtype(vocab_size))
             ends = np.cumsum([len(ids) + 1 for ids in shard], dtype=ENDS_DTYPE)
-            rows.append(write_shard(shard_folder(folder, "a", side), number, tokens, ends, {"unknown": 0}))
+            rows.append(
+                write_shard(shard_folder(folder, "a", side), f"00000-{number:05d}", tokens, ends, {"unknown": 0})
+            )
         entries[side] = {key: sum(row[key] for row in rows) for key in ("tokens", "documents")}
+        entries[side] |= {"size": entries[side]["tokens"]}
         entries[side] |= {"unknown": 0, "shards": rows, "dropped": {}, "repairs": {}}
     content = {"tokenizer": tokenizer, "sources": {"a": entries["train"]}, "heldout": {"a": entries["heldout"]}}
     write_manifest(folder, content)

@@ -2,16 +2,19 @@
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from data_prep import shards
+from data_prep.errors import UserError
 from pipeline import batches
-from tests.tiny import SPECIAL, make_corpus
+from tests.tiny import SPECIAL, WORDS, fingerprint, make_corpus
 
 CPU = torch.device("cpu")
+INNER = 14  # tokens of a window of 16
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +66,128 @@ def test_what_will_not_be_read_is_said(corpus, tmp_path):
     assert any(note == "23 of 9,011 tokens lie in shard tails that fill no window" for note in notes)
 
 
+def test_sources_are_drawn_by_the_size_of_the_whole_not_of_the_part_that_was_prepared(corpus):
+    windows = batches.training_windows(corpus, 16)
+    assert windows.sizes == [6000, 3001]
+    whole = corpus.sources["b"].__class__(**(vars(corpus.sources["b"]) | {"size": 54_000}))
+    windows = batches.Windows({"a": corpus.sources["a"], "b": whole}, corpus.tokenizer, 16)
+    assert batches.order_of(windows, 1.0, 3).quotas.tolist() == [819, 7373]
+    assert batches.order_of(windows, 0.5, 3).quotas.tolist() == [2048, 6144]  # 9 times the size, 3 times as often
+
+
+@pytest.mark.parametrize("layout", ["full", "doc"])
+def test_reading_holds_no_file_open(corpus, layout):
+    """A process may have about a thousand open files; a corpus has as many shards as it likes."""
+    windows = batches.training_windows(corpus, 16, layout)
+    before = open_files()
+    windows.read(np.array([0, 0, 1, 1]), np.array([0, 215, 3, 190]))  # of four shards
+    assert open_files() == before
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("layout", ["full", "doc"])
+def test_an_id_outside_the_vocabulary_names_its_shard_and_offset(tmp_path, layout):
+    data = make_corpus(tmp_path, {"a": 600, "b": 600})
+    damaged = data / "b" / "00000-00001.tokens.npy"
+    tokens = np.lib.format.open_memmap(damaged, mode="r+")
+    tokens[285] = 60_000
+    tokens.flush()
+    windows = batches.training_windows(shards.open_corpus(data), 16, layout)
+    source = np.repeat([0, 1], windows.counts)
+    window = np.concatenate([np.arange(count) for count in windows.counts])
+    with pytest.raises(UserError, match=r"token id 60000 near offset 280 is outside the vocabulary of 50") as error:
+        windows.read(source, window)
+    assert str(error.value).startswith(f"{damaged}: ")
+
+
+# --- the doc layout ---------------------------------------------------------------------------------------------------
+
+# Tokens of the documents of three shards: none, one, a window less one, exact, and one more; and several pieces of many.
+LENGTHS = {"a": [[1, 13, 14, 15, 0, 28, 29, 200], [5] * 600 + [40]], "b": [[3] * 255 + [20, 20] + [1] * 255]}
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    """A corpus of LENGTHS, and its documents: tuples of ids, by source."""
+    folder, generator = tmp_path_factory.mktemp("documents"), np.random.default_rng(4)
+    content, texts = {"tokenizer": fingerprint(), "sources": {}, "heldout": {}}, {}
+    for name, sizes in LENGTHS.items():
+        stored = [[tuple(generator.integers(5, len(WORDS), n).tolist()) for n in shard] for shard in sizes]
+        rows = [write_documents(folder / name, number, shard) for number, shard in enumerate(stored)]
+        texts[name] = [text for shard in stored for text in shard]
+        tokens = sum(row["tokens"] for row in rows)
+        content["sources"][name] = {"documents": len(texts[name]), "tokens": tokens, "size": tokens, "shards": rows}
+    shards.write_manifest(folder, content)
+    return shards.open_corpus(folder), texts
+
+
+def write_documents(folder: Path, number: int, texts: list[tuple[int, ...]]) -> dict:
+    tokens = np.array([token for text in texts for token in (*text, SPECIAL["sep"])], np.uint16)
+    return shards.write_shard(folder, f"00000-{number:05d}", tokens, np.cumsum([len(text) + 1 for text in texts]), {})
+
+
+def test_doc_windows_hold_every_token_of_every_document_once_and_never_cross(documents):
+    corpus, texts = documents
+    windows = batches.training_windows(corpus, 16, "doc")
+    for source, name in enumerate(windows.names):
+        pieces = [text[i : i + INNER] for text in texts[name] for i in range(0, len(text), INNER)]
+        assert windows.counts[source] == len(pieces)
+        ids = windows.read(np.full(len(pieces), source), np.arange(len(pieces)))
+        expected = [
+            (SPECIAL["cls"], *piece, SPECIAL["sep"], *[SPECIAL["pad"]] * (INNER - len(piece))) for piece in pieces
+        ]
+        assert ids.dtype == torch.int64 and ids.tolist() == [list(row) for row in expected]
+
+
+def test_doc_windows_come_in_the_order_that_was_asked_for(documents):
+    windows = batches.training_windows(documents[0], 16, "doc")
+    source, window = np.array([1, 0, 0, 1, 0]), np.array([500, 3, 600, 0, 3])
+    together = windows.read(source, window)
+    alone = [windows.read(source[i : i + 1], window[i : i + 1])[0] for i in range(5)]
+    assert torch.equal(together, torch.stack(alone))
+
+
+def test_the_share_of_padding_is_that_of_what_is_read(documents):
+    corpus, _ = documents
+    windows = batches.training_windows(corpus, 16, "doc")
+    shares = []
+    for source, count in enumerate(windows.counts):
+        ids = windows.read(np.full(count, source), np.arange(count))
+        shares.append(float((ids != SPECIAL["pad"]).double().mean()))
+    assert windows.filled == pytest.approx(shares)
+    order = batches.order_of(windows, 0.5, 3)
+    share = float(np.average(shares, weights=order.quotas))
+    assert batches.filled(windows, order) == pytest.approx(share)
+    assert f"{1 - share:.1%} of the positions that are read are padding" in list(
+        batches.notes(corpus, windows, order, 8)
+    )
+
+
+def test_the_full_layout_of_the_same_shards_has_no_padding(documents):
+    corpus, texts = documents
+    windows = batches.training_windows(corpus, 16)
+    first = corpus.sources["a"].shards[0].tokens // INNER  # windows of the first shard
+    ids = windows.read(np.zeros(3, int), first + np.arange(3))
+    second = [token for text in texts["a"][8:] for token in (*text, SPECIAL["sep"])]
+    assert ids[:, 1:-1].flatten().tolist() == second[: 3 * INNER]
+    assert windows.padding is None and batches.filled(windows, batches.order_of(windows, 1.0, 3)) == 1.0
+
+
+def test_padding_columns_are_cut_off_and_lengths_counted():
+    ids = torch.tensor([[2, 7, 3, 0, 0], [2, 7, 8, 3, 0]])
+    shorter, lengths = batches.unpadded(ids, 0)
+    assert shorter.tolist() == [[2, 7, 3, 0], [2, 7, 8, 3]] and lengths.tolist() == [3, 4]
+    same, lengths = batches.unpadded(ids, None)
+    assert same is ids and lengths is None
+
+
 def test_one_epoch_reads_every_window_once(corpus):
     windows = batches.Windows({"b": corpus.sources["b"]}, corpus.tokenizer, 16)
     order = batches.order_of(windows, 1.0, 3)
-    _, epoch, window = order(np.arange(len(windows)))
+    _, epoch, window = order(0, len(windows))
     assert sorted(window.tolist()) == list(range(len(windows))) and not epoch.any()
 
 

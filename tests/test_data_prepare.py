@@ -29,13 +29,16 @@ from data_fixtures import (
 )
 
 from data_prep import locks
+from data_prep.description import Description, parse_source
 from data_prep.encode import load_encoder
 from data_prep.errors import UserError
-from data_prep.prepare import parse_sources, prepare
+from data_prep.inputs import InputFile, describe_file
+from data_prep.prepare import asked_plan, prepare
+from data_prep.readers import PIECE
 from data_prep.shards import open_corpus, verify
 from data_prep.stats import stats_lines
-from data_prep.units import Unit, UnitReader, describe_file, side_of
-from data_prep.workers import choose_unit
+from data_prep.units import UnitReader, cut, side_of
+from data_prep.workers import Pending
 
 UNIT_MIB = 0.0625  # the smallest: one piece
 
@@ -78,8 +81,14 @@ def small(tmp_path, vocab, *files, form="text", **options):
     folder.mkdir(exist_ok=True)
     for number, content in enumerate(files):
         (folder / f"{number}.x").write_bytes(content)
-    prepare(tmp_path / "data", vocab, [f"s={form}:{folder}/*.x"], **({"workers": 1} | options))
+    made(tmp_path / "data", vocab, [f"s={form}:{folder}/*.x"], **options)
     return open_corpus(tmp_path / "data")
+
+
+def made(data, tokenizer, sources, workers=1, heldout=None, unit_mib=None, **options):
+    """prepare() with sources as on the command line."""
+    description = Description(tuple(map(parse_source, sources)), str(tokenizer), heldout, unit_mib)
+    prepare(data, *asked_plan(description), workers, **options)
 
 
 def test_what_was_prepared_verifies_and_is_what_was_written(whole, inputs, vocab):
@@ -213,14 +222,14 @@ def test_a_complete_corpus_is_left_alone(whole, inputs, vocab):
 def test_damaged_units_are_prepared_again_and_leftovers_removed(inputs, vocab, tmp_path, whole):
     out = tmp_path / "data"
     assert run_cli(*arguments(out, inputs, vocab)).returncode == 0
-    tokens = out / "books" / "00002.tokens.npy"
+    tokens = out / "books" / "00000-00002.tokens.npy"
     tokens.write_bytes(tokens.read_bytes()[:-2])
-    (out / "wiki" / "00001.json").write_text("{")
-    (out / "heldout" / "wiki" / "00002.json").unlink()
-    receipt = out / "books" / "00003.json"
+    (out / "wiki" / "00000-00001.json").write_text("{")
+    (out / "heldout" / "wiki" / "00000-00002.json").unlink()
+    receipt = out / "books" / "00000-00003.json"
     receipt.write_text(receipt.read_text().replace('"bytes": ', '"bytes": 1'))
     before = receipt.read_bytes()
-    (out / "books" / ".00004.tokens.npy.77.tmp").write_bytes(b"half")
+    (out / "books" / ".00000-00004.tokens.npy.77.tmp").write_bytes(b"half")
     assert run_cli(*arguments(out, inputs, vocab)).returncode == 0
     assert tree(out) == tree(whole)
     assert receipt.read_bytes() != before
@@ -230,10 +239,10 @@ def test_other_settings_sources_or_tokenizer_are_refused_by_name(whole, inputs, 
     def refused(message, sources=None, tokenizer=vocab, heldout=0.05, unit_mib=UNIT_MIB):
         sources = sources or [f"books=text:{inputs}/*.txt", f"wiki=wikipedia:{inputs}/*.bz2"]
         with pytest.raises(UserError, match=message):
-            prepare(whole, tokenizer, sources, 1, heldout, unit_mib)
+            made(whole, tokenizer, sources, 1, heldout, unit_mib)
 
-    refused(r"settings was {'heldout': 0.05.*, now {'heldout': 0.06", heldout=0.06)
-    refused("'unit_mib': 0.125", unit_mib=0.125)
+    refused("--heldout was 0.05, now 0.06; go back to that, or prepare into a new folder", heldout=0.06)
+    refused("--unit-mib was 0.0625, now 0.125", unit_mib=0.125)
     refused(
         "the sources were books, wiki, now books$|the sources were books, wiki, now books;",
         [f"books=text:{inputs}/*.txt"],
@@ -252,7 +261,10 @@ def test_other_settings_sources_or_tokenizer_are_refused_by_name(whole, inputs, 
 
 def test_changed_input_is_refused_by_name(tmp_path, vocab):
     small(tmp_path, vocab, b"one\n\ntwo", b"three", heldout=0)
-    with pytest.raises(UserError, match=r"1\.x of source s has changed since \(5 bytes, now 5\); go back"):
+    with pytest.raises(
+        UserError,
+        match=r"1\.x of source s has changed since \(5 bytes, now 5\); go back to that, or take .* with --refresh",
+    ):
         small(tmp_path, vocab, b"one\n\ntwo", b"seven", heldout=0)
 
 
@@ -325,26 +337,26 @@ def test_a_fault_of_an_input_ends_the_run_with_one_line(tmp_path, vocab):
         (["heldout=text:*.txt"], "'heldout' cannot be a source's name"),
         (["manifest.json=text:*.txt"], "'manifest.json' cannot be a source's name"),
         (["..=text:*.txt"], "'..' cannot be a source's name"),
-        (["w=wikpedia:*.txt"], "no format 'wikpedia', did you mean 'wikipedia'. Known: text, wikipedia"),
+        (["w=wikpedia:*.txt"], "no format 'wikpedia', did you mean 'wikipedia'"),
         (["b=text:nothing-*.txt"], r"no file matches nothing-\*\.txt"),
-        (["b=text:*.txt", "b=text:*.md"], "--source b: this name is given 2 times"),
+        (["b=text:*.txt", "b=text:*.md"], "source b: this name is given 2 times"),
         (["b=text:*.txt", "c=text:./a*"], "a.txt: is in source c and already in source b"),
     ],
 )
-def test_a_mistaken_source_is_told(tmp_path, monkeypatch, sources, message):
+def test_a_mistaken_source_is_told(tmp_path, vocab, monkeypatch, sources, message):
     for name in ("a.txt", "b.txt", "c.md"):
         (tmp_path / name).write_text("x")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
-        parse_sources(sources)
+        made(tmp_path / "data", vocab, sources)
 
 
 def test_globs_are_expanded_in_sorted_order(tmp_path):
     for name in ("b10", "b9", "a", "sub/c"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    [spec] = parse_sources([f"s=text:{tmp_path}/**/*"])
-    assert [path.relative_to(tmp_path).as_posix() for path in spec.paths] == ["a", "b10", "b9", "sub/c"]
+    source = parse_source(f"s=text:{tmp_path}/**/*").resolve()
+    assert [file.path.relative_to(tmp_path).as_posix() for file in source.files] == ["a", "b10", "b9", "sub/c"]
 
 
 @pytest.mark.parametrize(
@@ -382,27 +394,38 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path, vocab):
 def test_a_folder_that_cannot_be_made_is_told(tmp_path, vocab, out):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=rf"--out {tmp_path / out}: (File exists|Not a directory); name a new"):
-        prepare(tmp_path / out, vocab, [f"s=text:{tmp_path}/file"], 1)
+        made(tmp_path / out, vocab, [f"s=text:{tmp_path}/file"])
 
 
 def test_workers_keep_to_their_file_and_spread_over_files():
-    a0, a1, b0, b1, c0 = (
-        Unit("s", "text", Path(path), {}, index, 1, 0) for path, index in zip("aabbc", (0, 1, 0, 1, 0), strict=True)
-    )
-    assert choose_unit([a0, a1, b0], None, []) == a0
-    assert choose_unit([a1, b0, b1], None, [a0]) == b0
-    assert choose_unit([a1, b1, c0], b0, [a0, b0]) == b1
-    assert choose_unit([a1, b1], c0, [a0, a1, b0]) == b1
+    a, b, c = (InputFile(name, size * PIECE, name, Path(name)) for name, size in (("a", 2), ("b", 2), ("c", 1)))
+    a0, a1, b0, b1, c0 = units = cut("s", "text", None, [a, b, c], 1)
+    assert Pending(units).take(None, []) == a0
+    assert Pending([a1, b0, b1]).take(None, [a0]) == b0
+    assert Pending([a1, b1, c0]).take(b0, [a0, b0]) == b1
+    assert Pending([a1, b1]).take(c0, [a0, a1, b0]) == b1
+    pending = Pending(units)
+    assert [pending.take(None, []) for _ in units] == units and not pending
+    pending.put_back(b0)
+    assert pending.take(a1, [a1]) == b0
+
+
+def test_what_lies_behind_a_fault_of_a_file_is_given_up_and_nothing_else():
+    a, b = (InputFile(name, 4 * PIECE, name, Path(name)) for name in "ab")
+    units = cut("s", "text", None, [a, b], 1)
+    pending = Pending(units)
+    faulty = [pending.take(None, []), pending.take(units[0], [])][1]
+    pending.put_back(units[0])
+    assert pending.drop_file_of(faulty) == units[2:4]
+    assert [pending.take(units[0], []) for _ in range(5)] == [units[0], *units[4:]]
 
 
 def test_a_reader_goes_on_from_unit_to_unit_as_a_fresh_one_would_find_them(inputs):
-    path = inputs / "wiki.xml.bz2"
-    file = describe_file(path)
-    units = [Unit("w", "wikipedia", path, file, index, 1, index) for index in range(file["bytes"] // 65536 + 1)]
+    units = cut("w", "wikipedia", None, [describe_file(inputs / "wiki.xml.bz2")], 1)
     assert len(units) > 2
-    one = UnitReader(units[0])
-    going_on = [[document.text for document in one.documents(unit.index)] for unit in units]
-    fresh = [[document.text for document in UnitReader(unit).documents(unit.index)] for unit in units]
+    one = UnitReader()
+    going_on = [[document.text for _, document in one.documents(unit)] for unit in units]
+    fresh = [[document.text for _, document in UnitReader().documents(unit)] for unit in units]
     assert going_on == fresh
     assert sum(map(len, fresh)) == 3000
 
@@ -411,12 +434,12 @@ def test_big_files_are_known_by_blocks_from_end_to_end(tmp_path):
     path = tmp_path / "big"
     with path.open("wb") as file:
         file.truncate(200 << 20)
-    seen = {describe_file(path)["sha256"]}
+    seen = {describe_file(path).sha256}
     for offset in (0, 100 << 20, (200 << 20) - 1):
         with path.open("r+b") as file:
             file.seek(offset)
             file.write(b"x")
-        seen.add(describe_file(path)["sha256"])
+        seen.add(describe_file(path).sha256)
     assert len(seen) >= 3
 
 
@@ -428,16 +451,16 @@ def test_stats_tell_documents_tokens_share_lengths_drops_and_repairs(whole, tmp_
         rows = [line.split() for line in done.stdout.splitlines() if line.startswith(f"{name} ")]
         assert [row[1] for row in rows] == ["train", "heldout"]
         share = source.tokens / sum(other.tokens for other in corpus.sources.values())
-        assert rows[0][2:5] == [f"{source.documents:,}", f"{source.tokens:,}", f"{share:.1%}"]
+        assert rows[0][2:5] == [f"{source.documents:,}", f"{source.tokens:,}", f"{share:.2%}"]
     assert done.stdout.count("tokens per document: mean") == done.stdout.count("dropped: ") == 2
     lines = stats_lines(write_corpus(tmp_path / "data"))
     assert any("mean 2, 5% 1" in line and "max 3" in line for line in lines)
 
 
 def test_help_explains_every_verb_and_an_unknown_one_is_refused():
-    for verb in ("prepare", "verify", "stats"):
+    for verb in ("plan", "prepare", "status", "verify", "stats", "extend"):
         assert verb in run_cli("--help").stdout
-    assert "NAME=FORMAT:GLOB" in run_cli("prepare", "--help").stdout
+    assert "NAME=FORMAT[.FIELD]:GLOB" in run_cli("prepare", "--help").stdout
     assert run_cli("prepair").returncode == 2
 
 
@@ -459,3 +482,9 @@ def test_ctrl_c_ends_everything_quietly_and_the_next_run_goes_on(whole, inputs, 
     assert workers and not any(map(is_alive, workers))
     assert run_cli(*arguments(tmp_path / "data", inputs, vocab)).returncode == 0
     assert tree(tmp_path / "data") == tree(whole)
+
+
+def test_a_copy_of_a_file_is_warned_of(tmp_path, vocab, capsys):
+    small(tmp_path, vocab, b"one\n\ntwo", b"three", b"one\n\ntwo", b"", b"", heldout=0)
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line and "bytes" in line]
+    assert line.endswith(f"{tmp_path}/files/2.x has the same bytes as {tmp_path}/files/0.x")

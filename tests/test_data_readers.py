@@ -10,9 +10,18 @@ import pytest
 
 from data_prep import readers
 from data_prep.errors import UserError
-from data_prep.readers import LONGEST_DOCUMENT, PIECE, Pieces, clean_text, split_text
+from data_prep.formats import FORMATS, open_format
+from data_prep.readers import LONGEST_DOCUMENT, PIECE, Format, Pieces, clean_text, split_text, unpack, zstd
 
-PACK = {"txt": bytes, "gz": gzip.compress, "bz2": partial(bz2.compress, compresslevel=1), "xz": lzma.compress}
+PACK = {
+    "txt": bytes,
+    "gz": gzip.compress,
+    "bz2": partial(bz2.compress, compresslevel=1),
+    "xz": lzma.compress,
+    "zst": partial(zstd.compress, options={zstd.CompressionParameter.checksum_flag: 1}),
+}
+PACKED = [suffix for suffix in PACK if suffix != "txt"]
+SKIPPED = b"\x50\x2a\x4d\x18\x05\0\0\0hello"  # a zstd frame that holds no data
 
 
 def read(path):
@@ -61,28 +70,41 @@ def test_a_document_belongs_to_the_piece_of_its_first_byte(write):
     assert [piece for piece, _ in split_text(path)] == [0, 1, 1]
     path.write_bytes(b"a" * (PIECE - 3) + b"\n\nsecond\n\nthird")
     assert [piece for piece, _ in split_text(path)] == [0, 0, 1]
+    path.write_bytes(b"a" * (PIECE - 3) + b"\n\n  second\n\nthird")  # blanks are no part of a document
+    assert [piece for piece, _ in split_text(path)] == [0, 1, 1]
 
 
-@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+def test_the_pieces_of_text_do_not_depend_on_where_reading_begins(write):
+    path = write(random_documents(3 * PIECE)[1])
+    assert list(split_text(path)) == list(split_text(path, 1)) == list(split_text(path, 99))
+
+
+@pytest.mark.parametrize("suffix", PACKED)
 def test_what_packs_well_is_unpacked_in_small_blocks(write, suffix):
     data = b"word word word word\n\n" * 200_000
     path = write(PACK[suffix](data), f"input.{suffix}")
-    assert b"".join(Pieces(path)) == data
-    assert max(map(len, Pieces(path))) <= 1 << 20
+    blocks = list(Pieces(unpack(path)))
+    assert b"".join(blocks) == data
+    assert max(map(len, blocks)) <= 1 << 20
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 def test_any_line_end_separates_documents_at_any_place_in_a_piece(write, monkeypatch, line_end):
     monkeypatch.setattr(readers, "PIECE", 7)
+    monkeypatch.setattr(readers, "_BLOCK", 1)
     lines = ["one", "still one", "", "two", "", "\t ", "", "three", "still three", ""]
     path = write(("\n\n" + "\n".join(lines)).replace("\n", line_end).encode())
     for _ in range(40):
         assert texts(path) == ["one\nstill one", "two", "three\nstill three"]
-        path.write_bytes(b"\n" + path.read_bytes())
+        data = path.read_bytes()
+        assert [piece for piece, _ in split_text(path)] == [
+            data.index(word) // 7 for word in (b"one", b"two", b"three")
+        ]
+        path.write_bytes(b"\n" + data)
 
 
 def test_packed_streams_that_follow_each_other_are_one_text(write):
-    for suffix in ("gz", "bz2", "xz"):
+    for suffix in PACKED:
         pack = PACK[suffix]
         path = write(pack(b"one\n") + pack(b"\ntwo") + b"\0" * 8 + pack(b" and\n\nthree") + b"\0" * 512, f"a.{suffix}")
         assert texts(path) == ["one", "two and", "three"]
@@ -92,14 +114,14 @@ def test_packing_is_known_by_content_not_by_name(write):
     assert texts(write(bz2.compress(b"one\n\ntwo"), "input.txt")) == ["one", "two"]
 
 
-@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("suffix", PACKED)
 def test_truncated_packed_file_is_refused_with_its_offset(write, suffix):
     path = write(PACK[suffix](random_documents(3 * PIECE)[1])[:-20], f"input.{suffix}")
     with pytest.raises(UserError, match=rf"input\.{suffix}: the .* data breaks off at byte {path.stat().st_size}"):
         texts(path)
 
 
-@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("suffix", PACKED)
 def test_damaged_packed_file_is_refused_with_its_offset(write, suffix):
     data = bytearray(PACK[suffix](random_documents(3 * PIECE)[1]))
     data[-PIECE - 99 : -PIECE] = b"\xff" * 99
@@ -107,17 +129,36 @@ def test_damaged_packed_file_is_refused_with_its_offset(write, suffix):
         texts(write(bytes(data), f"input.{suffix}"))
 
 
+def test_zstd_frames_that_hold_no_data_are_skipped(write):
+    frame = PACK["zst"]
+    path = write(SKIPPED + frame(b"one\n") + SKIPPED + frame(b"\ntwo") + SKIPPED, "a.zst")
+    assert texts(path) == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     ("data", "name", "message"),
     [
         (b"plain", "input.bz2", "not bzip2 data at byte 0, whatever its name says"),
-        (b"PK\x03\x04rest", "input.txt", "a zip file; read are plain files and gzip, bzip2, xz"),
-        (b"PAR1rest", "input.parquet", "a parquet file"),
-        (b"\x28\xb5\x2f\xfdrest", "input.zst", "a zstd file"),
+        (b"PK\x03\x04rest", "input.txt", "a zip file; read are plain files and gzip, bzip2, xz, zstd"),
+        (b"PAR1rest", "input.txt", "a parquet file: use format parquet"),
+        (
+            b"\x28\xb5\x2f\xfd\0\xb0rest",
+            "input.zst",
+            r"damaged zstd data .*too much memory.* fetch it again or repack it",
+        ),
         ("text".encode("utf-16"), "input.txt", "UTF-16 at byte 0"),
-        (b'\n<?xml version="1.0"?><a/>', "input.txt", "XML at byte 0; format text reads plain text"),
+        (b'\n<?xml version="1.0"?><a/>', "input.txt", "XML at byte 0, not plain text: .* use format wikipedia"),
         (b"\xef\xbb\xbf<mediawiki>", "input.txt", "XML at byte 0"),
         (bz2.compress(b"<mediawiki>"), "dump.bz2", "XML at byte 0"),
+        (b'{"text": "a"}\n', "input.jsonl", "JSON at byte 0, not plain text: use format jsonl"),
+        (gzip.compress(b'\n{"text": "a"}'), "input.json.gz", "JSON at byte 0"),
+        (random.Random(0).randbytes(PIECE), "input.txt", r"of the first \d+ bytes \d\d% are NUL or no UTF-8"),
+        (
+            "вода реки".encode("cp1251") * 99,
+            "input.txt",
+            r"of the first 891 bytes 89% are .* convert it with iconv first",
+        ),
+        (b"a\0b\0c" * 9, "input.txt", "of the first 45 bytes 40% are NUL"),
     ],
 )
 def test_what_is_not_text_is_refused_by_name(write, data, name, message):
@@ -137,6 +178,14 @@ def test_repairs_are_made_and_counted(write):
     ]
 
 
+def test_a_text_in_which_little_is_invalid_is_mended_not_refused(write):
+    latin = ("la for\xeat est \xe0 c\xf4t\xe9 de la rivi\xe8re, " * 20).encode("latin-1")
+    with pytest.raises(UserError, match="are NUL or no UTF-8"):
+        texts(write(latin))
+    assert read(write(latin + b"the river and the forest and the wind " * 20))[0].repairs["invalid_utf8"] == 100
+    assert texts(write(b'{"a": 1} is no document of its own')) == ['{"a": 1} is no document of its own']
+
+
 def test_a_file_of_nothing_or_of_blank_lines_has_no_documents(write):
     assert read(write(b"")) == read(write(b"", "empty.gz")) == read(write(b"\r\n \t\n\0\n")) == []
 
@@ -147,11 +196,32 @@ def test_a_document_with_nothing_left_is_dropped_as_empty(write):
 
 @pytest.mark.parametrize("blank", ["\n", "\r", " ", ""])
 def test_a_text_without_blank_lines_is_cut_and_nothing_is_lost(write, monkeypatch, blank):
-    monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 1000)
+    monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 1003)
     data = blank.join(f"{number:04}" for number in range(900))
     documents = read(write(data.encode() + b"\n\nlast"))
-    assert max(len(document.text) for document in documents) <= 1000
+    assert max(len(document.text) for document in documents) <= 1003
     assert "".join("".join(document.text.split()) for document in documents[:-1]) == "".join(data.split())
     assert [document.repairs["cut_at_4_mib"] for document in documents] == [1] * (len(documents) - 2) + [0, 0]
     assert documents[-1].text == "last"
+    words = " ".join(document.text for document in documents[:-1]).split()
+    assert not blank or words == data.split()
     assert LONGEST_DOCUMENT == 4 << 20
+
+
+def test_every_format_opens_by_its_name():
+    assert FORMATS == ("wikipedia", "text", "cc100", "books", "jsonl", "parquet", "bookcorpus")
+    assert all(isinstance(open_format(name), Format) for name in FORMATS)
+    assert open_format("cc100") == open_format("text")
+
+
+def test_an_unknown_format_is_refused_with_the_nearest_known_one():
+    with pytest.raises(
+        UserError, match=r"^no format 'wikipdia', did you mean 'wikipedia'\? Known: wikipedia, text, cc100"
+    ):
+        open_format("wikipdia")
+
+
+@pytest.mark.parametrize("name", ["wikipedia", "text", "cc100", "books"])
+def test_a_field_is_refused_where_there_are_none(name):
+    with pytest.raises(UserError, match=f"field 'body': format {name} has no fields; only jsonl, parquet, bookcorpus"):
+        open_format(name, "body")

@@ -1,11 +1,13 @@
 """The wikipedia format: which pages become documents, and what of their wikitext is prose."""
 
 import bz2
+import gzip
 import tracemalloc
 
 import pytest
-from data_fixtures import dump
+from data_fixtures import dump, noise
 
+from data_prep import readers, wikipedia
 from data_prep.errors import UserError
 from data_prep.readers import PIECE
 from data_prep.wikipedia import clean_article, plain_text, split_dump
@@ -113,12 +115,88 @@ def test_pages_come_in_order_with_the_piece_they_begin_in(write, pack):
 
 
 def test_memory_does_not_grow_with_the_dump(write):
-    path = write(bz2.compress(dump([{"text": "word " * 20_000}] * 100).encode()))
+    path = write(gzip.compress(dump([{"text": "word " * 20_000}] * 100).encode(), 1))
     tracemalloc.start()
     assert sum(1 for _ in split_dump(path)) == 100
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6e6  # of 10 MB
+
+
+def multistream(pages_in_streams, encoding="utf-8", cut=None):
+    """A dump as Wikimedia packs it: a stream with the head, streams of whole pages, a stream with the end."""
+    count = sum(pages_in_streams)
+    xml = dump([{"text": f"page {number} {text}"} for number, text in enumerate(noise(count))], "bg", {6: "Файл"})
+    parts = [
+        part + "\n" for part in xml.replace("<page>", "\0 <page>").replace("</mediawiki>", "\0</mediawiki>").split("\0")
+    ]
+    head, *pages, end = [part.encode(encoding) for part in parts]
+    streams, begin = [head], 0
+    for size in pages_in_streams:
+        streams.append(b"".join(pages[begin : begin + size]))
+        begin += size
+    streams.append(end)
+    if cut:
+        xml = b"".join(streams)
+        streams = [xml[begin : begin + cut] for begin in range(0, len(xml), cut)]
+    return [bz2.compress(stream) for stream in streams]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    for module in (readers, wikipedia):
+        monkeypatch.setattr(module, "PIECE", 300)
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        multistream([1] * 20),
+        multistream([3, 1, 9, 2, 30, 1]),
+        multistream([40]),
+        multistream([3, 1, 9, 2], encoding="utf-16-le"),
+        multistream([20], cut=700),
+        [bz2.compress(b"".join(map(bz2.decompress, multistream([20]))))],
+    ],
+    ids=["a page a stream", "some pages", "one stream of pages", "UTF-16", "cut anywhere", "single stream"],
+)
+def test_reading_from_any_piece_gives_the_pages_that_reading_from_the_start_gives(write, small_pieces, streams):
+    path = write(b"".join(streams))
+    whole = list(split_dump(path))
+    last = path.stat().st_size // wikipedia.PIECE
+    assert last > 9
+    for begin in range(last + 2):
+        assert [row for row in split_dump(path, begin) if row[0] >= begin] == [row for row in whole if row[0] >= begin]
+
+
+def test_a_dump_of_many_streams_is_not_read_before_the_piece_asked_for(write, small_pieces):
+    head, *streams = multistream([2] * 20)
+    streams[3] = streams[3][:-30] + bytes(30)
+    path = write(head + b"".join(streams))
+    with pytest.raises(UserError, match="damaged bzip2 data"):
+        list(split_dump(path))
+    assert len(list(split_dump(path, 20))) < 40
+    streams[-2] = bz2.compress(b"<page></pag>")
+    path.write_bytes(head + b"".join(streams))
+    with pytest.raises(
+        UserError, match=r"not well-formed XML at byte \d+ of what unpacks from byte \d+ of the file on"
+    ):
+        list(split_dump(path, 20))
+
+
+def test_a_page_above_4_mib_is_dropped_and_never_held(write, monkeypatch):
+    monkeypatch.setattr(wikipedia, "LONGEST_DOCUMENT", limit := 100_000)
+    pages = [{"text": "before"}, {"text": "river " * 4_000_000}, {"text": "after"}, {"text": "a" * limit}]
+    pages += [{"text": "é" * (limit // 2 + 1)}, {"text": "talk " * limit, "ns": 1}]
+    path = write(gzip.compress(dump(pages).encode(), 1))
+    tracemalloc.start()
+    found = [(page.too_long, page.wikitext == "") for _, page in split_dump(path)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [(False, False), (True, True), (False, False), (False, False), (True, True), (True, True)]
+    assert peak < 6e6  # of 24 MB
+    reasons = [clean_article(page).dropped for _, page in split_dump(path) if page.too_long]
+    assert reasons == ["over_4_mib", "over_4_mib", "not_an_article"]
 
 
 BOMB = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>'
@@ -128,7 +206,9 @@ BOMB = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a
     ("data", "message"),
     [
         (b"", "not XML, so no MediaWiki dump at byte 0"),
-        (b"just a text\n\nof two paragraphs", "not XML, so no MediaWiki dump at byte 0"),
+        (b"just a text\n\nof two paragraphs", "not XML, so no MediaWiki dump at byte 0 .* use format text"),
+        (b'{"text": "a line"}', "not XML, so no MediaWiki dump at byte 0 .* use format jsonl"),
+        (b"PAR1rest", "a parquet file: use format parquet"),
         (b"<rss><channel/></rss>", "XML with root <rss>, but a MediaWiki dump has <mediawiki>"),
         (dump([{"text": "x"}]).encode()[:-30], r"not well-formed XML at byte \d+ of the unpacked file"),
         (dump([{"text": "x"}]).replace("</ns>", "</nx>").encode(), r"not well-formed XML at byte \d+"),

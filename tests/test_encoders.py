@@ -60,6 +60,23 @@ def test_the_cut_equals_the_whole_model_bit_for_bit(tmp_path, model_type, layer)
                 assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_padding_never_changes_the_output_at_real_positions(tmp_path, model_type):
+    folder = make_teacher(tmp_path, model_type, **FAMILIES[model_type])
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    pad = model.config.pad_token_id
+    ids, mask = padded_batch(pad)
+    cut = encoders.cut_encoder(model, 4, padding=pad)
+    longer = torch.cat([ids, torch.full((3, 9), pad)], 1)
+    with torch.no_grad():
+        assert all(map(torch.equal, cut(ids), encoders.cut_encoder(model, 4)(ids, mask)))
+        for row, real in enumerate(mask.sum(1).tolist()):
+            alone = encoders.cut_encoder(model, 4)(ids[row : row + 1, :real])
+            for padded in (cut(ids), cut(longer)):
+                for ours, theirs in zip(padded, alone, strict=True):
+                    torch.testing.assert_close(ours[row, :real], theirs[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def real_teacher():
     try:

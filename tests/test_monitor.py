@@ -1,5 +1,6 @@
 """pipeline.monitor: the rows a run leaves, across interruptions."""
 
+import pytest
 import torch
 
 from pipeline.maps import relation_image, relation_maps
@@ -48,6 +49,24 @@ def test_time_spent_outside_steps_does_not_slow_the_rate(tmp_path, monkeypatch):
         monitor.resume()
     monitor.close()
     assert [row["tokens_per_second"] for row in read_metrics(tmp_path)] == [50.0, 50.0]
+
+
+def test_waiting_for_data_is_told_as_a_share_of_the_training_time(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("pipeline.monitor.time.perf_counter", lambda: clock[0])
+    monitor = Monitor(tmp_path, 0, 10, tokens_per_step=100)
+    for step in (1, 2, 3, 4):
+        clock[0] += 0.1 * step
+        monitor.received()
+        clock[0] += 1.0
+        if step % 2 == 0:
+            monitor.log(step, {"loss": 1.0})
+        else:
+            monitor.step(step)
+        clock[0] += 60.0  # an evaluation
+        monitor.resume()
+    monitor.close()
+    assert [row["data_wait"] for row in read_metrics(tmp_path)] == pytest.approx([0.3 / 2.3, 0.7 / 2.7])
 
 
 def test_plain_lines_say_step_losses_rate_and_time_left(tmp_path, capsys):

@@ -97,6 +97,7 @@ def test_overrides_reach_tables_lists_and_strings(tiny):
         ("steps=true", "steps = True: must be a whole number"),
         ("steps=0", "steps = 0: must be at least 1"),
         ("learning_rate=fast", "learning_rate = 'fast': must be a number"),
+        ("layout=block", "layout = 'block': must be one of 'full', 'doc'"),
         ("precision=fp8", "precision = 'fp8': must be one of 'bf16', 'fp32'"),
         ("teacher.hosting=cloud", "teacher.hosting = 'cloud': must be one of 'auto', 'replicate', 'zero3'"),
         ("student=3", "student = 3: must be a table [student]"),

@@ -66,11 +66,11 @@ def _source(folder: Path, name: str, side: str, sizes: list[int], seed: int) -> 
         if size:
             tokens[ends.astype(int) - 1] = SPECIAL["sep"]
         where = shards.shard_folder(folder, name, side)
-        shards.write_shard(where, number, tokens, ends, {})
-        rows.append(shards.read_json(where / f"{number:05d}.json")["shard"])
+        rows.append(shards.write_shard(where, f"00000-{number:05d}", tokens, ends, {}))
     return {
         "documents": sum(row["documents"] for row in rows),
         "tokens": sum(row["tokens"] for row in rows),
+        "size": sum(row["tokens"] for row in rows),
         "shards": rows,
     }
 

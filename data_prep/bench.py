@@ -1,0 +1,215 @@
+"""``bench``: the speed of preparing, beside the tokenizer alone, and the memory that a worker takes, on this machine.
+
+Every comparison is made in one run, turn by turn, and told as a ratio of medians; times of different runs say little.
+"""
+
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from data_prep.encode import Encoder, load_encoder, tokenizer_file
+from data_prep.errors import UserError
+from data_prep.formats import open_format
+from data_prep.inputs import describe_file, local_files
+from data_prep.units import Job, UnitReader, cut, prepare_unit
+from data_prep.workers import Progress, run_units
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. ``value`` in ``unit``; ``ratio`` to what it stands beside, if it does."""
+
+    name: str
+    value: float
+    unit: str
+    ratio: float | None = None
+    beside: str = ""
+
+    def __str__(self) -> str:
+        compared = f"   {self.ratio:.2f} x {self.beside}" if self.ratio is not None else ""
+        return f"{self.name:58} {self.value:8.2f} {self.unit:5}{compared}"
+
+
+def read_texts(pattern: str, mib: float) -> list[str]:
+    """Documents of the files that match, from all of them alike, up to ``mib`` MiB in UTF-8.
+
+    Raises UserError if there are none.
+    """
+    files = local_files(pattern, "--text")
+    form = open_format("text")
+    texts, size = [], 0.0
+    for file in files:
+        mine, limit = 0, mib * MIB / len(files)
+        for _, raw in form.split(file.path, 0):
+            if text := form.clean(raw).text:
+                texts.append(text)
+                mine += len(text.encode())
+            if mine >= limit:
+                break
+        size += mine
+    if not texts:
+        raise UserError(f"--text {pattern}: holds no text")
+    return texts
+
+
+def tokenizer_rows(texts: list[str], tokenizer: Path, repeats: int) -> Iterator[Row]:
+    """The whole way of one worker, from .txt.xz to shards, beside ``encode_batch`` of the ``tokenizers`` library alone on
+    the same documents, both with one thread."""
+    encoder, twin = load_encoder(tokenizer), library_twin(tokenizer)
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    with tempfile.TemporaryDirectory() as folder:
+        path = _packed(Path(folder) / "text.txt.xz", texts)
+
+        def whole_way() -> None:
+            _prepare_here(path, Path(folder) / "data", tokenizer, encoder)
+
+        def library() -> None:
+            twin.encode_batch(texts, add_special_tokens=False)
+
+        ours, theirs, ratio = alternating(whole_way, library, repeats)
+    kind = encoder.fingerprint()["backend"]
+    yield Row(f"{tokenizer.name} ({kind}), .txt.xz to shards, one worker", size / ours, "MB/s", ratio, "the library alone")
+    yield Row("  tokenizers' encode_batch alone, one thread", size / theirs, "MB/s")
+    yield from _agreement(texts, encoder, twin)
+
+
+def library_twin(tokenizer: Path) -> Tokenizer:
+    """The same tokenizer as the ``tokenizers`` library has it: tokenizer.json, or what ``transformers`` makes of the file."""
+    from transformers import BertTokenizer, XLMRobertaTokenizer
+
+    file = tokenizer_file(tokenizer)
+    if (whole := file.with_name("tokenizer.json")).is_file():
+        found = Tokenizer.from_file(str(whole))
+    else:
+        kind, name = {
+            ".txt": (BertTokenizer, "vocab.txt"),
+            ".model": (XLMRobertaTokenizer, "sentencepiece.bpe.model"),
+        }[file.suffix]
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(file, Path(folder) / name)
+            if (config := file.with_name("tokenizer_config.json")).is_file():
+                shutil.copy(config, folder)
+            found = kind.from_pretrained(folder).backend_tokenizer
+    found.no_truncation()
+    found.no_padding()
+    return found
+
+
+def _agreement(texts: list[str], encoder: Encoder, twin: Tokenizer) -> Iterator[Row]:
+    """How many lines get the same ids from both."""
+    lines = [line for text in texts for line in text.split("\n") if line]
+    theirs = twin.encode_batch(lines, add_special_tokens=False)
+    same = sum(np.array_equal(ours, other.ids) for ours, other in zip(encoder.encode_batch(lines), theirs, strict=True))
+    yield Row(f"  lines with the same ids as the library's ({same:,} of {len(lines):,})", 100 * same / len(lines), "%")
+
+
+def worker_rows(texts: list[str], tokenizer: Path, workers: int, repeats: int) -> Iterator[Row]:
+    """``workers`` processes beside one, on the same files."""
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    with tempfile.TemporaryDirectory() as folder:
+        for part in range(2 * workers):
+            _packed(Path(folder) / f"{part}.txt.xz", texts[part :: 2 * workers])
+
+        def run(count: int) -> Callable[[], None]:
+            return lambda: _prepare_there(Path(folder), tokenizer, count)
+
+        many, one, ratio = alternating(run(workers), run(1), repeats)
+    yield Row(f"{tokenizer.name}, {workers} workers, processes started included", size / many, "MB/s", ratio, "one worker")
+    yield Row("  one worker", size / one, "MB/s")
+
+
+def memory_rows(tokenizer: Path, mib: int) -> Iterator[Row]:
+    """The most memory that any process of ``prepare`` takes for inputs that are made to be hard on it."""
+    word = b"lorem ipsum dolor sit amet "
+    cases = {
+        f"a file of {mib} MiB in a single line": (word for _ in range(mib * MIB // len(word))),
+        f"the same without a space, {mib} MiB": (b"loremipsumdolorsit" for _ in range(mib * MIB // 18)),
+        f"a document of {mib // 5} MiB in lines": (word + b"\n" for _ in range(mib // 5 * MIB // len(word))),
+    }
+    for name, blocks in cases.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "text.txt"
+            with path.open("wb") as file:
+                while block := b"".join(islice(blocks, 40_000)):
+                    file.write(block)
+            yield Row(f"{tokenizer.name}, {name}, one worker", _peak(path, Path(folder) / "data", tokenizer), "MB")
+
+
+def _peak(path: Path, data: Path, tokenizer: Path) -> float:
+    """MB at the peak of the largest process of a prepare."""
+    script = (
+        "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:], capture_output=True, text=True); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if not done.returncode else done.stderr)"
+    )
+    prepare = [sys.executable, "-m", "data_prep", "prepare", "--out", data, "--tokenizer", tokenizer]
+    options = ["--source", f"s=text:{path}", "--workers", "1", "--heldout", "0"]
+    done = subprocess.run([sys.executable, "-c", script, *prepare, *options], capture_output=True, text=True, check=True)
+    if not done.stdout.strip().isdecimal():
+        raise UserError(f"{path}: could not be prepared ({done.stdout.strip()})")
+    return int(done.stdout) * 1024 / 1e6
+
+
+def alternating(first: Callable[[], None], second: Callable[[], None], repeats: int) -> tuple[float, float, float]:
+    """Median seconds of either, and the median of second / first of each turn."""
+    times = [[_seconds(run) for run in (first, second)] for _ in range(repeats)]
+    return median(a for a, _ in times), median(b for _, b in times), median(b / a for a, b in times)
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def _packed(path: Path, texts: list[str]) -> Path:
+    path.write_bytes(lzma.compress("\n\n".join(texts).encode()))
+    return path
+
+
+def _prepare_here(path: Path, data: Path, tokenizer: Path, encoder: Encoder) -> None:
+    """All units of a file, in this process."""
+    job = Job(data, tokenizer, encoder.fingerprint(), 0.01)
+    for unit in cut("s", "cc100", None, [describe_file(path)], 64):
+        prepare_unit(job, unit, UnitReader(), encoder, lambda tokens: None)
+
+
+def _prepare_there(folder: Path, tokenizer: Path, workers: int) -> None:
+    """All units of a folder's files, by worker processes."""
+    files = [describe_file(path) for path in sorted(folder.glob("*.xz"))]
+    job = Job(folder / "data", tokenizer, load_encoder(tokenizer).fingerprint(), 0.01)
+    progress = Progress(0, 0, quiet=True)
+    run_units(job, cut("s", "cc100", None, files, 8), workers, progress)
+
+
+def run(text: str, tokenizers: list[Path], cases: list[str], mib: float, workers: int, repeats: int, memory_mib: int) -> Iterator[Row]:
+    """The rows of the chosen cases: tokenizer, workers, memory."""
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    texts = read_texts(text, mib)
+    for tokenizer in tokenizers:
+        if "tokenizer" in cases:
+            yield from tokenizer_rows(texts, tokenizer, repeats)
+        if "workers" in cases:
+            yield from worker_rows(texts, tokenizer, workers, repeats)
+        if "memory" in cases:
+            yield from memory_rows(tokenizer, memory_mib)
+
+
+def as_json(row: Row) -> str:
+    """One line for machines."""
+    return json.dumps(asdict(row))
+

@@ -1,0 +1,165 @@
+"""Input files: on this machine, or in a dataset repository of the Hugging Face hub at one pinned commit.
+
+A file is known by its name, size and sha256 (``InputFile.entry``); where it lies is no part of a corpus.
+"""
+
+import fnmatch
+import functools
+import glob
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.errors import UserError
+
+_SAMPLES, _SAMPLE = 64, 1 << 20  # a local file above 64 MiB is known by its size and 64 blocks of 1 MiB
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """``path``: where a local file lies, or the path inside the repository ``hub`` = (dataset id, commit)."""
+
+    name: str
+    bytes: int
+    sha256: str
+    path: Path
+    hub: tuple[str, str] | None = None
+
+    @property
+    def entry(self) -> dict:
+        """What plan, receipts and manifest say of the file."""
+        return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
+
+    def local(self) -> Path:
+        """Where to read it; a file of the hub is fetched into the hub's cache, once, and its sha256 compared.
+
+        Raises UserError if it cannot be had.
+        """
+        if self.hub:
+            return _fetch(self)
+        if not os.access(self.path, os.R_OK):
+            raise UserError(f"{self.path}: is not there any more, or cannot be read; put it back")
+        return self.path
+
+
+def local_files(pattern: str, what: str) -> list[InputFile]:
+    """The files that a glob matches, in sorted order. Raises UserError, beginning with ``what``, if there are none."""
+    found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
+    paths = [Path(path) for path in found if Path(path).is_file()]
+    if not paths:
+        folder = f"; {found[0]} is a folder, so name the files in it, as {found[0].rstrip('/')}/*" if found else ""
+        raise UserError(f"{what}: no file matches {pattern} (from {Path.cwd()}){folder}")
+    return [describe_file(path) for path in paths]
+
+
+def describe_file(path: Path) -> InputFile:
+    """A file with its size and sha256; above 64 MiB the hash is over 64 evenly spaced blocks of 1 MiB.
+
+    Raises UserError if the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            if size <= _SAMPLES * _SAMPLE:
+                digest.update(file.read())
+            else:
+                for step in range(_SAMPLES):
+                    file.seek((size - _SAMPLE) * step // (_SAMPLES - 1))
+                    digest.update(file.read(_SAMPLE))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return InputFile(path.name, size, digest.hexdigest(), path.resolve())
+
+
+def hub_files(dataset: str, commit: str, pattern: str, what: str) -> list[InputFile]:
+    """The files of a dataset repository that a glob matches, in sorted order, from the hub's listing of that commit.
+
+    Raises UserError, beginning with ``what``, if the commit is not pinned, a partial conversion is named, the hub cannot
+    be asked, or nothing matches.
+    """
+    if not _COMMIT.fullmatch(commit or ""):
+        raise UserError(f"{what}: revision {commit!r} can move; {_pin_remedy(dataset, commit or 'main')}")
+    listing = {item.rfilename: item for item in _listing(dataset, commit, what).siblings or []}
+    names = sorted(fnmatch.filter(listing, pattern))
+    if partial := [name for name in names if "partial-" in name]:
+        raise UserError(f"{what}: {partial[0]} of {dataset} is a conversion that was cut off; name the whole files")
+    if not names:
+        raise UserError(f"{what}: no file of {dataset} at {commit[:12]} matches {pattern}; it has {_some(listing)}")
+    items = [listing[name] for name in names]
+    if unhashed := next((item.rfilename for item in items if item.lfs is None), None):
+        raise UserError(
+            f"{what}: the hub keeps no sha256 of {unhashed} of {dataset}; download it and name it as a file"
+        )
+    return [
+        InputFile(item.rfilename, item.size, item.lfs.sha256, Path(item.rfilename), (dataset, commit)) for item in items
+    ]
+
+
+def _listing(dataset: str, revision: str, what: str):
+    """The hub's description of a dataset at a revision. Raises UserError if it cannot be had."""
+    from huggingface_hub import HfApi  # here and below: half a second for those who need it
+
+    try:
+        return HfApi().dataset_info(dataset, revision=revision, files_metadata=True)
+    except Exception as error:  # the client raises those of its HTTP library too
+        raise UserError(f"{what}: the hub does not list {dataset} at {revision} ({_reason(error)})") from None
+
+
+def _pin_remedy(dataset: str, revision: str) -> str:
+    """How to pin: with the commit that the hub says the revision is today, if it can be asked."""
+    try:
+        commit = _listing(dataset, revision, "").sha
+    except UserError:
+        return f"pin a commit: revision = the 40 digits shown at huggingface.co/datasets/{dataset}/commits/main"
+    return f'pin a commit; today {revision} of {dataset} is revision = "{commit}"'
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the hub client's long stories."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _some(names: dict) -> str:
+    shown = sorted(names)[:3]
+    return ", ".join(shown) + (f" and {len(names) - 3} others" if len(names) > 3 else "") if shown else "no file"
+
+
+@functools.lru_cache(maxsize=256)
+def _fetch(file: InputFile) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    dataset, commit = file.hub
+    try:
+        path = Path(hf_hub_download(dataset, str(file.path), repo_type="dataset", revision=commit))
+    except Exception as error:  # the client raises those of its HTTP library too
+        raise UserError(f"{file.name} of {dataset} at {commit[:12]}: cannot be fetched ({_reason(error)})") from None
+    with path.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if found != file.sha256:
+        raise UserError(
+            f"{path}: sha256 {found[:12]} is not the {file.sha256[:12]} that the hub lists; delete it and run again"
+        )
+    return path
+
+
+def tokenizer_path(name: str, root: Path = Path()) -> Path:
+    """A tokenizer's local path: ``name`` below ``root`` if that is there, else fetched from the hub as a model id.
+
+    Raises UserError if there is neither.
+    """
+    local = root / Path(name).expanduser()
+    if local.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return local
+    from huggingface_hub import snapshot_download
+
+    wanted = ["tokenizer.json", "tokenizer_config.json", "*.model", "vocab.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # the client raises those of its HTTP library too
+        raise UserError(
+            f"--tokenizer {name}: no such file or folder, nor a model of the hub ({_reason(error)})"
+        ) from None
