@@ -98,6 +98,18 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from data_prep import bench  # transformers takes seconds
+
+    if not arguments.tokenizer:
+        raise UserError("--tokenizer: none is named; give a file or a folder, several times if you like")
+    cases = bench.CASES if arguments.case == "all" else (arguments.case,)
+    settings = bench.Settings(arguments.text, arguments.mib, arguments.workers, arguments.repeats, arguments.memory_mib)
+    for row in bench.run(cases, arguments.tokenizer, settings):
+        print(bench.as_json(row) if arguments.json else row, flush=True)
+    return 0
+
+
 def _description(arguments: argparse.Namespace) -> Description:
     """The corpus that the command line names, with the options that it sets."""
     if arguments.corpus and arguments.source:
@@ -180,6 +192,17 @@ def _parser() -> argparse.ArgumentParser:
     counting.add_argument(
         "--alpha", type=_number, default=1.0, metavar="A", help="of the shares (default: %(default)s)"
     )
+    measuring = verb("bench", _bench, "speed beside the tokenizer alone, gain of workers, and memory, on this machine")
+    measuring.add_argument("case", nargs="?", default="all", choices=("tokenizer", "workers", "memory", "all"))
+    measuring.add_argument("--text", metavar="GLOB", help="text files, packed or not; needed but for memory")
+    measuring.add_argument("--tokenizer", type=Path, action="append", metavar="PATH", help="may be repeated")
+    measuring.add_argument("--mib", type=_number, default=16, metavar="M", help="MiB of text (default: %(default)s)")
+    measuring.add_argument("--workers", type=_natural, default=2, metavar="N", help="beside one (default: %(default)s)")
+    measuring.add_argument("--repeats", type=_natural, default=5, metavar="R", help="turns (default: %(default)s)")
+    measuring.add_argument(
+        "--memory-mib", type=_natural, default=1024, metavar="M", help="size of the hardest file (default: %(default)s)"
+    )
+    measuring.add_argument("--json", action="store_true", help="a JSON object for each row")
     return parser
 
 
@@ -222,7 +245,7 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: %(default)s)"
+        "--workers", type=_natural, default=os.cpu_count(), metavar="N", help="processes (default: %(default)s)"
     )
 
 
@@ -237,6 +260,12 @@ def _number(text: str) -> float:
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return number
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _count(text: str) -> int:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from statistics import median
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_prep.encode import Encoder, load_encoder, tokenizer_file
+from data_prep.encode import Encoder, load_encoder
 from data_prep.errors import UserError
 from data_prep.formats import open_format
 from data_prep.inputs import describe_file, local_files
@@ -28,6 +28,18 @@ from data_prep.units import Job, UnitReader, cut, prepare_unit
 from data_prep.workers import Progress, run_units
 
 MIB = 1 << 20
+CASES = ("tokenizer", "workers", "memory")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``text``: a glob; ``mib`` of it are read; ``memory_mib``: size of the largest file of the memory case."""
+
+    text: str | None
+    mib: float
+    workers: int
+    repeats: int
+    memory_mib: int
 
 
 @dataclass(frozen=True)
@@ -45,11 +57,13 @@ class Row:
         return f"{self.name:58} {self.value:8.2f} {self.unit:5}{compared}"
 
 
-def read_texts(pattern: str, mib: float) -> list[str]:
+def read_texts(pattern: str | None, mib: float) -> list[str]:
     """Documents of the files that match, from all of them alike, up to ``mib`` MiB in UTF-8.
 
     Raises UserError if there are none.
     """
+    if pattern is None:
+        raise UserError("--text: none is named; give text files, as 'cc100/*.txt.xz'")
     files = local_files(pattern, "--text")
     form = open_format("text")
     texts, size = [], 0.0
@@ -83,7 +97,9 @@ def tokenizer_rows(texts: list[str], tokenizer: Path, repeats: int) -> Iterator[
 
         ours, theirs, ratio = alternating(whole_way, library, repeats)
     kind = encoder.fingerprint()["backend"]
-    yield Row(f"{tokenizer.name} ({kind}), .txt.xz to shards, one worker", size / ours, "MB/s", ratio, "the library alone")
+    yield Row(
+        f"{tokenizer.name} ({kind}), .txt.xz to shards, one worker", size / ours, "MB/s", ratio, "the library alone"
+    )
     yield Row("  tokenizers' encode_batch alone, one thread", size / theirs, "MB/s")
     yield from _agreement(texts, encoder, twin)
 
@@ -92,7 +108,7 @@ def library_twin(tokenizer: Path) -> Tokenizer:
     """The same tokenizer as the ``tokenizers`` library has it: tokenizer.json, or what ``transformers`` makes of the file."""
     from transformers import BertTokenizer, XLMRobertaTokenizer
 
-    file = tokenizer_file(tokenizer)
+    file = load_encoder(tokenizer)._file
     if (whole := file.with_name("tokenizer.json")).is_file():
         found = Tokenizer.from_file(str(whole))
     else:
@@ -129,7 +145,9 @@ def worker_rows(texts: list[str], tokenizer: Path, workers: int, repeats: int) -
             return lambda: _prepare_there(Path(folder), tokenizer, count)
 
         many, one, ratio = alternating(run(workers), run(1), repeats)
-    yield Row(f"{tokenizer.name}, {workers} workers, processes started included", size / many, "MB/s", ratio, "one worker")
+    yield Row(
+        f"{tokenizer.name}, {workers} workers, processes started included", size / many, "MB/s", ratio, "one worker"
+    )
     yield Row("  one worker", size / one, "MB/s")
 
 
@@ -158,7 +176,9 @@ def _peak(path: Path, data: Path, tokenizer: Path) -> float:
     )
     prepare = [sys.executable, "-m", "data_prep", "prepare", "--out", data, "--tokenizer", tokenizer]
     options = ["--source", f"s=text:{path}", "--workers", "1", "--heldout", "0"]
-    done = subprocess.run([sys.executable, "-c", script, *prepare, *options], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *prepare, *options], capture_output=True, text=True, check=True
+    )
     if not done.stdout.strip().isdecimal():
         raise UserError(f"{path}: could not be prepared ({done.stdout.strip()})")
     return int(done.stdout) * 1024 / 1e6
@@ -184,8 +204,9 @@ def _packed(path: Path, texts: list[str]) -> Path:
 def _prepare_here(path: Path, data: Path, tokenizer: Path, encoder: Encoder) -> None:
     """All units of a file, in this process."""
     job = Job(data, tokenizer, encoder.fingerprint(), 0.01)
+    reader = UnitReader()
     for unit in cut("s", "cc100", None, [describe_file(path)], 64):
-        prepare_unit(job, unit, UnitReader(), encoder, lambda tokens: None)
+        prepare_unit(job, unit, reader, encoder, lambda tokens: None)
 
 
 def _prepare_there(folder: Path, tokenizer: Path, workers: int) -> None:
@@ -196,20 +217,19 @@ def _prepare_there(folder: Path, tokenizer: Path, workers: int) -> None:
     run_units(job, cut("s", "cc100", None, files, 8), workers, progress)
 
 
-def run(text: str, tokenizers: list[Path], cases: list[str], mib: float, workers: int, repeats: int, memory_mib: int) -> Iterator[Row]:
-    """The rows of the chosen cases: tokenizer, workers, memory."""
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-    texts = read_texts(text, mib)
+def run(cases: Iterable[str], tokenizers: list[Path], settings: Settings) -> Iterator[Row]:
+    """The rows of the chosen CASES for each tokenizer."""
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    texts = [] if cases == ("memory",) else read_texts(settings.text, settings.mib)
     for tokenizer in tokenizers:
         if "tokenizer" in cases:
-            yield from tokenizer_rows(texts, tokenizer, repeats)
+            yield from tokenizer_rows(texts, tokenizer, settings.repeats)
         if "workers" in cases:
-            yield from worker_rows(texts, tokenizer, workers, repeats)
+            yield from worker_rows(texts, tokenizer, settings.workers, settings.repeats)
         if "memory" in cases:
-            yield from memory_rows(tokenizer, memory_mib)
+            yield from memory_rows(tokenizer, settings.memory_mib)
 
 
 def as_json(row: Row) -> str:
     """One line for machines."""
     return json.dumps(asdict(row))
-

@@ -128,7 +128,7 @@ def test_options_go_before_the_description(tmp_path):
         (["--source", "a=text:*.txt"], "--tokenizer: none is named"),
         (["cc100", "--budget-tokens", "many"], "argument --budget-tokens: 'many' is not a number; see "),
         (["cc100", "--budget-tokens", "0"], "--tokenizer: none is named|--budget-tokens 0"),
-        (["--workers", "two"], "argument --workers: invalid int value: 'two'; see "),
+        (["--workers", "two"], "argument --workers: 'two' is not a whole number above 0; see "),
     ],
 )
 def test_a_mistaken_command_line_is_told_in_one_line(arguments, message):

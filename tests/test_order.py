@@ -46,6 +46,7 @@ def test_shares_of_every_block_equal_their_integer_quotas():
     for block in source.reshape(5, BLOCK):
         assert np.bincount(block, minlength=3).tolist() == quotas(weights, BLOCK).tolist()
     assert len(set(source[:50].tolist())) == 3  # mixed inside the block, not one source after the other
+    assert not np.array_equal(source[:BLOCK], source[BLOCK : 2 * BLOCK])  # and in each block otherwise
 
 
 def test_quotas_are_the_largest_remainders():
