@@ -10,7 +10,8 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
 
   demo                      everything once, on real parts: fetch, prep, distill, resume, export, report (about 5 minutes)
   test [PYTEST ARGUMENTS]   the test suite
-  prep VERB …               text to token shards: prepare, verify, stats     (python -m data_prep)
+  prep VERB …               text to token shards: plan, prepare, status, verify, stats, extend, bench
+                                                                             (python -m data_prep)
   distill RECIPE [key=value …]
                             train a student, one process for each GPU, or RANKS processes on a CPU
                                                                              (deepspeed --module pipeline.distill)
@@ -18,6 +19,7 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
                             check a recipe and print what follows from it    (python -m pipeline.recipe)
   export RUN_DIR OUT_DIR    the student as a Hugging Face folder             (python -m pipeline.export)
   report RUN_DIR STUDENT    sizes, speed-up, losses, relation maps           (python -m pipeline.report)
+  bench data                the cost of reading, on this machine             (python -m pipeline.bench)
 
 The first use makes a virtual environment and installs the project into it. Variables:
   VENV     the virtual environment's folder (default: .venv beside this script)
@@ -124,7 +126,7 @@ case $verb in
         set_up
         distill "$@"
         ;;
-    recipe | export | report)
+    recipe | export | report | bench)
         set_up
         exec python -m "pipeline.$verb" "$@"
         ;;

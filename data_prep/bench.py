@@ -89,8 +89,10 @@ def tokenizer_rows(texts: list[str], tokenizer: Path, repeats: int) -> Iterator[
     with tempfile.TemporaryDirectory() as folder:
         path = _packed(Path(folder) / "text.txt.xz", texts)
 
+        job = Job(Path(folder) / "data", tokenizer, encoder.fingerprint(), 0.01)
+
         def whole_way() -> None:
-            _prepare_here(path, Path(folder) / "data", tokenizer, encoder)
+            _prepare_here(path, job, encoder)
 
         def library() -> None:
             twin.encode_batch(texts, add_special_tokens=False)
@@ -108,7 +110,7 @@ def library_twin(tokenizer: Path) -> Tokenizer:
     """The same tokenizer as the ``tokenizers`` library has it: tokenizer.json, or what ``transformers`` makes of the file."""
     from transformers import BertTokenizer, XLMRobertaTokenizer
 
-    file = load_encoder(tokenizer)._file
+    file = load_encoder(tokenizer).file
     if (whole := file.with_name("tokenizer.json")).is_file():
         found = Tokenizer.from_file(str(whole))
     else:
@@ -201,9 +203,8 @@ def _packed(path: Path, texts: list[str]) -> Path:
     return path
 
 
-def _prepare_here(path: Path, data: Path, tokenizer: Path, encoder: Encoder) -> None:
+def _prepare_here(path: Path, job: Job, encoder: Encoder) -> None:
     """All units of a file, in this process."""
-    job = Job(data, tokenizer, encoder.fingerprint(), 0.01)
     reader = UnitReader()
     for unit in cut("s", "cc100", None, [describe_file(path)], 64):
         prepare_unit(job, unit, reader, encoder, lambda tokens: None)

@@ -1,7 +1,7 @@
 """Text -> token ids, by ``tokenizers`` (WordPiece and its like) or ``sentencepiece`` (XLM-R's kind), as one ``Encoder``.
 
-The ids are those of transformers' tokenizer of the same file, with one difference that is meant: whatever a text says,
-it stays text, and "[SEP]" or "</s>" in a document never becomes a control id.
+The ids are those of transformers' tokenizer of the same file (to the rounding that ``_sentencepiece`` tells of), with one
+difference that is meant: whatever a text says, it stays text, and "[SEP]" in a document never becomes a control id.
 """
 
 import base64
@@ -54,13 +54,13 @@ _Pieces = Iterable[tuple[str, float]]  # with their log probabilities
 
 
 class Encoder:
-    """A tokenizer. ``vocabulary``: the id of each token. ``special``: the ids of cls, sep, pad and unk."""
+    """A tokenizer, from ``file``. ``vocabulary``: the id of each token. ``special``: the ids of cls, sep, pad and unk."""
 
     def __init__(self, file: Path, backend: str, vocabulary: dict[str, int], special: dict[str, int], encode: _Encode):
         self.vocabulary = vocabulary
         self.vocab_size = max(vocabulary.values()) + 1
         self.special = special
-        self._file = file
+        self.file = file
         self._backend = backend
         self._encode = encode  # of one stretch
         self._dtype = token_dtype(self.vocab_size)
@@ -77,7 +77,7 @@ class Encoder:
         """backend, sha256 of the file, vocab_size, special, and the ids of a fixed probe text."""
         return {
             "backend": self._backend,
-            "sha256": hashlib.sha256(self._file.read_bytes()).hexdigest(),
+            "sha256": hashlib.sha256(self.file.read_bytes()).hexdigest(),
             "vocab_size": self.vocab_size,
             "vocabulary": vocabulary_hash(self.vocabulary),
             "special": self.special,

@@ -29,9 +29,8 @@ def open_format(name: str, field: str | None = None) -> Format:
     if name == "jsonl":
         return Format(partial(split_jsonl, field=field), partial(clean_line, field=field))
     if name in ("parquet", "bookcorpus"):
-        from data_prep import (
-            parquet,
-        )  # here, because pyarrow takes a third of a second and 60 MB, which others need not pay
+        # Imported here, because pyarrow costs a third of a second and 50 MB, which the other formats need not pay.
+        from data_prep import parquet
 
         split = parquet.split_parquet if name == "parquet" else parquet.split_sentences
         return Format(partial(split, field=field), clean_text)

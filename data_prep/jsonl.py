@@ -55,7 +55,7 @@ def clean_line(raw: bytes | Document, field: str = "text") -> Document:
 
 
 def _parse(line: str) -> object:
-    return json.loads(line.removeprefix("\ufeff").replace("\0", ""))
+    return json.loads(line.removeprefix("\ufeff"))
 
 
 def _check_first_line(path: Path, line: bytes, field: str) -> None:

@@ -15,7 +15,9 @@ from mwparserfromhell.parser import ParserError
 from mwparserfromhell.wikicode import Wikicode
 
 from data_prep.errors import UserError
-from data_prep.readers import LONGEST_DOCUMENT, PIECE, Document, Format, Pieces, unpack
+from data_prep.readers import PIECE, Document, Format, Pieces, unpack
+
+LONGEST_PAGE = 1 << 21  # bytes of wikitext
 
 _MEDIA_NAMESPACES = {"-2", "6", "14"}  # Media, File, Category
 _MEDIA_NAMES = {"media", "file", "image", "category"}  # understood by every wiki beside its own names
@@ -62,7 +64,7 @@ _TIDY = [
 class Page:
     """One page of a dump. ``media_names``: the lower-case names of the Media, File and Category namespaces.
 
-    ``too_long``: its wikitext was above 4 MiB of UTF-8, twice what MediaWiki allows, and is not kept.
+    ``too_long``: its wikitext was above the 2 MiB of UTF-8 that MediaWiki allows, and is not kept.
     """
 
     namespace: str
@@ -123,13 +125,13 @@ def _site_info(path: Path) -> bytes:
 
 
 def clean_article(page: Page) -> Document:
-    """The article's prose, or why the page was dropped: not_an_article, redirect, over_4_mib, empty or unparsable."""
+    """The article's prose, or why the page was dropped: not_an_article, redirect, over_2_mib, empty or unparsable."""
     if page.namespace != "0":
         return Document(dropped="not_an_article")
     if page.redirect:
         return Document(dropped="redirect")
     if page.too_long:
-        return Document(dropped="over_4_mib")
+        return Document(dropped="over_2_mib")
     try:
         text = plain_text(page.wikitext, page.media_names)
     except (ParserError, RecursionError):
@@ -268,7 +270,7 @@ class _Dump:
         if self._text is None:
             return
         self._size += len(data.encode())
-        if self._size <= LONGEST_DOCUMENT:
+        if self._size <= LONGEST_PAGE:
             self._text.append(data)
         else:
             self._text.clear()
@@ -282,7 +284,7 @@ class _Dump:
                 self._media_names.add(value.lower())
             self._fields[name] = value
             if name == "text":  # of several revisions the last
-                self._fields["too_long"] = "yes" if self._size > LONGEST_DOCUMENT else ""
+                self._fields["too_long"] = "yes" if self._size > LONGEST_PAGE else ""
 
     def _page(self) -> Page:
         fields = self._fields

@@ -185,7 +185,7 @@ def test_a_dump_of_many_streams_is_not_read_before_the_piece_asked_for(write, sm
 
 
 def test_a_page_above_4_mib_is_dropped_and_never_held(write, monkeypatch):
-    monkeypatch.setattr(wikipedia, "LONGEST_DOCUMENT", limit := 100_000)
+    monkeypatch.setattr(wikipedia, "LONGEST_PAGE", limit := 100_000)
     pages = [{"text": "before"}, {"text": "river " * 4_000_000}, {"text": "after"}, {"text": "a" * limit}]
     pages += [{"text": "é" * (limit // 2 + 1)}, {"text": "talk " * limit, "ns": 1}]
     path = write(gzip.compress(dump(pages).encode(), 1))
@@ -196,7 +196,7 @@ def test_a_page_above_4_mib_is_dropped_and_never_held(write, monkeypatch):
     assert found == [(False, False), (True, True), (False, False), (False, False), (True, True), (True, True)]
     assert peak < 6e6  # of 24 MB
     reasons = [clean_article(page).dropped for _, page in split_dump(path) if page.too_long]
-    assert reasons == ["over_4_mib", "over_4_mib", "not_an_article"]
+    assert reasons == ["over_2_mib", "over_2_mib", "not_an_article"]
 
 
 BOMB = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>'
