@@ -128,13 +128,13 @@ def test_any_flipped_byte_of_a_corpus_is_found(prepare, whole, tmp_path):
         (out / name).write_bytes(content)
     dice = random.Random(7)
     names = [name for name in whole if name != "plan.json"]
-    places = [("manifest.json", dice.randrange(len(whole["manifest.json"]))) for _ in range(40)]
-    for name in dice.choices([name for name in names if name.endswith(".npy")], k=60):
+    places = [("manifest.json", dice.randrange(len(whole["manifest.json"]))) for _ in range(20)]
+    for name in dice.choices([name for name in names if name.endswith(".npy")], k=25):
         places.append((name, dice.randrange(128)))  # the header
         if len(whole[name]) > 128:
             places.append((name, dice.randrange(128, len(whole[name]))))
     places += [
-        (name, dice.randrange(len(whole[name]))) for name in dice.choices([n for n in names if n[-5:] == ".json"], k=40)
+        (name, dice.randrange(len(whole[name]))) for name in dice.choices([n for n in names if n[-5:] == ".json"], k=20)
     ]
     for name, offset in places:
         damaged = bytearray(whole[name])

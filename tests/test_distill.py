@@ -462,7 +462,7 @@ def test_a_second_run_on_the_same_folder_is_refused_naming_the_first(tmp_path):
     alone = Ranks(0, 1, 1, torch.device("cpu"))
     with (
         runs.sole_writer(tmp_path / "run", alone),
-        pytest.raises(UserError, match=f"in use by process {os.getpid()}; wait until it has ended"),
+        pytest.raises(UserError, match=f"in use by process {os.getpid()} on .*; wait until it has ended"),
         runs.sole_writer(tmp_path / "run", alone, patience=0.2),
     ):
         pass

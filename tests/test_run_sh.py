@@ -41,7 +41,7 @@ def test_help_lists_every_verb_that_exists(spelling):
     assert result.returncode == 0
     for verb in ("demo", "test", "prep", "distill", "recipe", "export", "report"):
         assert f"\n  {verb} " in result.stdout
-    for verb in ("evaluate", "bench"):
+    for verb in ("evaluate", "doctor"):
         assert f"\n  {verb} " not in result.stdout
 
 
