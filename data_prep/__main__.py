@@ -12,8 +12,7 @@ from data_prep.description import Description, parse_source, read_description, s
 from data_prep.errors import UserError, run_command
 from data_prep.forecast import amount, forecast, free_bytes, measure_all, table
 from data_prep.formats import FORMATS
-from data_prep.plan import Budget
-from data_prep.prepare import Share, asked_plan, extend, planned_again, prepare, say
+from data_prep.prepare import Share, asked_plan, budget, extend, planned_again, prepare, say
 from data_prep.roundtrip import roundtrip
 from data_prep.shards import REMEDY, verify
 from data_prep.stats import stats_lines
@@ -26,6 +25,9 @@ _EXAMPLE = """examples:
   python -m data_prep prepare --source wiki=wikipedia:'dumps/enwiki-*.bz2' --source web=jsonl.content:'crawl/*.jsonl.gz' \\
       --tokenizer bert-base-uncased/ --out data/mine
 """
+
+
+_CORPUS_OPTIONS = ("tokenizer", "languages", "root", "heldout", "unit_mib", "budget_tokens", "alpha")
 
 
 def main() -> int:
@@ -53,6 +55,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
     if arguments.corpus or arguments.source:
         plan, encoder = asked_plan(_description(arguments), arguments.budget_tokens)
     else:
+        if given := [name for name in _CORPUS_OPTIONS if getattr(arguments, name) is not None]:
+            raise UserError(f"--{given[0].replace('_', '-')}: is for CORPUS or --source, and none is named")
         plan, encoder = planned_again(arguments.out)
     prepare(arguments.out, plan, encoder, arguments.workers, arguments.node, arguments.refresh)
     return 0
@@ -64,13 +68,16 @@ def _extend(arguments: argparse.Namespace) -> int:
     if arguments.corpus or arguments.source:
         settings = {"tokenizer": str(before.tokenizer_path), "heldout": before.heldout, "unit_mib": before.unit_mib}
         said = {key: value for key in settings if (value := getattr(arguments, key)) is not None}
-        more, _ = asked_plan(replace(_description(arguments), **settings | said))
-    budget = before.budget
-    if arguments.budget_tokens is not None:
-        budget = Budget(arguments.budget_tokens, before.budget.alpha if before.budget else 1.0)
-    if alpha is not None and budget:
-        budget = replace(budget, alpha=alpha)
-    extend(arguments.out, more, encoder, budget, arguments.workers)
+        described = replace(_description(arguments), **settings | said)
+        more, _ = asked_plan(described)
+        alpha = described.alpha
+    if before.budget is None and (arguments.budget_tokens is not None or arguments.alpha is not None):
+        raise UserError(f"{arguments.out}: was prepared without a budget, so its sources are there to the end already")
+    larger = None
+    if before.budget:
+        alpha = before.budget.alpha if alpha is None else alpha
+        larger = budget(arguments.budget_tokens or before.budget.tokens, alpha)
+    extend(arguments.out, more, encoder, larger, arguments.workers)
     return 0
 
 
@@ -116,10 +123,12 @@ def _description(arguments: argparse.Namespace) -> Description:
         raise UserError(
             f"both the corpus {arguments.corpus} and --source are given; put the sources into the .toml file"
         )
+    if arguments.source and (arguments.languages or arguments.root):
+        raise UserError(f"--{'languages' if arguments.languages else 'root'}: is for CORPUS, not for --source")
     if not arguments.corpus and not arguments.source:
         raise UserError(f"no corpus: name one of {', '.join(shipped())}, a .toml file, or --source NAME=FORMAT:GLOB")
     if arguments.corpus:
-        described = read_description(arguments.corpus, arguments.root)
+        described = read_description(arguments.corpus, arguments.root or Path())
         described = select(described, arguments.languages) if arguments.languages else described
     else:
         described = Description(tuple(parse_source(text) for text in arguments.source))
@@ -190,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     counting = verb("stats", _stats, "what a corpus holds, source by source")
     counting.add_argument("data", type=Path, metavar="DIR")
     counting.add_argument(
-        "--alpha", type=_number, default=1.0, metavar="A", help="of the shares (default: %(default)s)"
+        "--alpha", type=_exponent, default=1.0, metavar="A", help="of the shares (default: %(default)s)"
     )
     measuring = verb("bench", _bench, "speed beside the tokenizer alone, gain of workers, and memory, on this machine")
     measuring.add_argument("case", nargs="?", default="all", choices=("tokenizer", "workers", "memory", "all"))
@@ -211,9 +220,7 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "corpus", nargs="?", metavar="CORPUS", help=f"a .toml file, or one that comes along: {', '.join(shipped())}"
     )
-    parser.add_argument(
-        "--root", type=Path, default=Path(), metavar="DIR", help="where the files of CORPUS lie (default: here)"
-    )
+    parser.add_argument("--root", type=Path, metavar="DIR", help="where the files of CORPUS lie (default: here)")
     parser.add_argument("--languages", metavar="A,B,…", help="only these sources of CORPUS")
     parser.add_argument(
         "--source",
@@ -235,7 +242,7 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
         help="tokens that a training run will read (steps x batch x length; 2e9, 20G): prepare only what it needs",
     )
     parser.add_argument(
-        "--alpha", type=_number, metavar="A", help="sources are read in proportion to their tokens ** A (default: 1)"
+        "--alpha", type=_exponent, metavar="A", help="sources are read in proportion to their tokens ** A (default: 1)"
     )
 
 
@@ -259,6 +266,14 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return number
+
+
+def _exponent(text: str) -> float:
+    if not 0 <= (number := _number(text)) <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not from 0 (all sources alike) to 1 (in proportion to their tokens)"
+        )
     return number
 
 

@@ -29,7 +29,7 @@ from data_prep.formats import open_format
 from data_prep.inputs import InputFile, hub_files, local_files
 from data_prep.shards import HELDOUT, MANIFEST, PLAN
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read_description(name: str, root: Path) -> Description:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML ({error})") from None
     sources = table.pop("source", None)
-    if not isinstance(sources, list) or not sources:
+    if not isinstance(sources, list) or not sources or not all(isinstance(entry, dict) for entry in sources):
         raise UserError(f"{path}: has no [[source]]")
     known = {"tokenizer": str, "heldout": (int, float), "unit_mib": (int, float), "alpha": (int, float)}
     _check_keys(path, table, known)
@@ -104,7 +104,9 @@ def shipped() -> list[str]:
 def select(description: Description, names: str) -> Description:
     """Only the sources ``names``, apart by commas. Raises UserError for one that is not there, with the nearest ones."""
     known = {source.name: source for source in description.sources}
-    for name in (wanted := [name.strip() for name in names.split(",") if name.strip()]):
+    if not (wanted := [name.strip() for name in names.split(",") if name.strip()]):
+        raise UserError(f"--languages {names}: names none; there are {', '.join(known)}")
+    for name in wanted:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)[:3]
             raise UserError(f"--languages {name}: no such source among {len(known)}; nearest: {', '.join(near)}")
@@ -136,10 +138,10 @@ def check_files(sources: Iterable[ResolvedSource]) -> list[str]:
     copies = []
     for source in sources:
         for file in source.files:
-            owner = places.setdefault((file.path, file.hub), source.name)
-            original = contents.setdefault((file.bytes, file.sha256), file)
-            if original is not file and original.path == file.path:
+            if owner := places.get(place := (file.path, file.hub)):
                 raise UserError(f"{file.path}: is in source {source.name} and already in source {owner}; name it once")
+            places[place] = source.name
+            original = contents.setdefault((file.bytes, file.sha256), file)
             if original is not file and file.bytes:
                 copies.append(f"{file.path} has the same bytes as {original.path}")
     more = f" and {len(copies) - 3} more such copies" if len(copies) > 3 else ""
@@ -166,7 +168,7 @@ def _read_sources(path: str, entry: dict, root: Path) -> list[Source]:
     known = {item.name: str for item in fields(Source)} | {"names": list}
     _check_keys(path, entry, known)
     names = entry.get("names", [entry.get("name")])
-    if ("name" in entry) == ("names" in entry) or not all(isinstance(name, str) for name in names):
+    if ("name" in entry) == ("names" in entry) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: [[source]] {entry}: needs name, or names, a list")
     for key in ("format", "files"):
         if key not in entry:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from data_prep.description import ResolvedSource
 from data_prep.encode import Encoder
+from data_prep.formats import open_format
+from data_prep.inputs import InputFile
 from data_prep.plan import Plan
 from data_prep.readers import PIECE
 from data_prep.shards import ENDS_DTYPE, token_dtype
-from data_prep.units import Part, Unit, UnitReader
+from data_prep.units import Unit
 
 _FILES = 4  # sampled of each source, evenly spaced
 _PIECES = 16  # sampled of each of these, from its start
@@ -52,16 +54,38 @@ def measure(source: ResolvedSource, encoder: Encoder) -> Sample:
     started = time.perf_counter()
     size = tokens = documents = 0
     for number in range(count := min(len(source.files), _FILES)):
-        file = source.files[number * len(source.files) // count]
-        part = Part(file, 0, min(_PIECES, -(-file.bytes // PIECE)))
-        unit = Unit(source.name, source.format, source.field, "sample", (part,))
-        kept = (document.text for _, document in UnitReader().documents(unit) if not document.dropped)
-        while texts := list(islice(kept, 256)):
+        start = _Start(source, source.files[number * len(source.files) // count])
+        while texts := list(islice(start.texts(), 256)):
             batch = encoder.encode_batch(texts)
             tokens += sum(len(ids) + 1 for ids in batch)
             documents += len(batch)
-        size += part.size
+        size += start.bytes
     return Sample(size, tokens, documents, time.perf_counter() - started)
+
+
+class _Start:
+    """The documents that begin in the first pieces of a file. ``bytes``: where the first of the others begins."""
+
+    def __init__(self, source: ResolvedSource, file: InputFile):
+        self._format = open_format(source.format, source.field)
+        self._raw = self._format.split(file.local(), 0)
+        self.bytes = file.bytes
+
+    def texts(self) -> Iterator[str]:
+        """Those that have not been given out yet."""
+        for piece, raw in self._raw:
+            if piece >= _PIECES:  # of a parquet file far more: a row group belongs to one piece
+                self.bytes = piece * PIECE
+                self._raw = iter(())
+                return
+            if not (document := self._format.clean(raw)).dropped:
+                yield document.text
+
+
+def check_start(source: ResolvedSource) -> None:
+    """Raises UserError if the first file of a source that is not empty is none of its format."""
+    if file := next((file for file in source.files if file.bytes), None):
+        next(_Start(source, file).texts(), None)
 
 
 def measure_all(plan: Plan, encoder: Encoder, say: Callable[[str], object]) -> dict[str, Sample]:
@@ -120,7 +144,9 @@ def with_units(plan: Plan, encoder: Encoder, say: Callable[[str], object], at_le
     if plan.budget is None:
         return replace(plan, units={name: len(plan.cut(source)) for name, source in plan.sources.items()})
     entries = forecast(plan, measure_all(plan, encoder, say), plan.budget.alpha)
-    units = {entry.source.name: max(entry.units, at_least.get(entry.source.name, 0)) for entry in entries}
+    units = {
+        entry.source.name: min(max(entry.units, at_least.get(entry.source.name, 0)), entry.cut) for entry in entries
+    }
     return replace(plan, units=units)
 
 

@@ -9,7 +9,8 @@ import glob
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.errors import UserError
@@ -27,6 +28,7 @@ class InputFile:
     sha256: str
     path: Path
     hub: tuple[str, str] | None = None
+    modified: int | None = field(default=None, compare=False)  # of a local file in ns, when its sha256 was taken
 
     @property
     def entry(self) -> dict:
@@ -36,33 +38,40 @@ class InputFile:
     def local(self) -> Path:
         """Where to read it; a file of the hub is fetched into the hub's cache, once, and its sha256 compared.
 
-        Raises UserError if it cannot be had.
+        Raises UserError if it cannot be had, or was written to since it was described.
         """
         if self.hub:
             return _fetch(self)
-        if not os.access(self.path, os.R_OK):
-            raise UserError(f"{self.path}: is not there any more, or cannot be read; put it back")
+        try:
+            now = self.path.stat()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror}); put it back") from None
+        if now.st_size != self.bytes or self.modified not in (None, now.st_mtime_ns):
+            raise UserError(f"{self.path}: was written to since this run began; start it again when that has ended")
         return self.path
 
 
 def local_files(pattern: str, what: str) -> list[InputFile]:
     """The files that a glob matches, in sorted order. Raises UserError, beginning with ``what``, if there are none."""
-    found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
-    paths = [Path(path) for path in found if Path(path).is_file()]
+    found = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))  # noqa: PTH111, PTH207
+    paths = [Path(path) for path in found if not Path(path).is_dir()]
     if not paths:
         folder = f"; {found[0]} is a folder, so name the files in it, as {found[0].rstrip('/')}/*" if found else ""
         raise UserError(f"{what}: no file matches {pattern} (from {Path.cwd()}){folder}")
-    return [describe_file(path) for path in paths]
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(describe_file, paths))
 
 
 def describe_file(path: Path) -> InputFile:
     """A file with its size and sha256; above 64 MiB the hash is over 64 evenly spaced blocks of 1 MiB.
 
-    Raises UserError if the file cannot be read.
+    Raises UserError if the file cannot be read, or has a name that cannot be written down.
     """
     digest = hashlib.sha256()
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):  # how Python shows bytes that are no UTF-8
+        raise UserError(f"{str(path)!r}: this name is not UTF-8; rename the file")
     try:
-        size = path.stat().st_size
+        size, modified = path.stat().st_size, path.stat().st_mtime_ns
         with path.open("rb") as file:
             if size <= _SAMPLES * _SAMPLE:
                 digest.update(file.read())
@@ -72,7 +81,7 @@ def describe_file(path: Path) -> InputFile:
                     digest.update(file.read(_SAMPLE))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return InputFile(path.name, size, digest.hexdigest(), path.resolve())
+    return InputFile(path.name, size, digest.hexdigest(), path.resolve(), modified=modified)
 
 
 def hub_files(dataset: str, commit: str, pattern: str, what: str) -> list[InputFile]:
@@ -146,12 +155,12 @@ def _fetch(file: InputFile) -> Path:
     return path
 
 
-def tokenizer_path(name: str, root: Path = Path()) -> Path:
-    """A tokenizer's local path: ``name`` below ``root`` if that is there, else fetched from the hub as a model id.
+def tokenizer_path(name: str) -> Path:
+    """A tokenizer's local path: ``name`` if that is there, else fetched from the hub as a model id.
 
     Raises UserError if there is neither.
     """
-    local = root / Path(name).expanduser()
+    local = Path(os.path.expanduser(name))  # noqa: PTH111  raises nothing for a user that is not known
     if local.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return local
     from huggingface_hub import snapshot_download

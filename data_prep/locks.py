@@ -40,21 +40,33 @@ def one_of_nodes(folder: Path, node: int, nodes: int, say: Callable[[str], objec
     with ExitStack() as stack:
         _hold(stack, folder, _LOCK, fcntl.LOCK_SH, say, None)
         _hold(stack, folder, f"{_LOCK}-{node}-of-{nodes}", fcntl.LOCK_EX, say, None)
-        for name, holder in holders(folder):
+        for name, holder, _ in holders(folder):
             if name.startswith(f"{_LOCK}-") and not name.endswith(f"-of-{nodes}"):
                 place = name.removeprefix(f"{_LOCK}-").replace("-of-", "/")
                 raise UserError(f"{folder}: {holder} is at work here as node {place}; give all nodes the same number")
         yield
 
 
-def holders(folder: Path) -> list[tuple[str, str]]:
-    """(name of the lock, who holds it) for the locks in ``folder`` that are held now."""
+@contextmanager
+def finishing(folder: Path) -> Iterator[None]:
+    """Hold ``folder``/.finish: of nodes that are done at the same time, one after another writes what concerns all."""
+    with (folder / ".finish").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def holders(folder: Path) -> list[tuple[str, str, float]]:
+    """(name of the lock, who holds it, since when in s) for the locks in ``folder`` that are held now."""
     found = []
     for path in sorted(folder.glob(f"{_LOCK}*")):
+        since = path.stat().st_mtime  # when its holder wrote its name
+        if not os.access(path, os.R_OK):
+            found.append((path.name, "perhaps another user", since))
+            continue
         with path.open("a+" if os.access(path, os.W_OK) else "r") as file:
             if not _try_lock(file, fcntl.LOCK_SH) or (path.name == _LOCK and not _try_lock(file, fcntl.LOCK_EX)):
                 file.seek(0)
-                found.append((path.name, file.read().strip() or "an unknown process"))
+                found.append((path.name, file.read().strip() or "an unknown process", since))
     return found
 
 
@@ -87,4 +99,6 @@ def _try_lock(file: TextIO, kind: int) -> bool:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise UserError(f"{file.name}: this file system has no locks ({error.strerror}); use one that has") from None
     return True

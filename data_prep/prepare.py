@@ -1,6 +1,5 @@
 """``prepare`` and ``extend``: from what the user names to a whole corpus; they go on where an earlier run stopped."""
 
-import re
 import sys
 from collections import Counter
 from contextlib import AbstractContextManager, closing
@@ -10,10 +9,10 @@ from pathlib import Path
 from data_prep.description import Description, ResolvedSource, check_files, check_names
 from data_prep.encode import Encoder, load_encoder
 from data_prep.errors import UserError
-from data_prep.forecast import with_units
+from data_prep.forecast import check_start, with_units
 from data_prep.inputs import InputFile, describe_file, tokenizer_path
-from data_prep.locks import one_of_nodes, sole_process
-from data_prep.plan import INPUTS, MIB, Budget, Plan, read_plan
+from data_prep.locks import finishing, holders, one_of_nodes, sole_process
+from data_prep.plan import INPUTS, MIB, Budget, Plan, places_known, read_plan, software
 from data_prep.readers import PIECE
 from data_prep.shards import HELDOUT, MANIFEST, PLAN, open_corpus, shard_folder, write_manifest
 from data_prep.units import Job, Unit, finished
@@ -31,10 +30,15 @@ class Share:
         """The units that begin in this node's stretch of all bytes, so that few files are read by two nodes."""
         total, before, mine = sum(unit.size for unit in units), 0, []
         for unit in units:
-            if before * self.nodes // max(total, 1) == self.node:
+            if min(before * self.nodes // max(total, 1), self.nodes - 1) == self.node:
                 mine.append(unit)
             before += unit.size
         return mine
+
+    def others(self, data: Path) -> str | None:
+        """Another node that is at work at DATA."""
+        mine = (".lock", f".lock-{self.node}-of-{self.nodes}")
+        return next((holder for name, holder, _ in holders(data) if name not in mine), None)
 
     def lock(self, data: Path) -> AbstractContextManager[None]:
         return one_of_nodes(data, self.node, self.nodes, say) if self.nodes > 1 else sole_process(data, say)
@@ -59,12 +63,23 @@ def asked_plan(description: Description, budget_tokens: float | None = None) -> 
     resolved = [source.resolve() for source in description.sources]
     for warning in check_files(resolved):
         say(warning)
+    for source in resolved:
+        check_start(source)
     sources = {source.name: source for source in resolved}
-    plan = Plan(path, encoder.fingerprint(), float(heldout), float(unit_mib), sources, {}, None)
-    return replace(plan, budget=_budget(budget_tokens, description.alpha)), encoder
+    plan = Plan(
+        tokenizer_path=path,
+        tokenizer=encoder.fingerprint(),
+        software=software(resolved),
+        heldout=float(heldout),
+        unit_mib=float(unit_mib),
+        sources=sources,
+        units={},
+        budget=budget(budget_tokens, description.alpha),
+    )
+    return plan, encoder
 
 
-def _budget(tokens: float | None, alpha: float | None) -> Budget | None:
+def budget(tokens: float | None, alpha: float | None) -> Budget | None:
     alpha = 1.0 if alpha is None else alpha
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha {alpha}: must be from 0 (all sources alike) to 1 (in proportion to their tokens)")
@@ -74,15 +89,26 @@ def _budget(tokens: float | None, alpha: float | None) -> Budget | None:
 
 
 def planned_again(data: Path) -> tuple[Plan, Encoder]:
-    """The plan of DATA with its files as they are now, and the tokenizer. Raises UserError if there is no plan."""
+    """The plan of DATA with its files as they are now, and the tokenizer.
+
+    Raises UserError if there is no plan, or if its files or tokenizer are not where they were.
+    """
     plan = read_plan(data)
-    if plan is None:
-        raise UserError(f"{data}: has no {PLAN}, so nothing to go on with; name a corpus, or sources and a tokenizer")
-    encoder = load_encoder(plan.tokenizer_path)
-    sources = {
-        name: replace(source, files=tuple(map(_as_it_is_now, source.files))) for name, source in plan.sources.items()
-    }
-    return replace(plan, tokenizer=encoder.fingerprint(), sources=sources), encoder
+    if plan is None or not places_known(data):
+        missing = INPUTS if plan else PLAN
+        raise UserError(
+            f"{data}: has no {missing}, so nothing to go on with; name a corpus, or sources and a tokenizer"
+        )
+    try:
+        encoder = load_encoder(plan.tokenizer_path)
+        sources = {
+            name: replace(source, files=tuple(map(_as_it_is_now, source.files)))
+            for name, source in plan.sources.items()
+        }
+    except UserError as error:
+        raise UserError(f"{error}; if it has been moved, name the corpus and its tokenizer again") from None
+    now = software(sources.values())
+    return replace(plan, tokenizer=encoder.fingerprint(), software=now, sources=sources), encoder
 
 
 def _as_it_is_now(file: InputFile) -> InputFile:
@@ -101,11 +127,12 @@ def prepare(
     _check_workers(workers)
     _make_folder(data)
     with share.lock(data):
-        before = read_plan(data)
-        _prepare_locked(data, _agree(data, before, asked, encoder, refresh), workers, share)
+        if share.nodes == 1:
+            _remove_leftovers(data)
+        _prepare_locked(data, _agree(data, asked, encoder, share, refresh), workers, share)
 
 
-def extend(data: Path, more: Plan | None, encoder: Encoder, budget: Budget | None, workers: int) -> None:
+def extend(data: Path, more: Plan | None, encoder: Encoder, larger: Budget | None, workers: int) -> None:
     """Add sources, or a larger budget, to the corpus at ``data``. Nothing that is there is made again.
 
     Raises UserError if ``more`` does not agree with what is there.
@@ -116,14 +143,17 @@ def extend(data: Path, more: Plan | None, encoder: Encoder, budget: Budget | Non
         known = read_plan(data)
         if difference := _difference(known, before, contents=True):
             raise UserError(f"{data / PLAN}: {difference}; prepare with --refresh first")
-        plan = replace(before, budget=budget or before.budget)
+        if larger and (before.budget is None or larger.tokens < before.budget.tokens):
+            raise UserError(f"{data / PLAN}: the budget was {_budget_words(before.budget)}; a corpus only grows")
+        plan = replace(before, budget=larger or before.budget)
         if more is not None:
             if difference := _settings_difference(before, more):
                 raise UserError(f"{data / PLAN}: {difference}; a corpus is extended with the same settings")
             for name in before.sources.keys() & more.sources.keys():
                 if difference := _source_difference(before.sources[name], more.sources[name], contents=True):
                     raise UserError(f"{data / PLAN}: {difference}; give the new files a name of their own")
-            plan = replace(plan, sources=before.sources | more.sources)
+            sources = before.sources | more.sources
+            plan = replace(plan, sources=sources, software=software(sources.values()))
             check_files(plan.sources.values())
         plan = with_units(plan, encoder, say, at_least=before.units)
         if plan.units == before.units:
@@ -141,16 +171,24 @@ def _make_folder(data: Path) -> None:
     """Make DATA, or find it empty or begun by an earlier prepare. Raises UserError if it is anything else."""
     try:
         data.mkdir(parents=True, exist_ok=True)
-        strangers = [entry.name for entry in data.iterdir() if not re.fullmatch(r"\.lock.*|\..*\.tmp", entry.name)]
+        strangers = [entry.name for entry in data.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"--out {data}: {error.strerror}; name a new or an empty folder") from None
-    if strangers and not {PLAN, INPUTS} & {*strangers}:
+    if strangers and PLAN not in strangers:
         raise UserError(f"--out {data}: holds {min(strangers)} but no {PLAN}; name a new or an empty folder")
 
 
-def _agree(data: Path, before: Plan | None, asked: Plan, encoder: Encoder, refresh: bool) -> Plan:
-    """The plan to follow, written to DATA. Raises UserError naming what differs from the one that work was done for."""
+def _agree(data: Path, asked: Plan, encoder: Encoder, share: Share, refresh: bool) -> Plan:
+    """The plan to follow, written to DATA.
+
+    Raises UserError naming what differs from the plan that work was done for, or that another node is working at.
+    """
+    before = read_plan(data)
     difference = before and _difference(before, asked, contents=True)
+    if difference and (others := share.others(data)):
+        raise UserError(
+            f"{data / PLAN}: {difference}; {others} is at work on that plan; wait until it has ended, or stop it"
+        )
     if before and not difference:
         plan = replace(asked, units=before.units)
     elif not before or not any(data.glob("**/[0-9]*.json")):
@@ -161,14 +199,11 @@ def _agree(data: Path, before: Plan | None, asked: Plan, encoder: Encoder, refre
         plan = with_units(asked, encoder, say, at_least=before.units)
     else:
         same = "" if not refresh or difference == other else "; --refresh is for files whose content has changed"
-        hint = ", or take the files as they are now with --refresh" if _only_contents(before, asked) else ""
+        only_contents = _difference(before, asked, contents=False) is None
+        hint = ", or take the files as they are now with --refresh" if only_contents else ""
         raise UserError(f"{data / PLAN}: {difference}{same}; go back to that{hint}, or prepare into a new folder")
     plan.write(data)
     return plan
-
-
-def _only_contents(before: Plan, asked: Plan) -> bool:
-    return _difference(before, asked, contents=False) is None
 
 
 def _difference(before: Plan, now: Plan, contents: bool) -> str | None:
@@ -190,6 +225,9 @@ def _settings_difference(before: Plan, now: Plan) -> str | None:
     ):
         if old != new:
             return f"{option} was {old}, now {new}"
+    for name in before.software.keys() & now.software.keys():
+        if before.software[name] != now.software[name]:
+            return f"the version of {name} was {before.software[name]}, now {now.software[name]}"
     if before.tokenizer != now.tokenizer:
         old, new = (plan.tokenizer["sha256"][:12] for plan in (before, now))
         what = (
@@ -247,8 +285,11 @@ def _prepare_locked(data: Path, plan: Plan, workers: int, share: Share) -> None:
     if missing := sum(receipt is None for receipt in receipts.values()):
         say(f"{data}: node {share.node}/{share.nodes} is done; others have {missing:,} of {len(units):,} units to do")
         return
-    _sweep(data, plan, units)
-    write_manifest(data, _manifest(plan, receipts))
+    with finishing(data):
+        if read_plan(data).describe() != plan.describe():
+            raise UserError(f"{data / PLAN}: was replaced while this run was at work; start the same prepare again")
+        _remove_strays(data, plan, units)
+        write_manifest(data, _manifest(plan, receipts))
     say(f"{data}: complete ({_summary(data)})")
 
 
@@ -260,18 +301,23 @@ def _is_whole(data: Path, plan: Plan) -> bool:
     return {name: entry["units"] for name, entry in entries.items()} == plan.units
 
 
-def _sweep(data: Path, plan: Plan, units: list[Unit]) -> None:
-    """Remove what killed processes left half-written, and shards that are no longer in the plan."""
-    for path in (*data.glob(".*.tmp"), *data.glob("**/.*.tmp")):
+def _remove_leftovers(data: Path) -> None:
+    """Remove what killed processes left half-written."""
+    for path in data.glob("**/.*.tmp"):
         path.unlink(missing_ok=True)
-    wanted: dict[str, set[str]] = {name: set() for name in plan.sources}
+
+
+def _remove_strays(data: Path, plan: Plan, units: list[Unit]) -> None:
+    """Remove, from the folders of the plan's sources, shards that are not of its units, and what was left half-written."""
+    stems: dict[str, set[str]] = {name: set() for name in plan.sources}
     for unit in units:
-        wanted[unit.source].add(unit.stem)
-    for name, stems in wanted.items():
+        stems[unit.source].add(unit.stem)
+    for name in plan.sources:
         for side in ("train", "heldout"):
-            for path in shard_folder(data, name, side).glob("[0-9]*-[0-9]*.*"):
-                if path.name.split(".")[0] not in stems:
-                    path.unlink()
+            folder = shard_folder(data, name, side)
+            strays = (path for path in folder.glob("[0-9]*-[0-9]*.*") if path.name.split(".")[0] not in stems[name])
+            for path in (*strays, *folder.glob(".*.tmp")):
+                path.unlink(missing_ok=True)
 
 
 def _manifest(plan: Plan, receipts: dict[Unit, dict[str, dict]]) -> dict:

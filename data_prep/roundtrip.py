@@ -10,7 +10,8 @@ import numpy as np
 
 from data_prep.encode import Encoder, load_encoder
 from data_prep.errors import UserError
-from data_prep.plan import INPUTS, Plan, read_plan
+from data_prep.inputs import InputFile, describe_file
+from data_prep.plan import INPUTS, Plan, places_known, read_plan
 from data_prep.shards import Corpus, Shard, open_corpus, shard_folder
 from data_prep.units import Unit, UnitReader, side_of
 
@@ -20,12 +21,12 @@ SIDES = ("train", "heldout")
 def roundtrip(data: Path, count: int) -> tuple[int, list[str]]:
     """How many documents were compared, and what was found, one line each.
 
-    ``count`` documents are drawn from all units with equal chance, at least one from each source, train and held out
-    alike; the draw is a function of the corpus id and ``count``. Raises UserError if the sources are not to be had.
+    About ``count`` documents are drawn with equal chance, at least one from each source, train and held out alike; the
+    draw is a function of the corpus id and ``count``. Raises UserError if it is not known where the sources lie.
     """
     corpus = open_corpus(data)
     plan = read_plan(data)
-    if plan is None:
+    if plan is None or not places_known(data):
         raise UserError(
             f"{data}: has no {INPUTS}, so it is not known where the sources lie; run the same prepare once more"
         )
@@ -35,21 +36,25 @@ def roundtrip(data: Path, count: int) -> tuple[int, list[str]]:
     shards = _Shards(corpus)
     findings, compared = [], 0
     for unit, number in _drawn(plan.all_units(), shards, count, corpus):
-        compared += number
-        findings += _unit_findings(corpus, plan, unit, number, shards, encoder)
+        found = _unit_findings(corpus, plan, unit, number, shards, encoder)
+        findings += found
+        compared += 0 if found else number
     return compared, findings
 
 
 def _drawn(units: list[Unit], shards: "_Shards", count: int, corpus: Corpus) -> Iterator[tuple[Unit, int]]:
     """(unit, how many of its documents to compare), in the order of the files."""
     dice = random.Random(f"{corpus.id} {count}")
-    units = [unit for unit in units if shards.documents(unit)]
-    sources = [list(mine) for _, mine in groupby(units, key=lambda unit: unit.source)]
+    sizes = {unit: there for unit in units if (there := shards.documents(unit))}
+    if count >= sum(sizes.values()):
+        yield from sizes.items()
+        return
+    sources = [list(mine) for _, mine in groupby(sizes, key=lambda unit: unit.source)]
     chosen = Counter(dice.choice(mine) for mine in sources)
-    chosen.update(dice.choices(units, k=max(count - len(sources), 0)))
-    for unit in units:
+    chosen.update(dice.choices(list(sizes), list(sizes.values()), k=max(count - len(sources), 0)))
+    for unit, there in sizes.items():
         if unit in chosen:
-            yield unit, min(chosen[unit], shards.documents(unit))
+            yield unit, min(chosen[unit], there)
 
 
 class _Shards:
@@ -69,6 +74,9 @@ class _Shards:
 
 def _unit_findings(corpus: Corpus, plan: Plan, unit: Unit, number: int, shards: _Shards, encoder: Encoder) -> list[str]:
     """Findings in ``number`` documents of a unit, drawn at random."""
+    for part in unit.parts:
+        if changed := _changed(part.file):
+            return [changed]
     there = shards.documents(unit)
     wanted = {*random.Random(f"{corpus.id} {unit.source} {unit.stem}").sample(range(there), number)}
     read = dict.fromkeys(SIDES, 0)
@@ -86,6 +94,15 @@ def _unit_findings(corpus: Corpus, plan: Plan, unit: Unit, number: int, shards: 
     except UserError as error:
         return [f"{unit}: cannot be read again: {error}"]
     return [f"{unit}: its source gives {sum(read.values())} documents, its shards hold {there}"]
+
+
+def _changed(file: InputFile) -> str | None:
+    """What to say of a local file that is not the one that was prepared, or is gone."""
+    try:
+        same = file.hub or describe_file(file.path).entry == file.entry
+    except UserError as error:
+        return f"{error}; put it back, or name the corpus again with its new place"
+    return None if same else f"{file.path}: has changed since it was prepared"
 
 
 def _ids(encoder: Encoder, text: str, all_of_it: bool) -> np.ndarray:

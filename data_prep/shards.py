@@ -150,10 +150,12 @@ class ShardWriter:
 
     def finish(self, receipt: dict) -> dict:
         """Put the files in place, and last the receipt; returns the shard's row of the manifest, which it holds too."""
+        receipt_file = self._folder / f"{self._stem}.json"
+        receipt_file.unlink(missing_ok=True)  # one of an earlier shard must not stand beside the new arrays
         hashes = {"tokens": self._tokens.finish(), "docs": self._docs.finish()}
         row = {"file": f"{self._stem}.tokens.npy", "tokens": self._tokens.length, "documents": self._docs.length}
         row["sha256"] = hashes
-        write_json(self._folder / f"{self._stem}.json", sealed(receipt | {"shard": row}))
+        write_json(receipt_file, sealed(receipt | {"shard": row}))
         return row
 
     def discard(self) -> None:
@@ -196,6 +198,10 @@ def read_json(path: Path) -> dict:
         value = json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); {REMEDY}") from None
+    except NotADirectoryError as error:
+        raise FileNotFoundError(*error.args) from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object; {REMEDY}")
     return value
@@ -230,7 +236,7 @@ def _read_corpus(path: Path) -> Corpus:
     """Raises UserError if there is no manifest to be read, saying what is there instead."""
     try:
         manifest = read_json(path / MANIFEST)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise UserError(f"{path}: {_what_else(path)}") from None
     if manifest.get("version") != VERSION:
         raise UserError(
@@ -243,7 +249,7 @@ def _read_corpus(path: Path) -> Corpus:
             for side, key in (("train", "sources"), ("heldout", HELDOUT))
         ]
         return Corpus(path, manifest["id"], manifest["tokenizer"], *sides, manifest)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path / MANIFEST}: not a manifest ({error!r}); {REMEDY}") from None
 
 

@@ -28,11 +28,11 @@ def stats_lines(data: Path, alpha: float = 1.0) -> list[str]:
         weights = {name: float(source.size) ** alpha if source.size else 0.0 for name, source in sources.items()}
         for name, source in sources.items():
             share = source.tokens / max(total, 1)
-            read = weights[name] / (sum(weights.values()) or 1)
+            read = f"{weights[name] / (sum(weights.values()) or 1):.2%}" if side == "train" else ""
             prepared = source.tokens / max(source.size, 1)
             unknown = corpus.manifest[key][name]["unknown"] / max(source.tokens - source.documents, 1)
             counts = f"{source.documents:12,} {source.tokens:15,} {share:7.2%}"
-            lines.append(f"{name:16} {side:8} {counts} {read:12.2%} {prepared:10.1%} {unknown:8.3%}")
+            lines.append(f"{name:16} {side:8} {counts} {read:>12} {prepared:10.1%} {unknown:8.3%}")
     for name, source in corpus.sources.items():
         lines += ["", f"{name}, train:", *_length_lines(source)]
         for what in ("dropped", "repairs"):
@@ -43,12 +43,20 @@ def stats_lines(data: Path, alpha: float = 1.0) -> list[str]:
 
 def _length_lines(source: Source) -> list[str]:
     """Quantiles and a histogram of tokens per document, separators left out."""
-    lengths = np.concatenate([np.diff(shard.ends(), prepend=np.uint64(0)) for shard in source.shards]).astype(int) - 1
-    quantiles = np.quantile(lengths, (0.05, 0.25, 0.5, 0.75, 0.95, 1), method="nearest")
+    counts = np.zeros(
+        1, int
+    )  # of documents of each length: memory is bounded by the longest, not by how many there are
+    for shard in source.shards:
+        more = np.bincount(np.diff(shard.ends(), prepend=np.uint64(0)).astype(int) - 1, minlength=len(counts))
+        more[: len(counts)] += counts
+        counts = more
+    up_to = np.cumsum(counts)
+    total, mean = int(up_to[-1]), counts @ np.arange(len(counts)) / up_to[-1]
+    quantiles = [int(np.searchsorted(up_to, np.rint(q * (total - 1)) + 1)) for q in (0.05, 0.25, 0.5, 0.75, 0.95, 1)]
     named = zip(("5%", "25%", "50%", "75%", "95%", "max"), quantiles, strict=True)
-    lines = [f"  tokens per document: mean {lengths.mean():,.0f}, " + ", ".join(f"{q} {n:,}" for q, n in named)]
-    counts = np.histogram(lengths, (*_BINS, np.inf))[0]
-    for low, high, count in zip(_BINS, (*_BINS[1:], None), counts, strict=True):
+    lines = [f"  tokens per document: mean {mean:,.0f}, " + ", ".join(f"{q} {n:,}" for q, n in named)]
+    for low, high in zip(_BINS, (*_BINS[1:], None), strict=True):
+        count = int(counts[low:high].sum())
         label = f"{low:,} to {high - 1:,}" if high else f"{low:,} and more"
-        lines.append(f"  {label:>16} {count:10,} {'#' * round(40 * count / len(lengths))}")
+        lines.append(f"  {label:>16} {count:10,} {'#' * round(40 * count / total)}")
     return lines

@@ -8,9 +8,9 @@ from pathlib import Path
 from data_prep.errors import UserError
 from data_prep.forecast import amount, duration
 from data_prep.locks import holders
-from data_prep.plan import Plan, read_plan
+from data_prep.plan import read_plan
 from data_prep.shards import MANIFEST, PLAN, read_json, shard_folder
-from data_prep.units import Unit
+from data_prep.units import Job, Unit, identity
 
 _RECENT = 600.0  # seconds over which the present speed is taken
 
@@ -37,41 +37,42 @@ def status_lines(data: Path) -> Iterator[str]:
         raise UserError(
             f"{data}: no {PLAN}, so no corpus was begun here; `python -m data_prep prepare --out {data} ...` begins one"
         )
-    now = time.time()
-    total, sources, recent = _Progress(), {}, []
+    at_work, now = holders(data), time.time()
+    since = max(now - _RECENT, min((begun for _, _, begun in at_work), default=now))
+    job = Job(data, plan.tokenizer_path, plan.tokenizer, plan.heldout)
+    total, sources, recent = _Progress(), {}, 0
     for unit in plan.all_units():
         mine = sources.setdefault(unit.source, _Progress())
-        receipt = _receipt(data, plan, unit)
+        receipt = _receipt(job, unit)
         for progress in (mine, total):
             _count(progress, unit, receipt)
-        if receipt and (age := now - receipt["written"]) < _RECENT:
-            recent.append((age, unit.size))
+        if receipt and receipt["written"] > since:
+            recent += unit.size
     yield f"{data}: {_words(total)}"
     yield from (f"  {name:16} {_words(progress)}" for name, progress in sources.items())
-    yield f"at work: {_at_work(data)}"
+    yield f"at work: {_names(at_work)}"
     if (data / MANIFEST).exists() and total.done == total.units:
         yield "complete"
     elif recent:
-        # The first of these units was begun before it was finished: the time they took is not known better than this.
-        seconds = max(min(max(age for age, _ in recent), _RECENT), 1.0)
-        speed = sum(size for _, size in recent) / seconds
+        speed = recent / (now - since)
         left = duration((total.bytes - total.done_bytes) / speed)
-        yield f"speed: {amount(speed, 'B')}/s of input over the last {duration(seconds)}; about {left} left at that"
-    elif total.done < total.units:
-        yield f"no unit was finished in the last {duration(_RECENT)}"
+        yield f"speed: {amount(speed, 'B')}/s of input over the last {duration(now - since)}; about {left} left at that"
+    elif at_work:
+        yield f"no unit was finished in the last {duration(now - since)}"
 
 
-def _receipt(data: Path, plan: Plan, unit: Unit) -> dict | None:
-    """Documents, tokens and time of a unit that has its last receipt; whether its arrays are whole is for `verify`."""
-    path = shard_folder(data, unit.source, "train") / f"{unit.stem}.json"
+def _receipt(job: Job, unit: Unit) -> dict | None:
+    """Documents, tokens and time of a unit that has its receipts; whether its arrays are whole is for `verify`."""
+    wanted = identity(job, unit).items()
+    paths = [shard_folder(job.data, unit.source, side) / f"{unit.stem}.json" for side in job.sides]
     try:
-        shards = [read_json(path)["shard"]]
-        if plan.heldout:
-            shards.append(read_json(shard_folder(data, unit.source, "heldout") / path.name)["shard"])
+        receipts = [read_json(path) for path in paths]
+        if not all(wanted <= receipt.items() for receipt in receipts):
+            return None
         return {
-            "written": path.stat().st_mtime,
-            "documents": sum(shard["documents"] for shard in shards),
-            "tokens": sum(shard["tokens"] for shard in shards),
+            "written": paths[-1].stat().st_mtime,
+            "documents": sum(receipt["shard"]["documents"] for receipt in receipts),
+            "tokens": sum(receipt["shard"]["tokens"] for receipt in receipts),
         }
     except (FileNotFoundError, KeyError, UserError):
         return None
@@ -95,11 +96,10 @@ def _words(progress: _Progress) -> str:
     )
 
 
-def _at_work(data: Path) -> str:
-    held = holders(data)
+def _names(at_work: list[tuple[str, str, float]]) -> str:
     nodes = [
         f"node {name.removeprefix('.lock-').replace('-of-', '/')} ({holder})"
-        for name, holder in held
-        if name != ".lock"
+        for name, holder, _ in at_work
+        if "-" in name
     ]
-    return ", ".join(nodes or [holder for _, holder in held]) or "nobody"
+    return ", ".join(nodes or [holder for _, holder, _ in at_work]) or "nobody"

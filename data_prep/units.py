@@ -207,6 +207,8 @@ def prepare_unit(job: Job, unit: Unit, reader: UnitReader, encoder: Encoder, rep
             for name, documents in parted.items():
                 sides[name].extend(documents)
             report(sum(len(ids) for documents in parted.values() for ids in documents))
+        for part in unit.parts:
+            part.file.local()  # raises if it was written to meanwhile
         for side in sides.values():
             side.finish(identity(job, unit) | counts)
     finally:

@@ -92,7 +92,8 @@ class Pending:
         file = last.parts[0].file if last else None
         if file not in self._files:
             crowd = Counter(unit.parts[0].file for unit in busy)
-            file = min(self._files, key=crowd.__getitem__)
+            free = next((file for file in self._files if file not in crowd), None)
+            file = free or min(self._files, key=crowd.__getitem__)
         unit = self._files[file].popleft()
         if not self._files[file]:
             del self._files[file]
@@ -238,12 +239,16 @@ def _work(connection: Connection, parent: int, job: Job) -> None:
             except UserError as fault:
                 reader = UnitReader()
                 connection.send(fault)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    connection.send(error)
+                    return
+                reader = UnitReader()
+                connection.send(UserError(f"{error.filename or unit}: {error.strerror}"))
     except (EOFError, BrokenPipeError):
         return  # the parent is gone
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        connection.send(error)
 
 
 def _prepare(connection: Connection, parent: int, job: Job, unit: Unit, reader: UnitReader, encoder: Encoder) -> None:

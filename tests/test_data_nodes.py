@@ -3,15 +3,18 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from data_fixtures import children, noise, run_cli, start_cli, tree, write_vocab
 
 from data_prep import locks
+from data_prep.description import Description, parse_source
 from data_prep.errors import UserError
-from data_prep.inputs import describe_file
+from data_prep.forecast import with_units
+from data_prep.inputs import InputFile, describe_file
 from data_prep.locks import holders, one_of_nodes, sole_process
-from data_prep.prepare import Share
+from data_prep.prepare import Share, asked_plan, prepare
 from data_prep.status import status_lines
 from data_prep.units import cut
 
@@ -46,6 +49,45 @@ def test_each_unit_is_one_nodes_and_nodes_have_like_shares(inputs, nodes):
     assert [unit for part in parts for unit in part] == units
     fair = sum(unit.size for unit in units) / nodes
     assert all(abs(sum(unit.size for unit in part) - fair) <= 65536 for part in parts)
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 5])
+def test_units_without_a_byte_are_somebodys_too(nodes):
+    files = [InputFile(str(number), size, "", Path(str(number))) for number, size in enumerate((0, 9 * 65536, 0))]
+    units = cut("s", "text", None, files, 1)
+    assert units[-1].size == 0
+    assert [unit for node in range(nodes) for unit in Share(node, nodes).of(units)] == units
+
+
+def test_the_order_in_which_sources_are_named_does_not_matter_to_nodes(inputs, tmp_path):
+    sources = [["--source", f"{name}=text:{inputs}/{number}.txt"] for name, number in (("w", 0), ("b", 2))]
+    rest = [
+        "--tokenizer",
+        inputs / "vocab" / "vocab.txt",
+        "--unit-mib",
+        0.0625,
+        "--workers",
+        1,
+        "--out",
+        tmp_path / "d",
+    ]
+    assert run_cli("prepare", *sources[0], *sources[1], *rest, "--node", "0/2").returncode == 0
+    done = run_cli("prepare", *sources[1], *sources[0], *rest, "--node", "1/2")
+    assert done.returncode == 0 and "complete" in done.stderr, done.stderr
+
+
+def test_a_plan_that_a_node_is_working_at_is_not_replaced(inputs, tmp_path):
+    with one_of_nodes(tmp_path / "d", 0, 2, print):
+        plan, encoder = asked(inputs, 0.05)
+        plan = with_units(plan, encoder, print, {})
+        plan.write(tmp_path / "d")
+        with pytest.raises(UserError, match=r"--heldout was 0.05, now 0.3; process \d+ on .* is at work on that plan"):
+            prepare(tmp_path / "d", *asked(inputs, 0.3), 1, Share(1, 2))
+
+
+def asked(inputs, heldout):
+    sources = (parse_source(f"s=text:{inputs}/1.txt"),)
+    return asked_plan(Description(sources, str(inputs / "vocab" / "vocab.txt"), heldout, 0.0625))
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
@@ -89,7 +131,7 @@ def test_nodes_share_a_folder_with_nobody_else(tmp_path, monkeypatch):
     me = f"process {os.getpid()} on "
     with one_of_nodes(tmp_path, 0, 2, print):
         with one_of_nodes(tmp_path, 1, 2, print):
-            assert [name for name, holder in holders(tmp_path) if me in holder] == [
+            assert [name for name, holder, _ in holders(tmp_path) if me in holder] == [
                 ".lock",
                 ".lock-0-of-2",
                 ".lock-1-of-2",
@@ -120,14 +162,14 @@ def test_status_tells_how_far_and_who_while_it_runs_and_after(inputs, tmp_path):
         while len(list(out.glob("s/*.json"))) < 2:
             assert process.poll() is None
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGSTOP)
+        os.killpg(process.pid, signal.SIGSTOP)
         lines = list(status_lines(out))
         assert f"at work: node 1/2 (process {process.pid} on " in lines[-2]
         assert lines[-1].startswith("speed: ") and " left at that" in lines[-1]
         done = len([path for path in out.glob("s/*.json") if (out / "heldout" / "s" / path.name).exists()])
         assert f"{out}: {done} of " in lines[0] and lines[1].split()[:2] == ["s", str(done)]
     finally:
-        os.kill(process.pid, signal.SIGCONT)
+        os.killpg(process.pid, signal.SIGCONT)
         process.communicate(timeout=60)
     assert run_cli("prepare", "--out", out).returncode == 0
     shown = run_cli("status", out)

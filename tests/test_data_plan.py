@@ -2,18 +2,23 @@
 
 import json
 import lzma
+import os
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data_fixtures import noise, run_cli, tree, write_vocab
 
 from data_prep import __main__ as command
+from data_prep import shards
 from data_prep.description import Description, ResolvedSource, parse_source
 from data_prep.errors import UserError
 from data_prep.forecast import Sample, amount, duration, forecast, measure
 from data_prep.inputs import InputFile
 from data_prep.plan import Budget, Plan
-from data_prep.prepare import asked_plan
+from data_prep.prepare import asked_plan, prepare
 from data_prep.readers import PIECE
 from data_prep.shards import open_corpus, verify
 from data_prep.units import cut
@@ -101,7 +106,7 @@ def forecast_of(tokens_by_source, budget, alpha, unit_pieces=1):
         for name, count in tokens_by_source.items()
     }
     tokenizer = {"vocab_size": 100}
-    plan = Plan(Path(), tokenizer, 0.0, unit_pieces / 16, sources, {}, Budget(budget, alpha))
+    plan = Plan(Path(), tokenizer, {}, 0.0, unit_pieces / 16, sources, {}, Budget(budget, alpha))
     samples = {name: Sample(1000, 1000, 10, 1.0) for name in sources}
     return {entry.source.name: entry for entry in forecast(plan, samples, alpha)}
 
@@ -180,6 +185,8 @@ def test_extend_enlarges_a_budget_and_makes_nothing_again(corpus, vocab, tmp_pat
     assert run_cli("prepare", "--out", fresh, *settings, "--budget-tokens", "4e5", "--alpha", 0.3).returncode == 0
     assert tree(data) == tree(fresh)
     done = run_cli("extend", "--out", data, "--budget-tokens", "1e5")
+    assert done.returncode == 2 and "the budget was 400000 tokens at alpha 0.3; a corpus only grows" in done.stderr
+    done = run_cli("extend", "--out", data, "--budget-tokens", "4e5")
     assert done.returncode == 0 and "nothing to add" in done.stderr, done.stderr
     assert written(data).keys() == {data / path.relative_to(fresh) for path in written(fresh)}
 
@@ -310,14 +317,113 @@ def test_a_plan_that_was_tampered_with_is_refused(corpus, vocab, tmp_path):
     assert run_cli("prepare", "--out", data, *options(corpus, vocab, "sw")).returncode == 0
     plan = json.loads((data / "plan.json").read_text())
     older = json.dumps(plan | {"version": 1})
-    for content, message in (("{", "not valid JSON"), (older, "format version 1"), ("{}", "not a plan")):
+    for content, message in (
+        ("{", "not valid JSON"),
+        (older, "format version 1"),
+        ("{}", "not a plan"),
+        ("[]", "not a JSON object"),
+    ):
         (data / "plan.json").write_text(content)
         done = run_cli("prepare", "--out", data)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     (data / "plan.json").write_text(json.dumps(plan | {"settings": {"heldout": 0.3, "unit_mib": UNIT}}))
-    assert "--heldout was 0.3, now 0.02" in run_cli("prepare", "--out", data, *options(corpus, vocab, "sw")).stderr
+    assert "plan.json: was edited or is damaged" in run_cli("prepare", "--out", data).stderr
+    (data / "plan.json").write_text(json.dumps(plan))
+    (data / ".inputs.json").unlink()
+    done = run_cli("prepare", "--out", data)
+    assert done.returncode == 2 and "has no .inputs.json, so nothing to go on with; name a corpus" in done.stderr
+    refused = run_cli("prepare", "--out", data, *options(corpus, vocab, "sw", heldout=0.3))
+    assert refused.returncode == 2 and "--heldout was 0.02, now 0.3" in refused.stderr
+    done = run_cli("prepare", "--out", data, *options(corpus, vocab, "sw"))
+    assert done.returncode == 0 and "already complete" in done.stderr and (data / ".inputs.json").exists()
 
 
 def test_amounts_and_durations_are_for_people():
     assert [amount(n, "B") for n in (0, 999, 1000, 2.5e9, 3e12)] == ["0 B", "999 B", "1.00 kB", "2.50 GB", "3.00 TB"]
     assert [duration(n) for n in (1, 89, 90, 7200, 200_000)] == ["1.0 s", "89.0 s", "1.5 min", "2.0 h", "2.3 d"]
+
+
+def test_a_file_that_is_written_to_while_it_is_prepared_is_told(corpus, vocab, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(noise(500)))
+    plan, encoder = asked_plan(Description((parse_source(f"s=text:{path}"),), str(vocab), 0, UNIT))
+    path.write_text(path.read_text().replace("a", "b"))
+    with pytest.raises(UserError, match=r"a.txt: was written to since this run began; start it again"):
+        prepare(tmp_path / "d", plan, encoder, 1)
+    assert not (tmp_path / "d" / "manifest.json").exists()
+
+
+def test_a_receipt_never_stands_beside_arrays_of_other_bytes(tmp_path, monkeypatch):
+    first = shards.write_shard(tmp_path, "00000-00000", np.arange(9, dtype=np.uint16), [4, 9], {})
+    monkeypatch.setattr(shards, "write_json", lambda path, content: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        shards.write_shard(tmp_path, "00000-00000", np.ones(9, np.uint16), [4, 9], {})
+    assert first and not (tmp_path / "00000-00000.json").exists()
+
+
+def test_a_source_of_the_wrong_format_is_told_before_anything_is_planned(corpus, vocab, tmp_path):
+    data = tmp_path / "d"
+    assert run_cli("prepare", "--out", data, *options(corpus, vocab, "sw")).returncode == 0
+    before = tree(data)
+    done = run_cli("extend", "--out", data, "--source", f"w=wikipedia:{corpus}/de.txt")
+    assert done.returncode == 2 and "not XML, so no MediaWiki dump" in done.stderr
+    assert tree(data) == before
+    done = run_cli(
+        "prepare", "--out", tmp_path / "e", *options(corpus, vocab, "sw"), "--source", f"j=jsonl:{corpus}/de.txt"
+    )
+    assert done.returncode == 2 and "line 1 is not JSON" in done.stderr and not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("groups", [1, 20])
+def test_the_forecast_of_a_parquet_file_does_not_depend_on_its_row_groups(tmp_path, vocab, monkeypatch, groups):
+    path = tmp_path / "a.parquet"
+    texts = noise(2000)
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=len(texts) // groups, compression="none")
+    monkeypatch.setattr("data_prep.forecast._PIECES", 1)
+    plan, encoder = asked_plan(Description((parse_source(f"s=parquet:{path}"),), str(vocab), 0, UNIT))
+    [entry] = forecast(plan, {"s": measure(plan.sources["s"], encoder)}, 1.0)
+    assert entry.tokens == pytest.approx(sum(len(ids) + 1 for ids in encoder.encode_batch(texts)), rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "--heldout", "0.5"], "--heldout: is for CORPUS or --source, and none is named"),
+        (["prepare", "--languages", "de"], "--languages: is for CORPUS or --source, and none is named"),
+        (
+            ["extend", "--budget-tokens", "5e5"],
+            "was prepared without a budget, so its sources are there to the end already",
+        ),
+        (["extend", "--alpha", "7"], "argument --alpha: '7' is not from 0 (all sources alike) to 1"),
+        (["extend", "--root", "x", "--source", "a=text:*"], "--root: is for CORPUS, not for --source"),
+    ],
+)
+def test_options_that_could_do_nothing_are_refused(corpus, vocab, tmp_path, arguments, message):
+    assert run_cli("prepare", "--out", tmp_path / "d", *options(corpus, vocab, "sw")).returncode == 0
+    done = run_cli(arguments[0], "--out", tmp_path / "d", *arguments[1:])
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+def test_mistakes_with_files_and_folders_are_told_in_one_line(corpus, vocab, tmp_path):
+    data, plain = tmp_path / "d", tmp_path / "plain"
+    assert run_cli("prepare", "--out", data, *options(corpus, vocab, "sw")).returncode == 0
+    plain.write_text("x")
+    odd = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    odd.write_text("x")
+    for arguments, message in (
+        (["status", plain], "no plan.json, so no corpus was begun here"),
+        (["prepare", "--out", plain], "has no plan.json, so nothing to go on with"),
+        (["stats", plain], "no such folder"),
+        (["plan", "--source", "s=text:~nobody-of-this-name/*.txt", "--tokenizer", vocab], "no file matches ~nobody"),
+        (
+            ["plan", "--source", f"s=text:{tmp_path}/caf*", "--tokenizer", vocab],
+            "this name is not UTF-8; rename the file",
+        ),
+        (["plan", "--source", f"{'s' * 300}=text:*", "--tokenizer", vocab], "cannot be a source's name"),
+    ):
+        done = run_cli(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and message in done.stderr, done.stderr
+    (data / "sw").rename(data / "away")
+    (data / "sw").write_text("x")
+    done = run_cli("prepare", "--out", data)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr

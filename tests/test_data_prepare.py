@@ -252,8 +252,10 @@ def test_other_settings_sources_or_tokenizer_are_refused_by_name(whole, inputs, 
         [f"books=text:{inputs}/a.txt", f"wiki=wikipedia:{inputs}/*.bz2"],
     )
     refused(
-        "the format of source wiki was wikipedia, now text", [f"books=text:{inputs}/*.txt", f"wiki=text:{inputs}/*.bz2"]
+        "the format of source books was text, now books",
+        [f"books=books:{inputs}/*.txt", f"wiki=wikipedia:{inputs}/*.bz2"],
     )
+    refused("XML at byte 0, not plain text", [f"books=text:{inputs}/*.txt", f"wiki=text:{inputs}/*.bz2"])
     other = tmp_path / "vocab.txt"
     other.write_text(vocab.read_text() + "zebra\n")
     refused("the tokenizer was another one", tokenizer=other)
