@@ -41,6 +41,7 @@ class Share:
         return next((holder for name, holder, _ in holders(data) if name not in mine), None)
 
     def lock(self, data: Path) -> AbstractContextManager[None]:
+        """Held while this node is at work."""
         return one_of_nodes(data, self.node, self.nodes, say) if self.nodes > 1 else sole_process(data, say)
 
 
@@ -80,6 +81,7 @@ def asked_plan(description: Description, budget_tokens: float | None = None) -> 
 
 
 def budget(tokens: float | None, alpha: float | None) -> Budget | None:
+    """The budget of so many tokens at ``alpha`` (1 if None); None for None. Raises UserError for numbers that cannot be."""
     alpha = 1.0 if alpha is None else alpha
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha {alpha}: must be from 0 (all sources alike) to 1 (in proportion to their tokens)")
@@ -174,7 +176,7 @@ def _make_folder(data: Path) -> None:
         strangers = [entry.name for entry in data.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"--out {data}: {error.strerror}; name a new or an empty folder") from None
-    if strangers and PLAN not in strangers:
+    if strangers and not {PLAN, MANIFEST} & {*strangers} and not places_known(data):
         raise UserError(f"--out {data}: holds {min(strangers)} but no {PLAN}; name a new or an empty folder")
 
 

@@ -327,7 +327,11 @@ def test_a_plan_that_was_tampered_with_is_refused(corpus, vocab, tmp_path):
         done = run_cli("prepare", "--out", data)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     (data / "plan.json").write_text(json.dumps(plan | {"settings": {"heldout": 0.3, "unit_mib": UNIT}}))
-    assert "plan.json: was edited or is damaged" in run_cli("prepare", "--out", data).stderr
+    assert "plan.json: was edited or is damaged; delete it, and the same" in run_cli("prepare", "--out", data).stderr
+    (data / "plan.json").unlink()
+    done = run_cli("prepare", "--out", data, *options(corpus, vocab, "sw"))
+    assert done.returncode == 0 and "already complete" in done.stderr, done.stderr
+    assert json.loads((data / "plan.json").read_text()) == plan
     (data / "plan.json").write_text(json.dumps(plan))
     (data / ".inputs.json").unlink()
     done = run_cli("prepare", "--out", data)
