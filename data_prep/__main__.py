@@ -87,7 +87,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.roundtrip and not findings:
         count, findings = roundtrip(arguments.data, arguments.roundtrip)
         compared = f"; {count:,} documents compared with their source"
-        remedy = "prepare with --refresh takes sources as they are now"
+        remedy = "where a source has changed, prepare with --refresh takes it as it is now"
+    findings = list(dict.fromkeys(findings))
     for finding in findings:
         print(finding)
     verdict = f"{len(findings)} finding{'s' * (len(findings) > 1)}; {remedy}" if findings else "whole"
@@ -233,8 +234,18 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a Hugging Face folder, a tokenizer.json, a vocab.txt, an XLM-R SentencePiece .model, or a model id of the hub",
     )
-    parser.add_argument("--heldout", type=_number, metavar="SHARE", help="share of documents set aside (default: 0.01)")
-    parser.add_argument("--unit-mib", type=_number, metavar="M", help="MiB of input files in one shard (default: 64)")
+    parser.add_argument(
+        "--heldout",
+        type=_number,
+        metavar="SHARE",
+        help="share of documents set aside (default: that of CORPUS, else 0.01)",
+    )
+    parser.add_argument(
+        "--unit-mib",
+        type=_number,
+        metavar="M",
+        help="MiB of input files in one shard, from 0.0625 (default: that of CORPUS, else 64)",
+    )
     parser.add_argument(
         "--budget-tokens",
         type=_number,
@@ -242,7 +253,10 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
         help="tokens that a training run will read (steps x batch x length; 2e9, 20G): prepare only what it needs",
     )
     parser.add_argument(
-        "--alpha", type=_exponent, metavar="A", help="sources are read in proportion to their tokens ** A (default: 1)"
+        "--alpha",
+        type=_exponent,
+        metavar="A",
+        help="sources are read in proportion to their tokens ** A (default: that of CORPUS, else 1)",
     )
 
 

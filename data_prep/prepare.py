@@ -18,6 +18,8 @@ from data_prep.shards import HELDOUT, MANIFEST, PLAN, open_corpus, shard_folder,
 from data_prep.units import Job, Unit, finished
 from data_prep.workers import Progress, run_units
 
+_GO_ON = "`prepare` with --out alone goes on with what was planned"
+
 
 @dataclass(frozen=True)
 class Share:
@@ -84,7 +86,7 @@ def budget(tokens: float | None, alpha: float | None) -> Budget | None:
     """The budget of so many tokens at ``alpha`` (1 if None); None for None. Raises UserError for numbers that cannot be."""
     alpha = 1.0 if alpha is None else alpha
     if not 0 <= alpha <= 1:
-        raise UserError(f"--alpha {alpha}: must be from 0 (all sources alike) to 1 (in proportion to their tokens)")
+        raise UserError(f"alpha {alpha}: must be from 0 (all sources alike) to 1 (in proportion to their tokens)")
     if tokens is not None and not tokens > 0:
         raise UserError(f"--budget-tokens {tokens}: must be above 0")
     return None if tokens is None else Budget(float(tokens), float(alpha))
@@ -213,9 +215,11 @@ def _difference(before: Plan, now: Plan, contents: bool) -> str | None:
     if difference := _settings_difference(before, now):
         return difference
     if before.budget != now.budget:
-        return f"the budget was {_budget_words(before.budget)}, now {_budget_words(now.budget)}; `extend` enlarges it"
+        budgets = f"the budget was {_budget_words(before.budget)}, now {_budget_words(now.budget)}"
+        return f"{budgets} (`extend` enlarges it, {_GO_ON})"
     if before.sources.keys() != now.sources.keys():
-        return f"the sources were {_some(before.sources)}, now {_some(now.sources)}; `extend` adds to them"
+        sources = f"the sources were {_some(before.sources)}, now {_some(now.sources)}"
+        return f"{sources} (`extend` adds to them, {_GO_ON})"
     pairs = ((before.sources[name], now.sources[name]) for name in now.sources)
     return next(filter(None, (_source_difference(old, new, contents) for old, new in pairs)), None)
 
@@ -282,7 +286,11 @@ def _prepare_locked(data: Path, plan: Plan, workers: int, share: Share) -> None:
         )
     total = sum(unit.size for unit in mine)
     with closing(Progress(total, total - sum(unit.size for unit in pending))) as progress:
-        run_units(job, pending, workers, progress)
+        try:
+            run_units(job, pending, workers, progress)
+        except KeyboardInterrupt:
+            progress.say("stopped; what is finished is kept, and the same command goes on")
+            raise
     receipts = {unit: finished(job, unit) for unit in units}
     if missing := sum(receipt is None for receipt in receipts.values()):
         say(f"{data}: node {share.node}/{share.nodes} is done; others have {missing:,} of {len(units):,} units to do")

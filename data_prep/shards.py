@@ -30,7 +30,9 @@ MANIFEST = "manifest.json"
 PLAN = "plan.json"
 HELDOUT = "heldout"
 ENDS_DTYPE = np.dtype("uint64")
-REMEDY = "delete that file and run the same `python -m data_prep prepare` again: it makes what is missing"
+REMEDY = (
+    "delete that file if it is there, and run the same `python -m data_prep prepare` again: it makes what is missing"
+)
 
 
 @dataclass(frozen=True)

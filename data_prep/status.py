@@ -9,8 +9,8 @@ from data_prep.errors import UserError
 from data_prep.forecast import amount, duration
 from data_prep.locks import holders
 from data_prep.plan import read_plan
-from data_prep.shards import MANIFEST, PLAN, read_json, shard_folder
-from data_prep.units import Job, Unit, identity
+from data_prep.shards import PLAN, open_corpus, shard_folder
+from data_prep.units import Job, Unit, finished
 
 _RECENT = 600.0  # seconds over which the present speed is taken
 
@@ -34,9 +34,11 @@ def status_lines(data: Path) -> Iterator[str]:
     """
     plan = read_plan(data)
     if plan is None:
-        raise UserError(
-            f"{data}: no {PLAN}, so no corpus was begun here; `python -m data_prep prepare --out {data} ...` begins one"
-        )
+        if data.is_dir() and (names := _names(holders(data))) != "nobody":
+            yield f"{data}: {names} has begun, and is looking at the files; no plan is written yet"
+            return
+        begin = f"`python -m data_prep prepare --out {data} ...` begins one"
+        raise UserError(f"{data}: no {PLAN}, so no corpus was begun here; {begin}")
     at_work, now = holders(data), time.time()
     since = max(now - _RECENT, min((begun for _, _, begun in at_work), default=now))
     job = Job(data, plan.tokenizer_path, plan.tokenizer, plan.heldout)
@@ -51,8 +53,8 @@ def status_lines(data: Path) -> Iterator[str]:
     yield f"{data}: {_words(total)}"
     yield from (f"  {name:16} {_words(progress)}" for name, progress in sources.items())
     yield f"at work: {_names(at_work)}"
-    if (data / MANIFEST).exists() and total.done == total.units:
-        yield "complete"
+    if total.done == total.units and not at_work:
+        yield _verdict(data)
     elif recent:
         speed = recent / (now - since)
         left = duration((total.bytes - total.done_bytes) / speed)
@@ -61,21 +63,24 @@ def status_lines(data: Path) -> Iterator[str]:
         yield f"no unit was finished in the last {duration(now - since)}"
 
 
-def _receipt(job: Job, unit: Unit) -> dict | None:
-    """Documents, tokens and time of a unit that has its receipts; whether its arrays are whole is for `verify`."""
-    wanted = identity(job, unit).items()
-    paths = [shard_folder(job.data, unit.source, side) / f"{unit.stem}.json" for side in job.sides]
+def _verdict(data: Path) -> str:
+    """What to say of a corpus whose units are all done."""
     try:
-        receipts = [read_json(path) for path in paths]
-        if not all(wanted <= receipt.items() for receipt in receipts):
-            return None
-        return {
-            "written": paths[-1].stat().st_mtime,
-            "documents": sum(receipt["shard"]["documents"] for receipt in receipts),
-            "tokens": sum(receipt["shard"]["tokens"] for receipt in receipts),
-        }
-    except (FileNotFoundError, KeyError, UserError):
+        return f"complete, id {open_corpus(data).id[:12]}"
+    except UserError:
+        return f"all units are done; `python -m data_prep prepare --out {data}` completes the corpus"
+
+
+def _receipt(job: Job, unit: Unit) -> dict | None:
+    """Documents, tokens and time of a finished unit; whether each of its bytes is right is for `verify`."""
+    if not (receipts := finished(job, unit)):
         return None
+    train = shard_folder(job.data, unit.source, "train") / f"{unit.stem}.json"
+    return {
+        "written": train.stat().st_mtime,
+        "documents": sum(receipt["shard"]["documents"] for receipt in receipts.values()),
+        "tokens": sum(receipt["shard"]["tokens"] for receipt in receipts.values()),
+    }
 
 
 def _count(progress: _Progress, unit: Unit, receipt: dict | None) -> None:

@@ -174,7 +174,20 @@ def test_status_tells_how_far_and_who_while_it_runs_and_after(inputs, tmp_path):
     assert run_cli("prepare", "--out", out).returncode == 0
     shown = run_cli("status", out)
     assert shown.returncode == 0 and "(100.0%)" in shown.stdout
-    assert shown.stdout.endswith("at work: nobody\ncomplete\n")
+    assert shown.stdout.splitlines()[-2] == "at work: nobody" and shown.stdout.splitlines()[-1].startswith(
+        "complete, id "
+    )
+    (out / "s" / "00000-00000.tokens.npy").unlink()
+    assert list(status_lines(out))[-1] == "at work: nobody" and "21 of 22 units" in next(status_lines(out))
+    assert run_cli("prepare", "--out", out).returncode == 0
+    (out / "manifest.json").write_text("{")
+    assert "prepare --out" in list(status_lines(out))[-1]
+
+
+def test_status_of_a_run_that_has_no_plan_yet_names_it(tmp_path):
+    with sole_process(tmp_path, print):
+        [line] = status_lines(tmp_path)
+    assert f"process {os.getpid()} on " in line and "no plan is written yet" in line
 
 
 def test_status_of_nothing_is_told(tmp_path):

@@ -62,7 +62,9 @@ def test_empty_shards_are_checked_but_not_handed_to_readers(corpus):
 def test_truncated_shard_is_named(corpus, cut):
     path = corpus / "a" / "00000-00000.tokens.npy"
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(UserError, match=r"a/00000-00000\.tokens\.npy: has .*; delete that file and run the same"):
+    with pytest.raises(
+        UserError, match=r"a/00000-00000\.tokens\.npy: has .*; delete that file if it is there, and run the same"
+    ):
         open_corpus(corpus)
     [finding] = verify(corpus, deep=True)
     assert str(path) in finding
