@@ -291,6 +291,9 @@ def _prepare_locked(data: Path, plan: Plan, workers: int, share: Share) -> None:
         except KeyboardInterrupt:
             progress.say("stopped; what is finished is kept, and the same command goes on")
             raise
+        finally:
+            if share.nodes == 1:  # workers that were stopped have left theirs, perhaps on a full disk
+                _remove_leftovers(data)
     receipts = {unit: finished(job, unit) for unit in units}
     if missing := sum(receipt is None for receipt in receipts.values()):
         say(f"{data}: node {share.node}/{share.nodes} is done; others have {missing:,} of {len(units):,} units to do")
