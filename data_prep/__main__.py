@@ -77,7 +77,7 @@ def _extend(arguments: argparse.Namespace) -> int:
     if before.budget:
         alpha = before.budget.alpha if alpha is None else alpha
         larger = budget(arguments.budget_tokens or before.budget.tokens, alpha)
-    extend(arguments.out, more, encoder, larger, arguments.workers)
+    extend(arguments.out, before, more, encoder, larger, arguments.workers)
     return 0
 
 

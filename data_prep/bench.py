@@ -20,14 +20,14 @@ from statistics import median
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_prep.encode import Encoder, load_encoder
+from data_prep.encode import Encoder, load_encoder, tokenizer_file
 from data_prep.errors import UserError
 from data_prep.formats import open_format
 from data_prep.inputs import describe_file, local_files
+from data_prep.plan import MIB
 from data_prep.units import Job, UnitReader, cut, prepare_unit
 from data_prep.workers import Progress, run_units
 
-MIB = 1 << 20
 CASES = ("tokenizer", "workers", "memory")
 
 
@@ -66,16 +66,15 @@ def read_texts(pattern: str | None, mib: float) -> list[str]:
         raise UserError("--text: none is named; give text files, as 'cc100/*.txt.xz'")
     files = local_files(pattern, "--text")
     form = open_format("text")
-    texts, size = [], 0.0
+    texts, limit = [], mib * MIB / len(files)
     for file in files:
-        mine, limit = 0, mib * MIB / len(files)
+        mine = 0
         for _, raw in form.split(file.path, 0):
             if text := form.clean(raw).text:
                 texts.append(text)
                 mine += len(text.encode())
             if mine >= limit:
                 break
-        size += mine
     if not texts:
         raise UserError(f"--text {pattern}: holds no text")
     return texts
@@ -88,7 +87,6 @@ def tokenizer_rows(texts: list[str], tokenizer: Path, repeats: int) -> Iterator[
     size = sum(len(text.encode()) for text in texts) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         path = _packed(Path(folder) / "text.txt.xz", texts)
-
         job = Job(Path(folder) / "data", tokenizer, encoder.fingerprint(), 0.01)
 
         def whole_way() -> None:
@@ -98,7 +96,7 @@ def tokenizer_rows(texts: list[str], tokenizer: Path, repeats: int) -> Iterator[
             twin.encode_batch(texts, add_special_tokens=False)
 
         ours, theirs, ratio = alternating(whole_way, library, repeats)
-    kind = encoder.fingerprint()["backend"]
+    kind = job.tokenizer["backend"]
     yield Row(
         f"{tokenizer.name} ({kind}), .txt.xz to shards, one worker", size / ours, "MB/s", ratio, "the library alone"
     )
@@ -110,7 +108,7 @@ def library_twin(tokenizer: Path) -> Tokenizer:
     """The same tokenizer as the ``tokenizers`` library has it: tokenizer.json, or what ``transformers`` makes of the file."""
     from transformers import BertTokenizer, XLMRobertaTokenizer
 
-    file = load_encoder(tokenizer).file
+    file = tokenizer_file(tokenizer)
     if (whole := file.with_name("tokenizer.json")).is_file():
         found = Tokenizer.from_file(str(whole))
     else:

@@ -20,11 +20,11 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, some
 from data_prep.formats import open_format
 from data_prep.inputs import InputFile, hub_files, local_files
 from data_prep.shards import HELDOUT, MANIFEST, PLAN
@@ -110,7 +110,7 @@ def select(description: Description, names: str) -> Description:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)[:3]
             raise UserError(f"--languages {name}: no such source among {len(known)}; nearest: {', '.join(near)}")
-    return Description(tuple(known[name] for name in wanted), *_rest(description))
+    return replace(description, sources=tuple(known[name] for name in wanted))
 
 
 def parse_source(text: str) -> Source:
@@ -144,12 +144,7 @@ def check_files(sources: Iterable[ResolvedSource]) -> list[str]:
             original = contents.setdefault((file.bytes, file.sha256), file)
             if original is not file and file.bytes:
                 copies.append(f"{file.path} has the same bytes as {original.path}")
-    more = f" and {len(copies) - 3} more such copies" if len(copies) > 3 else ""
-    return [f"warning: {'; '.join(copies[:3])}{more}"] if copies else []
-
-
-def _rest(description: Description) -> list:
-    return [getattr(description, item.name) for item in fields(description)[1:]]
+    return [f"warning: {some(copies, apart='; ', others='more such copies')}"] if copies else []
 
 
 def _find(name: str) -> tuple[str, str]:

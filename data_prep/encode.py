@@ -98,7 +98,7 @@ def load_encoder(path: str | Path) -> Encoder:
     A vocab.txt is uncased unless a tokenizer_config.json beside it says otherwise. Raises UserError if the path is none
     of these or cannot be loaded.
     """
-    file = _tokenizer_file(Path(path))
+    file = tokenizer_file(Path(path))
     load = {".json": _load_json, ".txt": _load_vocab, ".model": _load_model}[file.suffix]
     try:
         return load(file)
@@ -108,7 +108,8 @@ def load_encoder(path: str | Path) -> Encoder:
         raise UserError(f"{file}: not a tokenizer that can be loaded ({error})") from None
 
 
-def _tokenizer_file(path: Path) -> Path:
+def tokenizer_file(path: Path) -> Path:
+    """The file that ``load_encoder`` reads. Raises UserError if there is none."""
     if path.is_dir():
         candidates = [path / "tokenizer.json", *sorted(path.glob("*.model")), path / "vocab.txt"]
         found = [file for file in candidates if file.is_file()]
@@ -163,7 +164,8 @@ def _load_model(file: Path) -> Encoder:
     pieces = [*((token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")), *own, ("<mask>", 0.0)]
     vocabulary = {piece: number for number, (piece, _) in enumerate(pieces)}
     special = {role: _special_id(file, vocabulary, role, {}) for role in _ROLES}
-    encode = _sentencepiece(pieces, special["unk"], {"<s>", "<pad>", "</s>", "<mask>"}, _rules(file))
+    rules = _field(_field(file.read_bytes(), 3), 2)
+    encode = _sentencepiece(pieces, special["unk"], {"<s>", "<pad>", "</s>", "<mask>"}, rules)
     if [number + 1 if number else special["unk"] for number in processor.encode(PROBE)] != encode(PROBE).tolist():
         raise UserError(
             f"{file}: not a Unigram model with XLM-R's settings; save it as a tokenizer.json by transformers"
@@ -297,21 +299,17 @@ def _message(field: int, content: bytes) -> bytes:
     return bytes([*head, size]) + content
 
 
-def _rules(file: Path) -> bytes:
-    """The normalisation rules of a .model file: field 2 of its field 3."""
-    rules = next((content for field, content in _fields(file.read_bytes()) if field == 3), b"")
-    return next((content for field, content in _fields(rules) if field == 2), b"")
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """(number, content) of the fields of a protobuf message; of numbers the content is left out."""
+def _field(message: bytes, wanted: int) -> bytes:
+    """The content of a protobuf message's first field ``wanted``, which is not a number; nothing if it has none."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
         size, at = _varint(message, at) if key & 7 in (0, 2) else ({1: 8, 5: 4}[key & 7], at)
         end = at + size if key & 7 else at
-        yield key >> 3, message[at:end]
+        if key >> 3 == wanted:
+            return message[at:end]
         at = end
+    return b""
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

@@ -4,12 +4,18 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
 class UserError(Exception):
     """Something the user can mend. The message names the file, key or offset, the value and the way out."""
+
+
+def some(items: Sequence[object], count: int = 3, apart: str = ", ", others: str = "others") -> str:
+    """The first ``count`` of the items, and how many others there are."""
+    more = f" and {len(items) - count} {others}" if len(items) > count else ""
+    return apart.join(map(str, items[:count])) + more
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

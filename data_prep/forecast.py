@@ -11,10 +11,9 @@ from data_prep.description import ResolvedSource
 from data_prep.encode import Encoder
 from data_prep.formats import open_format
 from data_prep.inputs import InputFile
-from data_prep.plan import Plan
-from data_prep.readers import PIECE
+from data_prep.plan import Plan, shares_of
 from data_prep.shards import ENDS_DTYPE, token_dtype
-from data_prep.units import Unit
+from data_prep.units import FileReader, Part, Unit
 
 _FILES = 4  # sampled of each source, evenly spaced
 _PIECES = 16  # sampled of each of these, from its start
@@ -54,38 +53,25 @@ def measure(source: ResolvedSource, encoder: Encoder) -> Sample:
     started = time.perf_counter()
     size = tokens = documents = 0
     for number in range(count := min(len(source.files), _FILES)):
-        start = _Start(source, source.files[number * len(source.files) // count])
-        while texts := list(islice(start.texts(), 256)):
-            batch = encoder.encode_batch(texts)
+        reader, texts = _start(source, source.files[number * len(source.files) // count])
+        while batch := encoder.encode_batch(list(islice(texts, 256))):
             tokens += sum(len(ids) + 1 for ids in batch)
             documents += len(batch)
-        size += start.bytes
+        size += reader.reached  # of a parquet file far more than those pieces: a row group belongs to one
     return Sample(size, tokens, documents, time.perf_counter() - started)
 
 
-class _Start:
-    """The documents that begin in the first pieces of a file. ``bytes``: where the first of the others begins."""
-
-    def __init__(self, source: ResolvedSource, file: InputFile):
-        self._format = open_format(source.format, source.field)
-        self._raw = self._format.split(file.local(), 0)
-        self.bytes = file.bytes
-
-    def texts(self) -> Iterator[str]:
-        """Those that have not been given out yet."""
-        for piece, raw in self._raw:
-            if piece >= _PIECES:  # of a parquet file far more: a row group belongs to one piece
-                self.bytes = piece * PIECE
-                self._raw = iter(())
-                return
-            if not (document := self._format.clean(raw)).dropped:
-                yield document.text
+def _start(source: ResolvedSource, file: InputFile) -> tuple[FileReader, Iterator[str]]:
+    """A reader of a file, and the documents that begin in its first pieces."""
+    start = Part(file, 0, _PIECES)
+    reader = FileReader(open_format(source.format, source.field), start)
+    return reader, (document.text for document in reader.documents(start) if not document.dropped)
 
 
 def check_start(source: ResolvedSource) -> None:
     """Raises UserError if the first file of a source that is not empty is none of its format."""
     if file := next((file for file in source.files if file.bytes), None):
-        next(_Start(source, file).texts(), None)
+        next(_start(source, file)[1], None)
 
 
 def measure_all(plan: Plan, encoder: Encoder, say: Callable[[str], object]) -> dict[str, Sample]:
@@ -101,13 +87,12 @@ def forecast(plan: Plan, samples: dict[str, Sample], alpha: float) -> list[Forec
         name: source.bytes * samples[name].tokens / max(samples[name].bytes, 1) * train
         for name, source in plan.sources.items()
     }
-    weights = {name: count**alpha if count else 0.0 for name, count in tokens.items()}
+    shares = shares_of(tokens, alpha)
     itemsize = token_dtype(plan.tokenizer["vocab_size"]).itemsize
     found = []
     for name, source in plan.sources.items():
         sample, units = samples[name], plan.cut(source)
-        share = weights[name] / (sum(weights.values()) or 1)
-        read = plan.budget and share * plan.budget.tokens
+        read = plan.budget and shares[name] * plan.budget.tokens
         count = len(units) if read is None else _enough(units, read * source.bytes / max(tokens[name], 1))
         size = sum(unit.size for unit in units[:count])
         times = size / max(sample.bytes, 1)
@@ -116,7 +101,7 @@ def forecast(plan: Plan, samples: dict[str, Sample], alpha: float) -> list[Forec
             Forecast(
                 source=source,
                 tokens=tokens[name],
-                share=share,
+                share=shares[name],
                 read=read,
                 units=count,
                 cut=len(units),

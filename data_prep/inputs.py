@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, some
 
 _SAMPLES, _SAMPLE = 64, 1 << 20  # a local file above 64 MiB is known by its size and 64 blocks of 1 MiB
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -97,7 +97,8 @@ def hub_files(dataset: str, commit: str, pattern: str, what: str) -> list[InputF
     if partial := [name for name in names if "partial-" in name]:
         raise UserError(f"{what}: {partial[0]} of {dataset} is a conversion that was cut off; name the whole files")
     if not names:
-        raise UserError(f"{what}: no file of {dataset} at {commit[:12]} matches {pattern}; it has {_some(listing)}")
+        there = some(sorted(listing)) or "no file"
+        raise UserError(f"{what}: no file of {dataset} at {commit[:12]} matches {pattern}; it has {there}")
     items = [listing[name] for name in names]
     if unhashed := next((item.rfilename for item in items if item.lfs is None), None):
         raise UserError(
@@ -130,11 +131,6 @@ def _pin_remedy(dataset: str, revision: str) -> str:
 def _reason(error: Exception) -> str:
     """The first line of the hub client's long stories."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _some(names: dict) -> str:
-    shown = sorted(names)[:3]
-    return ", ".join(shown) + (f" and {len(names) - 3} others" if len(names) > 3 else "") if shown else "no file"
 
 
 @functools.lru_cache(maxsize=256)

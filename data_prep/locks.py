@@ -41,8 +41,7 @@ def one_of_nodes(folder: Path, node: int, nodes: int, say: Callable[[str], objec
         _hold(stack, folder, _LOCK, fcntl.LOCK_SH, say, None)
         _hold(stack, folder, f"{_LOCK}-{node}-of-{nodes}", fcntl.LOCK_EX, say, None)
         for name, holder, _ in holders(folder):
-            if name.startswith(f"{_LOCK}-") and not name.endswith(f"-of-{nodes}"):
-                place = name.removeprefix(f"{_LOCK}-").replace("-of-", "/")
+            if (place := node_of(name)) and not place.endswith(f"/{nodes}"):
                 raise UserError(f"{folder}: {holder} is at work here as node {place}; give all nodes the same number")
         yield
 
@@ -68,6 +67,11 @@ def holders(folder: Path) -> list[tuple[str, str, float]]:
                 file.seek(0)
                 found.append((path.name, file.read().strip() or "an unknown process", since))
     return found
+
+
+def node_of(lock: str) -> str:
+    """``.lock-0-of-2`` -> ``0/2``; nothing for the lock that all nodes hold."""
+    return lock.partition("-")[2].replace("-of-", "/")
 
 
 def _hold(stack: ExitStack, folder: Path, name: str, kind: int, say: Callable, patience: float | None) -> None:

@@ -5,7 +5,7 @@
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Plan:
             "software": self.software,
             "settings": {"heldout": self.heldout, "unit_mib": self.unit_mib},
             "tokenizer": self.tokenizer,
-            "budget": {"tokens": self.budget.tokens, "alpha": self.budget.alpha} if self.budget else None,
+            "budget": self.budget and asdict(self.budget),
             "sources": {
                 source.name: {
                     "format": source.format,
@@ -79,6 +79,13 @@ class Plan:
         for path, content in ((data / INPUTS, inputs), (data / PLAN, sealed(self.describe()))):
             if not path.exists() or read_json(path) != content:
                 write_json(path, content)
+
+
+def shares_of(sizes: dict[str, float], alpha: float) -> dict[str, float]:
+    """Which share of what a run reads is each source's: in proportion to its size ** ``alpha``, 0 if it has none."""
+    weights = {name: float(size) ** alpha if size else 0.0 for name, size in sizes.items()}
+    total = sum(weights.values()) or 1
+    return {name: weight / total for name, weight in weights.items()}
 
 
 def software(sources: Iterable[ResolvedSource]) -> dict[str, str]:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from data_prep.description import Description, ResolvedSource, check_files, check_names
 from data_prep.encode import Encoder, load_encoder
-from data_prep.errors import UserError
+from data_prep.errors import UserError, some
 from data_prep.forecast import check_start, with_units
 from data_prep.inputs import InputFile, describe_file, tokenizer_path
-from data_prep.locks import finishing, holders, one_of_nodes, sole_process
+from data_prep.locks import finishing, holders, node_of, one_of_nodes, sole_process
 from data_prep.plan import INPUTS, MIB, Budget, Plan, places_known, read_plan, software
 from data_prep.readers import PIECE
-from data_prep.shards import HELDOUT, MANIFEST, PLAN, open_corpus, shard_folder, write_manifest
+from data_prep.shards import HELDOUT, MANIFEST, PLAN, SIDES, open_corpus, shard_folder, write_manifest
 from data_prep.units import Job, Unit, finished
 from data_prep.workers import Progress, run_units
 
@@ -39,8 +39,8 @@ class Share:
 
     def others(self, data: Path) -> str | None:
         """Another node that is at work at DATA."""
-        mine = (".lock", f".lock-{self.node}-of-{self.nodes}")
-        return next((holder for name, holder, _ in holders(data) if name not in mine), None)
+        mine = ("", f"{self.node}/{self.nodes}")
+        return next((holder for name, holder, _ in holders(data) if node_of(name) not in mine), None)
 
     def lock(self, data: Path) -> AbstractContextManager[None]:
         """Held while this node is at work."""
@@ -136,17 +136,17 @@ def prepare(
         _prepare_locked(data, _agree(data, asked, encoder, share, refresh), workers, share)
 
 
-def extend(data: Path, more: Plan | None, encoder: Encoder, larger: Budget | None, workers: int) -> None:
+def extend(data: Path, before: Plan, more: Plan | None, encoder: Encoder, larger: Budget | None, workers: int) -> None:
     """Add sources, or a larger budget, to the corpus at ``data``. Nothing that is there is made again.
 
-    Raises UserError if ``more`` does not agree with what is there.
+    ``before``: as by ``planned_again``. Raises UserError if ``more`` does not agree with what is there.
     """
     _check_workers(workers)
     with sole_process(data, say):
-        before, _ = planned_again(data)
-        known = read_plan(data)
-        if difference := _difference(known, before, contents=True):
-            raise UserError(f"{data / PLAN}: {difference}; prepare with --refresh first")
+        if (known := read_plan(data)) != before:  # another run has changed the plan since, or files have changed
+            before, _ = planned_again(data)
+            if difference := _difference(known, before, contents=True):
+                raise UserError(f"{data / PLAN}: {difference}; prepare with --refresh first")
         if larger and (before.budget is None or larger.tokens < before.budget.tokens):
             raise UserError(f"{data / PLAN}: the budget was {_budget_words(before.budget)}; a corpus only grows")
         plan = replace(before, budget=larger or before.budget)
@@ -189,6 +189,7 @@ def _agree(data: Path, asked: Plan, encoder: Encoder, share: Share, refresh: boo
     """
     before = read_plan(data)
     difference = before and _difference(before, asked, contents=True)
+    other = difference and _difference(before, asked, contents=False)  # than in contents
     if difference and (others := share.others(data)):
         raise UserError(
             f"{data / PLAN}: {difference}; {others} is at work on that plan; wait until it has ended, or stop it"
@@ -197,14 +198,13 @@ def _agree(data: Path, asked: Plan, encoder: Encoder, share: Share, refresh: boo
         plan = replace(asked, units=before.units)
     elif not before or not any(data.glob("**/[0-9]*.json")):
         plan = with_units(asked, encoder, say, at_least={})
-    elif refresh and not (other := _difference(before, asked, contents=False)):
+    elif refresh and not other:
         say(f"{difference}; its units are made again")
         (data / MANIFEST).unlink(missing_ok=True)  # until then there is no corpus
         plan = with_units(asked, encoder, say, at_least=before.units)
     else:
         same = "" if not refresh or difference == other else "; --refresh is for files whose content has changed"
-        only_contents = _difference(before, asked, contents=False) is None
-        hint = ", or take the files as they are now with --refresh" if only_contents else ""
+        hint = "" if other else ", or take the files as they are now with --refresh"
         raise UserError(f"{data / PLAN}: {difference}{same}; go back to that{hint}, or prepare into a new folder")
     plan.write(data)
     return plan
@@ -218,7 +218,7 @@ def _difference(before: Plan, now: Plan, contents: bool) -> str | None:
         budgets = f"the budget was {_budget_words(before.budget)}, now {_budget_words(now.budget)}"
         return f"{budgets} (`extend` enlarges it, {_GO_ON})"
     if before.sources.keys() != now.sources.keys():
-        sources = f"the sources were {_some(before.sources)}, now {_some(now.sources)}"
+        sources = f"the sources were {some(sorted(before.sources), 5)}, now {some(sorted(now.sources), 5)}"
         return f"{sources} (`extend` adds to them, {_GO_ON})"
     pairs = ((before.sources[name], now.sources[name]) for name in now.sources)
     return next(filter(None, (_source_difference(old, new, contents) for old, new in pairs)), None)
@@ -263,11 +263,6 @@ def _source_difference(old: ResolvedSource, new: ResolvedSource, contents: bool)
 
 def _budget_words(budget: Budget | None) -> str:
     return f"{budget.tokens:g} tokens at alpha {budget.alpha:g}" if budget else "none"
-
-
-def _some(names: dict) -> str:
-    shown = sorted(names)
-    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} others" if len(shown) > 5 else "")
 
 
 def _prepare_locked(data: Path, plan: Plan, workers: int, share: Share) -> None:
@@ -326,7 +321,7 @@ def _remove_strays(data: Path, plan: Plan, units: list[Unit]) -> None:
     for unit in units:
         stems[unit.source].add(unit.stem)
     for name in plan.sources:
-        for side in ("train", "heldout"):
+        for side in SIDES:
             folder = shard_folder(data, name, side)
             strays = (path for path in folder.glob("[0-9]*-[0-9]*.*") if path.name.split(".")[0] not in stems[name])
             for path in (*strays, *folder.glob(".*.tmp")):
@@ -341,8 +336,8 @@ def _manifest(plan: Plan, receipts: dict[Unit, dict[str, dict]]) -> dict:
         mine = [(unit, receipt) for unit, receipt in receipts.items() if unit.source == name]
         whole, part = plan.sources[name].bytes, sum(unit.size for unit, _ in mine)
         entry = source | _totals([receipt["train"] for _, receipt in mine], whole, part)
-        entry["dropped"] = dict(sum((Counter(receipt["train"]["dropped"]) for _, receipt in mine), Counter()))
-        entry["repairs"] = dict(sum((Counter(receipt["train"]["repairs"]) for _, receipt in mine), Counter()))
+        for what in ("dropped", "repairs"):
+            entry[what] = dict(sum((Counter(receipt["train"][what]) for _, receipt in mine), Counter()))
         if empty := _empty_files(mine):
             entry["dropped"]["empty_file"] = len(empty)
             say(f"warning: source {name}: {len(empty)} files are empty: {', '.join(empty[:3])}")

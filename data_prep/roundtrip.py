@@ -12,10 +12,8 @@ from data_prep.encode import Encoder, load_encoder
 from data_prep.errors import UserError
 from data_prep.inputs import InputFile, describe_file
 from data_prep.plan import INPUTS, Plan, places_known, read_plan
-from data_prep.shards import Corpus, Shard, open_corpus, shard_folder
+from data_prep.shards import SIDES, Corpus, Shard, open_corpus, shard_folder
 from data_prep.units import Unit, UnitReader, side_of
-
-SIDES = ("train", "heldout")
 
 
 def roundtrip(data: Path, count: int) -> tuple[int, list[str]]:

@@ -29,6 +29,7 @@ VERSION = 2
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 HELDOUT = "heldout"
+SIDES = {"train": "sources", "heldout": HELDOUT}  # side: its key in the manifest
 ENDS_DTYPE = np.dtype("uint64")
 REMEDY = (
     "delete that file if it is there, and run the same `python -m data_prep prepare` again: it makes what is missing"
@@ -248,7 +249,7 @@ def _read_corpus(path: Path) -> Corpus:
     try:
         sides = [
             {name: _source(shard_folder(path, name, side), name, entry) for name, entry in manifest[key].items()}
-            for side, key in (("train", "sources"), ("heldout", HELDOUT))
+            for side, key in SIDES.items()
         ]
         return Corpus(path, manifest["id"], manifest["tokenizer"], *sides, manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -282,7 +283,7 @@ def _shard(folder: Path, row: dict) -> Shard:
 
 def _shards(corpus: Corpus) -> Iterator[tuple[dict, Shard]]:
     """Every shard, empty ones too, with its row in the manifest."""
-    for side, key in (("train", "sources"), ("heldout", HELDOUT)):
+    for side, key in SIDES.items():
         for name, entry in corpus.manifest[key].items():
             for row in entry["shards"]:
                 yield row, _shard(shard_folder(corpus.path, name, side), row)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.shards import HELDOUT, Source, open_corpus
+from data_prep.plan import shares_of
+from data_prep.shards import SIDES, Source, open_corpus
 
 _BINS = (0, 32, 128, 512, 2048, 8192)  # tokens
 
@@ -15,7 +16,6 @@ def stats_lines(data: Path, alpha: float = 1.0) -> list[str]:
     ``read`` is the share of a training run's samples at ``alpha``, in proportion to (tokens of the whole source) ** alpha.
     """
     corpus = open_corpus(data)
-    sides = (("train", "sources", corpus.sources), ("heldout", HELDOUT, corpus.heldout))
     lines = [
         f"{data}: corpus {corpus.id[:12]}, {corpus.tokenizer['backend']} vocabulary of {corpus.tokenizer['vocab_size']:,}"
     ]
@@ -23,12 +23,12 @@ def stats_lines(data: Path, alpha: float = 1.0) -> list[str]:
     lines.append(
         f"{'source':16} {'side':8} {'documents':>12} {'tokens':>15} {'share':>7} {read:>12} {'of source':>10} {'unknown':>8}"
     )
-    for side, key, sources in sides:
+    for (side, key), sources in zip(SIDES.items(), (corpus.sources, corpus.heldout), strict=True):
         total = sum(source.tokens for source in sources.values())
-        weights = {name: float(source.size) ** alpha if source.size else 0.0 for name, source in sources.items()}
+        shares = shares_of({name: source.size for name, source in sources.items()}, alpha)
         for name, source in sources.items():
             share = source.tokens / max(total, 1)
-            read = f"{weights[name] / (sum(weights.values()) or 1):.2%}" if side == "train" else ""
+            read = f"{shares[name]:.2%}" if side == "train" else ""
             prepared = source.tokens / max(source.size, 1)
             unknown = corpus.manifest[key][name]["unknown"] / max(source.tokens - source.documents, 1)
             counts = f"{source.documents:12,} {source.tokens:15,} {share:7.2%}"
@@ -43,9 +43,8 @@ def stats_lines(data: Path, alpha: float = 1.0) -> list[str]:
 
 def _length_lines(source: Source) -> list[str]:
     """Quantiles and a histogram of tokens per document, separators left out."""
-    counts = np.zeros(
-        1, int
-    )  # of documents of each length: memory is bounded by the longest, not by how many there are
+    # Of documents of each length: memory is bounded by the longest, not by how many there are.
+    counts = np.zeros(1, int)
     for shard in source.shards:
         more = np.bincount(np.diff(shard.ends(), prepend=np.uint64(0)).astype(int) - 1, minlength=len(counts))
         more[: len(counts)] += counts

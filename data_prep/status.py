@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.errors import UserError
 from data_prep.forecast import amount, duration
-from data_prep.locks import holders
+from data_prep.locks import holders, node_of
 from data_prep.plan import read_plan
 from data_prep.shards import PLAN, open_corpus, shard_folder
 from data_prep.units import Job, Unit, finished
@@ -102,9 +102,5 @@ def _words(progress: _Progress) -> str:
 
 
 def _names(at_work: list[tuple[str, str, float]]) -> str:
-    nodes = [
-        f"node {name.removeprefix('.lock-').replace('-of-', '/')} ({holder})"
-        for name, holder, _ in at_work
-        if "-" in name
-    ]
+    nodes = [f"node {node} ({holder})" for name, holder, _ in at_work if (node := node_of(name))]
     return ", ".join(nodes or [holder for _, holder, _ in at_work]) or "nobody"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.encode import Encoder
-from data_prep.errors import UserError
+from data_prep.errors import UserError, some
 from data_prep.formats import open_format
 from data_prep.inputs import InputFile
 from data_prep.readers import PIECE, Document, Format
@@ -73,8 +73,7 @@ class Unit:
         return sum(part.size for part in self.parts)
 
     def __str__(self) -> str:
-        more = f" and {len(self.parts) - 1} more files" if len(self.parts) > 1 else ""
-        return f"{self.parts[0]}{more} (shard {self.source}/{self.stem})"
+        return f"{some(self.parts, 1, others='more files')} (shard {self.source}/{self.stem})"
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class UnitReader:
     """Reads units one after another. The last file stays open: its next unit goes on where this one ended."""
 
     def __init__(self) -> None:
-        self._open: _FileReader | None = None
+        self._open: FileReader | None = None
         self._before = 0  # bytes of the parts that are done
 
     @property
@@ -140,12 +139,12 @@ class UnitReader:
         self._before = 0
         for number, part in enumerate(unit.parts):
             if self._open is None or not self._open.reaches(part):
-                self._open = _FileReader(open_format(unit.format, unit.field), part)
+                self._open = FileReader(open_format(unit.format, unit.field), part)
             yield from ((number, document) for document in self._open.documents(part))
             self._before, self._open.done = self._before + part.size, 0
 
 
-class _FileReader:
+class FileReader:
     """One file, read from some piece to its end, part after part; what lies between the parts is skipped."""
 
     def __init__(self, form: Format, part: Part):
@@ -159,12 +158,19 @@ class _FileReader:
         """Whether ``part`` lies ahead in this file."""
         return self._file == part.file and self._at <= part.begin
 
+    @property
+    def reached(self) -> int:
+        """The byte at which the piece of the next document begins; the file's size if there is none."""
+        return self._file.bytes if self._next is None else self._next[0] * PIECE
+
     def documents(self, part: Part) -> Iterator[Document]:
+        """The cleaned documents of a part that lies ahead."""
         while self._next is not None and self._next[0] < part.end:
-            (piece, raw), self._next = self._next, next(self._raw, None)
-            self.done = max(0, min(piece * PIECE - part.span[0], part.size))
+            piece, raw = self._next
+            self.done = max(0, min(self.reached - part.span[0], part.size))
             if piece >= part.begin:
                 yield self._format.clean(raw)
+            self._next = next(self._raw, None)
         self._at = part.end
 
 

@@ -18,7 +18,7 @@ from data_prep.errors import UserError
 from data_prep.forecast import Sample, amount, duration, forecast, measure
 from data_prep.inputs import InputFile
 from data_prep.plan import Budget, Plan
-from data_prep.prepare import asked_plan, prepare
+from data_prep.prepare import asked_plan, extend, planned_again, prepare
 from data_prep.readers import PIECE
 from data_prep.shards import open_corpus, verify
 from data_prep.units import cut
@@ -207,6 +207,21 @@ def test_extend_refuses_what_does_not_agree(corpus, vocab, tmp_path):
     refused("the tokenizer was another one", "--source", f"de=text:{corpus}/de.txt", "--tokenizer", other)
     done = run_cli("extend", "--out", tmp_path / "none", "--budget-tokens", 5)
     assert done.returncode == 2 and "has no plan.json, so nothing to go on with" in done.stderr
+
+
+def test_extend_goes_by_what_is_there_once_it_holds_the_folder(corpus, vocab, tmp_path):
+    data = tmp_path / "d"
+    (tmp_path / "sw.txt").write_text((corpus / "sw.txt").read_text())
+    prepare(data, *asked(tmp_path, vocab, "sw"), 1)
+    before, encoder = planned_again(data)
+    more, _ = asked(corpus, vocab, "de")
+    extend(data, before, more, encoder, None, 1)
+    (tmp_path / "la.txt").write_text("\n\n".join(noise(100, 9)))
+    extend(data, before, asked(tmp_path, vocab, "la")[0], encoder, None, 1)  # from a plan that is no longer there
+    assert {*open_corpus(data).sources} == {"de", "la", "sw"} and verify(data, deep=True) == []
+    (tmp_path / "sw.txt").write_text("other")
+    with pytest.raises(UserError, match=r"sw.txt of source sw has changed since .*; prepare with --refresh first"):
+        extend(data, planned_again(data)[0], more, encoder, None, 1)
 
 
 def test_prepare_alone_goes_on_with_the_plan_that_is_there(corpus, vocab, tmp_path):
