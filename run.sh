@@ -19,7 +19,8 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
                             check a recipe and print what follows from it    (python -m pipeline.recipe)
   export RUN_DIR OUT_DIR    the student as a Hugging Face folder             (python -m pipeline.export)
   report RUN_DIR STUDENT    sizes, speed-up, losses, relation maps           (python -m pipeline.report)
-  bench data                the cost of reading, on this machine             (python -m pipeline.bench)
+  bench loss | step | data | all
+                            where the time goes, on this machine             (python -m pipeline.bench)
 
 The first use makes a virtual environment and installs the project into it. Variables:
   VENV     the virtual environment's folder (default: .venv beside this script)
@@ -39,6 +40,7 @@ set_up() {
     export PYTHONNOUSERSITE=1 TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
     # What libraries keep for themselves stays below this folder.
     export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$root/.cache/torch_extensions}
+    export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$root/.cache/torchinductor}
     export MPLCONFIGDIR=${MPLCONFIGDIR:-$root/.cache/matplotlib}
     local mark
     mark=$venv/.installed-$(cksum <"$root/pyproject.toml" | cut -d ' ' -f 1)

@@ -81,7 +81,7 @@ def describe_file(path: Path) -> InputFile:
                     digest.update(file.read(_SAMPLE))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return InputFile(path.name, size, digest.hexdigest(), path.resolve(), modified=modified)
+    return InputFile(path.name, size, digest.hexdigest(), path.absolute(), modified=modified)
 
 
 def hub_files(dataset: str, commit: str, pattern: str, what: str) -> list[InputFile]:

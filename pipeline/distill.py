@@ -4,19 +4,18 @@
     deepspeed --num_gpus 8 --module pipeline.distill RECIPE.toml [key=value …]    one process for each device
     torchrun --nproc-per-node 8 -m pipeline.distill RECIPE.toml [key=value …]     the same
 
-The run folder `out` receives checkpoints/, tensorboard/, metrics.jsonl and, last, COMPLETE. The same command goes on from
-the newest checkpoint. The smallest real run: ./run.sh demo
+The run folder `out` (OUT/NAME for each of several students) receives checkpoints/, tensorboard/, metrics.jsonl and, last,
+COMPLETE. The same command goes on from the newest checkpoint. The smallest real run: ./run.sh demo
 """
 
 import argparse
-import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import UserError, run_command
@@ -26,20 +25,22 @@ from pipeline.engines import Ranks, Teach, on_first_rank
 from pipeline.maps import SENTENCE, relation_image, relation_maps
 from pipeline.monitor import Monitor
 from pipeline.precision import lacks_bf16_units
-from pipeline.recipe import Recipe, load_ds_config, load_recipe
-from pipeline.relations import relation_loss
+from pipeline.recipe import Recipe, load_ds_config, load_recipes
+from pipeline.step import Clock, Trainee, divergence_of, update
 
 
-def distill(recipe: Recipe, stop_at: int | None = None) -> None:
-    """Run ``recipe`` to its end, or leave after update ``stop_at`` with a checkpoint.
+def distill(recipes: list[Recipe], stop_at: int | None = None) -> None:
+    """Run ``recipes``, which differ in their student only, to their end, or leave after update ``stop_at``.
 
     Raises UserError for whatever the user can mend, on every rank, with the checkpoints so far kept.
     """
     # What can be wrong is told before anything heavy starts.
+    recipe = recipes[0]  # where they agree
     teacher_config = encoders.load_config(recipe.teacher.model, recipe.teacher.revision)
-    recipe.check_teacher(teacher_config)
-    for name in (recipe.teacher.ds_config, recipe.student.ds_config):
-        load_ds_config(name, recipe)
+    for one in recipes:
+        one.check_teacher(teacher_config)
+        for name in (one.teacher.ds_config, one.student.ds_config):
+            load_ds_config(name, one)
     corpus = open_corpus(recipe.data)
     windows = batches.training_windows(corpus, recipe.length, recipe.layout)
     tokenizer = encoders.load_tokenizer(recipe.teacher.model, recipe.teacher.revision)
@@ -47,146 +48,161 @@ def distill(recipe: Recipe, stop_at: int | None = None) -> None:
     recipe.accumulation(int(os.environ.get("WORLD_SIZE", 1)))
 
     ranks = engines.start_ranks()
-    run = Path(recipe.out)
-    with runs.sole_writer(run, ranks):
+    last = min(recipe.steps, stop_at or recipe.steps)
+    with runs.sole_writer([Path(one.out) for one in recipes], ranks):
         on_first_rank(ranks, lambda: batches.check_bytes(corpus))
-        checkpoint = on_first_rank(ranks, lambda: runs.newest_checkpoint(run, recipe, corpus))
-        last = min(recipe.steps, stop_at or recipe.steps)
-        if checkpoint and checkpoint.step >= last:
-            if ranks.first:
-                print(
-                    f"{run} already has its checkpoint of step {checkpoint.step}: nothing to do",
-                    flush=True,
-                )
-        else:
-            train(recipe, ranks, run, corpus, windows, tokenizer, checkpoint, last)
+        due = []
+        for one in recipes:
+            checkpoint = on_first_rank(ranks, lambda one=one: runs.newest_checkpoint(Path(one.out), one, corpus))
+            if not checkpoint or checkpoint.step < last:
+                due.append((one, checkpoint))
+            elif ranks.first:
+                print(f"{one.out} already has its checkpoint of step {checkpoint.step}: nothing to do", flush=True)
+        if due:
+            train(due, ranks, corpus, windows, tokenizer, last)
         if ranks.first and last == recipe.steps:
-            (run / runs.COMPLETE).write_text(f"{recipe.steps} steps\n")
+            for one in recipes:
+                (Path(one.out) / runs.COMPLETE).write_text(f"{recipe.steps} steps\n")
 
 
 def train(
-    recipe: Recipe,
+    due: list[tuple[Recipe, checkpoints.Checkpoint | None]],
     ranks: Ranks,
-    run: Path,
     corpus: Corpus,
     windows: batches.Windows,
     tokenizer,
-    checkpoint: checkpoints.Checkpoint | None,
     last: int,
 ) -> None:
-    """From ``checkpoint``, or from the start, to step ``last``."""
-    # The whole models, and their cuts. The student is built before a ZeRO-3 teacher could change how that is done.
+    """Each student from its checkpoint, or from its start, to step ``last``."""
+    # The whole models, and their cuts. Students are built before a ZeRO-3 teacher could change how that is done.
+    recipe = due[0][0]
     teacher_model = encoders.load_model(recipe.teacher.model, recipe.teacher.revision, torch.float32)
-    student_model = encoders.build_student(recipe.student_config(teacher_model.config), recipe.seed)
-    if checkpoint:
-        student_model.load_state_dict(checkpoint.weights())
-    elif recipe.student.init == "teacher":
-        encoders.copy_every_kth_layer(teacher_model, student_model, recipe.teacher.layer)
-    student_hash = engines.check_same_weights(ranks, student_model)
-    student, names, tail = encoders.split(student_model, windows.padding)
+    models = [build_student(one, checkpoint, teacher_model) for one, checkpoint in due]
+    hashes = [engines.check_same_weights(ranks, model) for model in models]
     teacher = encoders.cut_encoder(teacher_model, recipe.teacher.layer, windows.padding)
     teacher_hash = encoders.weights_hash(teacher.parameters())
+    flops = encoders.forward_flops(teacher_model.config, recipe.teacher.layer, recipe.length) * recipe.batch
     del teacher_model
 
-    # Two engines.
+    # An engine for the teacher and one for each student.
     hosting = engines.choose_hosting(recipe, ranks, teacher)
+    engines.check_memory([one for one, _ in due], ranks, hosting, models)
     teach = engines.host_teacher(recipe, ranks, teacher, hosting)
-    engine = engines.student_engine(recipe, ranks, student)
-    start = 0
-    if checkpoint:
-        runs.check_same_teacher(checkpoint, teacher_hash, recipe)
-        start = checkpoint.step
-        engines.prime_optimizer(engine)
-        engines.write_state(engine, names, checkpoint.tensors(), start)
+    divergence = divergence_of(recipe)
+    trainees = []
+    for (one, checkpoint), model in zip(due, models, strict=True):
+        student, names, tail = encoders.split(model, windows.padding)
+        trainee = Trainee(one, engines.student_engine(one, ranks, student), divergence, names, tail)
+        if checkpoint:
+            runs.check_same_teacher(checkpoint, teacher_hash, one)
+            trainee.start = checkpoint.step
+            engines.prime_optimizer(trainee.engine)
+            engines.write_state(trainee.engine, names, checkpoint.tensors(), trainee.start)
+        trainees.append(trainee)
 
     # What is read, and what is seen.
+    start = min(trainee.start for trainee in trainees)
     order = batches.order_of(windows, recipe.sampling_alpha, recipe.seed)
     reading = batches.steps(windows, order, start, last, recipe.batch, ranks.rank, ranks.world)
     real_tokens = batches.filled(windows, order) * recipe.tokens_per_step
     heldout = batches.heldout_ids(
         corpus, recipe.length, recipe.eval_samples, recipe.sampling_alpha, recipe.seed, recipe.layout
     )
-    monitor = None
     if ranks.first:
-        runs.prepare_folder(run, recipe, engine.resolved_config, student_model.config, tokenizer)
-        (run / runs.COMPLETE).unlink(missing_ok=True)
-        monitor = Monitor(run, start, recipe.steps, real_tokens)
-        monitor.say(introduction(recipe, ranks, corpus, teacher, hosting, student_model, student_hash, real_tokens))
+        for model in models:  # a backward takes twice what a forward does
+            flops += (
+                3 * encoders.forward_flops(model.config, model.config.num_hidden_layers, recipe.length) * recipe.batch
+            )
+        for number, (trainee, model) in enumerate(zip(trainees, models, strict=True)):
+            run = Path(trainee.recipe.out)
+            runs.prepare_folder(run, trainee.recipe, trainee.engine.resolved_config, model.config, tokenizer)
+            (run / runs.COMPLETE).unlink(missing_ok=True)
+            label = f"{run.name}: " if len(trainees) > 1 else ""
+            trainee.monitor = Monitor(
+                run, trainee.start, recipe.steps, real_tokens, flops, label, shows_bar=number == 0
+            )
+        everywhere(trainees, introduction(recipe, ranks, corpus, teacher.config, hosting, real_tokens))
+        for trainee, model, digest, (_, checkpoint) in zip(trainees, models, hashes, due, strict=True):
+            trainee.monitor.say(about_student(trainee.recipe, model, digest))
+            trainee.monitor.say(f"Going on from {checkpoint.path}." if checkpoint else "Starting at step 0.")
         for note in batches.notes(corpus, windows, order, recipe.batch):
-            monitor.say(f"note: {note}")
-        monitor.say(f"Going on from {checkpoint.path}." if checkpoint else "Starting at step 0.")
+            everywhere(trainees, f"note: {note}")
         if heldout is None:
-            monitor.say(
+            everywhere(
+                trainees,
                 f"note: {corpus.path} has no held-out window of {recipe.length} tokens: no held-out losses; "
-                "prepare the data with a larger --heldout"
+                "prepare the data with a larger --heldout",
             )
 
-    def losses_of(ids: Tensor) -> dict[str, Tensor]:
-        ids, lengths = batches.unpadded(ids, windows.padding)
-        ids = ids.to(ranks.device, non_blocking=True)
-        return relation_loss(teach(ids), engine(ids), recipe.pairs, recipe.relation_heads, lengths)
+    def evaluate(chosen: list[Trainee], step: int) -> None:
+        losses = heldout_losses(chosen, ranks, heldout, teach, windows.padding)
+        for trainee, own in zip(chosen, losses, strict=True):
+            image = probe_image(trainee, ranks, tokenizer, teach)
+            if trainee.monitor:
+                trainee.monitor.evaluated(step, own, image)
 
-    def evaluate(step: int) -> None:
-        losses = heldout_losses(recipe, ranks, heldout, losses_of, engine)
-        image = probe_image(recipe, ranks, tokenizer, teach, engine)
-        if monitor:
-            monitor.evaluated(step, losses, image)
-
-    def save(step: int) -> None:
-        state = engines.read_state(engine, names, ranks.first) | tail
-        info = runs.checkpoint_info(recipe, corpus, ranks, step, teacher_hash)
-        on_first_rank(ranks, lambda: checkpoints.save(run, info, state, recipe.keep_checkpoints))
+    def save(trainee: Trainee, step: int) -> None:
+        state = engines.read_state(trainee.engine, trainee.names, ranks.first) | trainee.tail
+        info = runs.checkpoint_info(trainee.recipe, corpus, ranks, step, teacher_hash)
+        keep = trainee.recipe.keep_checkpoints
+        on_first_rank(ranks, lambda: checkpoints.save(Path(trainee.recipe.out), info, state, keep))
 
     if start == 0:
-        evaluate(0)
-    if monitor:
-        monitor.resume()
+        evaluate([trainee for trainee in trainees if trainee.start == 0], 0)
+    clock = Clock(ranks.device)
+    for trainee in trainees:
+        if trainee.monitor:
+            trainee.monitor.resume()
 
     for step, samples in enumerate(batches.read_ahead(reading, ranks.device), start):
-        # Single step: all micro-batches forward and backward, then one update.
-        if monitor:
-            monitor.received()
-        engine.train()
-        engines.set_learning_rate(engine, recipe.learning_rate_at(step))
-        losses = []
-        for micro, ids in enumerate(samples.split(recipe.micro_batch)):
-            seed_dropout(recipe.seed, step, micro, ranks.rank)
-            relations = losses_of(ids)
-            losses.append(torch.stack([loss.detach() for loss in relations.values()]))
-            engine.backward(relations["loss"])
-            if len(losses) * recipe.micro_batch == len(samples):
-                stop_if_not_finite(recipe, ranks, step, losses)
-            engine.step()
-        if engine.skipped_steps:
-            raise UserError(f"{run}: the gradient is not finite in step {step + 1}; {_NOT_FINITE}")
+        done = step + 1
+        logs, evaluates = (done % every == 0 or done == recipe.steps for every in (recipe.log_every, recipe.eval_every))
+        saves = done % recipe.checkpoint_every == 0 or done == last
+        students = [trainee for trainee in trainees if trainee.start <= step]  # one that is ahead waits for the others
+        for trainee in students:
+            if trainee.monitor:
+                trainee.monitor.received()
+        clock.running = logs
+        losses = update(students, teach, samples, step, ranks, windows.padding, clock)
+        for trainee, own in zip(students, losses, strict=True):
+            trainee.unchecked[step] = own
+            if trainee.engine.skipped_steps:  # the same on all ranks; the loss tells more, if it is not finite either
+                stop_if_not_finite(trainee, ranks)
+                raise UserError(f"{trainee.recipe.out}: the gradient is not finite in step {done}; {_NOT_FINITE}")
 
         # Once in a while.
-        done = step + 1
-        if done % recipe.log_every == 0 or done == recipe.steps:
-            mean = all_mean(torch.stack(losses).mean(0), ranks).tolist()
-            if monitor:
-                monitor.log(
-                    done,
-                    dict(zip(relations, mean, strict=True)),
-                    learning_rate=recipe.learning_rate_at(step),
-                    samples=done * recipe.batch,
-                    **engines.gradient_norm(engine),
-                )
-        elif monitor:
-            monitor.step(done)
-        if done % recipe.eval_every == 0 or done == recipe.steps:
-            evaluate(done)
-        if done % recipe.checkpoint_every == 0 or done == last:
-            save(done)
-        if monitor:
-            monitor.resume()
+        if logs or evaluates or saves:  # only here the losses are looked at: that waits for the device
+            for trainee in students:
+                stop_if_not_finite(trainee, ranks)
+        shares = shares_of(clock.seconds()) if logs else {}
+        for trainee, own in zip(students, losses, strict=True):
+            mean = all_mean(own.mean(0), ranks).tolist() if logs else None
+            if trainee.monitor and logs:
+                named = dict(zip(("loss", *trainee.recipe.pairs), mean, strict=True))
+                rate = trainee.recipe.learning_rate_at(step)
+                norm = engines.gradient_norm(trainee.engine)
+                trainee.monitor.log(done, named, learning_rate=rate, samples=done * recipe.batch, **norm, **shares)
+            elif trainee.monitor:
+                trainee.monitor.step(done)
+        if evaluates:
+            evaluate(students, done)
+        if saves:
+            for trainee in students:
+                save(trainee, done)
+        for trainee in students:
+            if trainee.monitor:
+                trainee.monitor.resume()
 
-    if monitor:
-        if last == recipe.steps:
-            monitor.say(f"Done: {recipe.steps} steps. Next: python -m pipeline.export {run} STUDENT_FOLDER")
-        else:
-            monitor.say(f"Stopped after step {last} as asked; the same command without --stop-at goes on.")
-        monitor.close()
+    for trainee in trainees:
+        if trainee.monitor:
+            if last == recipe.steps:
+                folder = trainee.recipe.out
+                trainee.monitor.say(
+                    f"Done: {recipe.steps} steps. Next: python -m pipeline.export {folder} STUDENT_FOLDER"
+                )
+            else:
+                trainee.monitor.say(f"Stopped after step {last} as asked; the same command without --stop-at goes on.")
+            trainee.monitor.close()
 
 
 # --- before the first step --------------------------------------------------------------------------------------------
@@ -220,28 +236,34 @@ def check_vocabulary(recipe: Recipe, corpus: Corpus, tokenizer, teacher_config) 
         )
 
 
-def introduction(
-    recipe: Recipe,
-    ranks: Ranks,
-    corpus: Corpus,
-    teacher,
-    hosting,
-    student_model,
-    student_hash: str,
-    tokens_per_step: float,
-) -> str:
-    """The sentences at the start of a run."""
+def build_student(recipe: Recipe, checkpoint: checkpoints.Checkpoint | None, teacher) -> PreTrainedModel:
+    """The whole student, fp32, as it starts: from ``checkpoint``, from layers of ``teacher``, or from random numbers."""
+    student = encoders.build_student(recipe.student_config(teacher.config), recipe.seed)
+    if checkpoint:
+        student.load_state_dict(checkpoint.weights())
+    elif recipe.student.init == "teacher":
+        encoders.copy_every_kth_layer(teacher, student, recipe.teacher.layer)
+    return student
+
+
+def everywhere(trainees: list[Trainee], line: str) -> None:
+    """A sentence about all students: in each log, on the terminal once."""
+    for number, trainee in enumerate(trainees):
+        trainee.monitor.say(line, about_all=True, shown=number == 0)
+
+
+def introduction(recipe: Recipe, ranks: Ranks, corpus: Corpus, teacher_config, hosting, tokens_per_step: float) -> str:
+    """The sentences at the start of a run: what its students share."""
     tokens = sum(source.tokens for source in corpus.sources.values())
-    size = sum(p.numel() for p in student_model.parameters())
     wide = recipe.precision == "bf16" and lacks_bf16_units(ranks.device)
+    window = f", the teacher's {recipe.teacher_batch}" if recipe.teacher.micro_batch else ""
     return "\n".join(
         (
-            f"Teacher: {recipe.teacher.model}, layer {recipe.teacher.layer} of {teacher.config.num_hidden_layers}, "
+            f"Teacher: {recipe.teacher.model}, layer {recipe.teacher.layer} of {teacher_config.num_hidden_layers}, "
             f"{hosting.parameters / 1e6:.2f} M parameters up to there; hosting {hosting.kind}: {hosting.reason}.",
-            f"Student: {recipe.student.layers} layers × {recipe.student.hidden}, {size / 1e6:.2f} M parameters, "
-            f"weights {student_hash} on every rank.",
             f"Batch: {recipe.batch} sequences × {recipe.length} tokens = {ranks.world} ranks × micro-batch "
-            f"{recipe.micro_batch} × accumulation {recipe.accumulation(ranks.world)}; {recipe.precision} on {ranks.device.type}"
+            f"{recipe.micro_batch}{window} × accumulation {recipe.accumulation(ranks.world)}; {recipe.precision} on "
+            + ranks.device.type
             + (" (this CPU has no bf16 units: products are taken in fp32 and rounded)." if wide else "."),
             f"Data: {corpus.path}, {tokens:,} tokens, corpus {corpus.id[:12]}; the run reads "
             f"{recipe.steps * tokens_per_step / max(tokens, 1):.2f} times as many.",
@@ -249,26 +271,31 @@ def introduction(
     )
 
 
+def about_student(recipe: Recipe, model: PreTrainedModel, digest: str) -> str:
+    size = sum(p.numel() for p in model.parameters())
+    return (
+        f"Student: {recipe.student.layers} layers × {recipe.student.hidden}, {size / 1e6:.2f} M parameters, "
+        f"weights {digest} on every rank."
+    )
+
+
 # --- in the loop ------------------------------------------------------------------------------------------------------
 
 
-def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
-    """Dropout is a function of (seed, step, micro-batch, rank), so that a resumed run drops the same."""
-    digest = hashlib.blake2b(f"{seed} {step} {micro} {rank}".encode(), digest_size=7).digest()
-    torch.manual_seed(int.from_bytes(digest))
+_NOT_FINITE = "the run stops and keeps its checkpoints: use a lower learning_rate and another out"
 
 
-_NOT_FINITE = "the run stops before this update and keeps its checkpoints: use a lower learning_rate and another out"
-
-
-def stop_if_not_finite(recipe: Recipe, ranks: Ranks, step: int, losses: list[Tensor]) -> None:
-    """Raise on every rank, before the optimizer step, if the loss of any micro-batch of any rank is not finite."""
-    finite = torch.stack(losses).isfinite().all(-1)  # [micro-batches]
+def stop_if_not_finite(trainee: Trainee, ranks: Ranks) -> None:
+    """Raise on every rank if the loss of any micro-batch of any rank was not finite since the last call."""
+    recipe, steps = trainee.recipe, list(trainee.unchecked)
+    finite = torch.stack(list(trainee.unchecked.values())).isfinite().all(-1)  # [steps, micro-batches]
+    trainee.unchecked.clear()
     everyone = [torch.empty_like(finite, dtype=torch.uint8) for _ in range(ranks.world)]
     dist.all_gather(everyone, finite.to(torch.uint8))
-    bad = (torch.stack(everyone) == 0).nonzero().tolist()
+    bad = (torch.stack(everyone, 1) == 0).nonzero().tolist()  # of [steps, ranks, micro-batches]: the earliest first
     if bad:
-        rank, micro = bad[0]
+        number, rank, micro = bad[0]
+        step = steps[number]
         first = step * recipe.batch + rank * (recipe.batch // ranks.world) + micro * recipe.micro_batch
         raise UserError(
             f"{recipe.out}: the loss is not finite in step {step + 1} on rank {rank}, samples {first} to "
@@ -278,31 +305,42 @@ def stop_if_not_finite(recipe: Recipe, ranks: Ranks, step: int, losses: list[Ten
 
 @torch.no_grad()
 def heldout_losses(
-    recipe: Recipe, ranks: Ranks, heldout: Tensor | None, losses_of: Callable[[Tensor], dict[str, Tensor]], engine
-) -> dict[str, float]:
-    """Mean losses in nats over the held-out sequences [n, length], the same ones each time; empty without any."""
+    trainees: list[Trainee], ranks: Ranks, heldout: Tensor | None, teach: Teach, padding: int | None
+) -> list[dict[str, float]]:
+    """For each trainee its mean losses in nats over the held-out sequences [n, length]; empty without any."""
     if heldout is None:
-        return {}
-    engine.eval()
+        return [{} for _ in trainees]
+    recipe = trainees[0].recipe
+    for trainee in trainees:
+        trainee.engine.eval()
     # Every rank runs equally many forwards (ZeRO-3 gathers in each); one without a batch left runs the first, weightless.
     parts = heldout.split(recipe.micro_batch)
-    total = torch.zeros(len(recipe.pairs) + 1, device=ranks.device)
+    total = torch.zeros((len(trainees), len(recipe.pairs) + 1), device=ranks.device)
     for first in range(0, len(parts), ranks.world):
         mine = first + ranks.rank
-        ids = parts[mine if mine < len(parts) else 0]
-        losses = losses_of(ids)
-        total += torch.stack(list(losses.values())) * len(ids) * (mine < len(parts))
+        ids, lengths = batches.unpadded(parts[mine if mine < len(parts) else 0], padding)
+        ids = ids.to(ranks.device)
+        teacher = teach(ids)
+        for trainee, sums in zip(trainees, total, strict=True):
+            losses = trainee.losses(teacher, trainee.engine(ids), lengths)
+            sums += torch.stack(list(losses.values())) * len(ids) * (mine < len(parts))
     dist.all_reduce(total)
-    return dict(zip(losses, (total / len(heldout)).tolist(), strict=True))
+    return [dict(zip(("loss", *recipe.pairs), own, strict=True)) for own in (total / len(heldout)).tolist()]
 
 
 @torch.no_grad()
-def probe_image(recipe: Recipe, ranks: Ranks, tokenizer, teach: Teach, engine) -> Tensor:
+def probe_image(trainee: Trainee, ranks: Ranks, tokenizer, teach: Teach) -> Tensor:
     """The relation maps of one fixed sentence, teacher beside student, as a grey image; every rank runs the forwards."""
+    recipe = trainee.recipe
     ids = tokenizer(SENTENCE, return_tensors="pt", truncation=True, max_length=recipe.length)["input_ids"]
-    engine.eval()
-    teacher, student = (model(ids.to(ranks.device)) for model in (teach, engine))
+    trainee.engine.eval()
+    teacher, student = (model(ids.to(ranks.device)) for model in (teach, trainee.engine))
     return relation_image(relation_maps(teacher, student, recipe.pairs, recipe.relation_heads))
+
+
+def shares_of(seconds: dict[str, float]) -> dict[str, float]:
+    """{"teacher_share": …}: each part's share of the time of an update."""
+    return {f"{part}_share": spent / sum(seconds.values()) for part, spent in seconds.items()}
 
 
 def all_mean(x: Tensor, ranks: Ranks) -> Tensor:
@@ -337,7 +375,7 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     if "DISTILL_PARENT" in os.environ:
         runs.die_with(int(os.environ["DISTILL_PARENT"]))
-    distill(load_recipe(options.recipe, options.overrides), options.stop_at)
+    distill(load_recipes(options.recipe, options.overrides), options.stop_at)
     if dist.is_initialized():
         dist.destroy_process_group()
 

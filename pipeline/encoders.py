@@ -350,6 +350,17 @@ def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
     }
 
 
+def forward_flops(config: PreTrainedConfig, layer: int, length: int) -> float:
+    """Floating-point operations of the cut's forward of one sequence: its matrix products, 2 for each multiply-add.
+
+    That is ``layer`` − 1 whole layers and three projections; a backward takes twice as many.
+    """
+    width = config.hidden_size
+    ffn = getattr(config, family_of(config).ffn)
+    whole = 4 * width**2 + 2 * width * ffn + 2 * length * width  # projections, FFN, q·k and the sum of values
+    return 2.0 * length * ((layer - 1) * whole + 3 * width**2)
+
+
 def weights_hash(parameters: Iterable[Tensor]) -> str:
     """A digest of all the parameters' bytes, in order."""
     digest = hashlib.sha256()

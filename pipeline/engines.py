@@ -19,12 +19,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
+from pipeline.compiling import Compiled
 from pipeline.encoders import CutEncoder, weights_hash
 from pipeline.precision import DTYPES, lacks_bf16_units, widen_products
 from pipeline.recipe import Recipe, load_ds_config
@@ -146,6 +148,27 @@ def choose_hosting(recipe: Recipe, ranks: Ranks, teacher: CutEncoder) -> Hosting
     )
 
 
+def check_memory(recipes: list[Recipe], ranks: Ranks, hosting: Hosting, students: list[nn.Module]) -> None:
+    """Raise UserError if teacher and students do not fit a rank's memory, even without a single activation."""
+    teacher = hosting.parameters * DTYPES[recipes[0].precision].itemsize
+    needs = {"teacher": teacher / (ranks.world if hosting.kind == "zero3" else 1)}
+    for recipe, student in zip(recipes, students, strict=True):
+        zero = load_ds_config(recipe.student.ds_config, recipe).get("zero_optimization", {}).get("stage", 0)
+        low = DTYPES[recipe.precision].itemsize
+        # Weights, gradients, and fp32 weights (of bf16) and moments: sharded from stage 3, 2 and 1 on.
+        parts = ((low, 3), (low, 2), (8 if recipe.precision == "fp32" else 12, 1))
+        share = sum(size / (ranks.world if zero >= stage else 1) for size, stage in parts)
+        needs[Path(recipe.out).name] = sum(p.numel() for p in student.parameters()) * share
+    memory = _memory_per_rank(ranks)
+    if sum(needs.values()) > memory:
+        table = ", ".join(f"{name} {need / 2**30:.2f} GiB" for name, need in needs.items())
+        raise UserError(
+            f"{recipes[0].source}: weights, gradients and optimizer take {sum(needs.values()) / 2**30:.2f} GiB of a rank's "
+            f"{memory / 2**30:.2f} GiB ({table}); train fewer students at once, use a higher ZeRO stage in student.ds_config, "
+            "or more ranks"
+        )
+
+
 def _memory_per_rank(ranks: Ranks) -> int:
     if ranks.device.type == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks.local_world
@@ -156,7 +179,7 @@ def host_teacher(recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: Hos
     """The frozen teacher as a function of input ids [B, T] on this rank's device."""
     dtype = DTYPES[recipe.precision]
     teacher.requires_grad_(False).to(dtype).eval()
-    _fit_arithmetic(teacher, recipe, ranks)
+    _fit_arithmetic(teacher, recipe, ranks, "teacher")
     if hosting.kind == "replicate":
         teacher.to(ranks.device)
         body = teacher.body
@@ -202,7 +225,7 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
         "gradient_accumulation_steps": recipe.accumulation(ranks.world),
         "gradient_clipping": recipe.gradient_clipping,  # DeepSpeed's own default is 1.0, not none
     }
-    _fit_arithmetic(student, recipe, ranks)
+    _fit_arithmetic(student, recipe, ranks, "student")
     optimizer = torch.optim.AdamW(
         _decay_groups(student, recipe.weight_decay),
         lr=recipe.learning_rate,
@@ -247,9 +270,12 @@ def _precision_config(recipe: Recipe, stage: int) -> dict:
 _QUIET = {"steps_per_print": 2**31, "wall_clock_breakdown": False, "timers": {"throughput": {"enabled": False}}}
 
 
-def _fit_arithmetic(encoder: CutEncoder, recipe: Recipe, ranks: Ranks) -> None:
+def _fit_arithmetic(encoder: CutEncoder, recipe: Recipe, ranks: Ranks, name: str) -> None:
     if recipe.precision == "bf16" and lacks_bf16_units(ranks.device):
         widen_products(encoder)
+    if recipe.compile == "all":
+        for layer in encoder.body.layers:
+            layer.forward = Compiled(layer.forward, f"the {name}'s layers")
 
 
 def set_learning_rate(engine, rate: float) -> None:

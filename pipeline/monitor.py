@@ -12,33 +12,45 @@ from tqdm import tqdm
 
 
 class Monitor:
-    """Writes one row for each logged step to RUN/metrics.jsonl and RUN/tensorboard, and shows it.
+    """Writes one row for each logged step to RUN/metrics.jsonl and RUN/tensorboard, and shows it, after ``label``.
 
-    ``data_wait`` in a row is the share of the training time in which there was no batch yet.
+    ``data_wait`` in a row is the share of the training time in which there was no batch yet; ``model_flops`` is what the
+    forwards and backwards of all models on all ranks come to in a second, by ``flops_per_step``.
     A run that goes on from step ``start`` forgets the rows after it: they are about to be made again.
     """
 
-    def __init__(self, run: Path, start: int, steps: int, tokens_per_step: int):
+    def __init__(
+        self,
+        run: Path,
+        start: int,
+        steps: int,
+        tokens_per_step: float,
+        flops_per_step: float = 0.0,
+        label: str = "",
+        shows_bar: bool = True,
+    ):
         self._path = run / "metrics.jsonl"
         _keep_until(self._path, start)
         self._file = self._path.open("a", encoding="utf-8")
         self._text = (run / "log.txt").open("a", encoding="utf-8")
         self._board = SummaryWriter(run / "tensorboard", purge_step=start + 1 if start else None)
-        self._steps, self._tokens_per_step = steps, tokens_per_step
+        self._steps, self._tokens_per_step, self._flops_per_step = steps, tokens_per_step, flops_per_step
+        self._label = label
         self._bar = tqdm(
             total=steps,
             initial=start,
             unit="step",
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (shows_bar and sys.stderr.isatty()),
             smoothing=0.1,
         )
         self._logged, self._busy, self._waited, self._since = start, 0.0, 0.0, time.perf_counter()
 
-    def say(self, line: str) -> None:
-        """A sentence for the person, above the bar."""
-        self._bar.clear()
-        print(line, flush=True)
+    def say(self, line: str, about_all: bool = False, shown: bool = True) -> None:
+        """A sentence for the person, above the bar: about this run, or ``about_all`` that train together."""
+        if shown:
+            self._bar.clear()
+            print(line if about_all else self._label + line, flush=True)
         print(line, file=self._text, flush=True)
 
     def received(self) -> None:
@@ -61,7 +73,10 @@ class Monitor:
         rate, waited = (step - self._logged) * self._tokens_per_step / busy, self._waited / busy
         self._logged, self._busy, self._waited = step, 0.0, 0.0
         left = (self._steps - step) * self._tokens_per_step / max(rate, 1e-9)
-        self._write(step, "train", losses | others | {"tokens_per_second": rate, "data_wait": waited})
+        flops = rate / self._tokens_per_step * self._flops_per_step
+        self._write(
+            step, "train", losses | others | {"tokens_per_second": rate, "data_wait": waited, "model_flops": flops}
+        )
         shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
         line = f"step {step}/{self._steps}  {shown}  {rate:,.0f} tokens/s  {_duration(left)} left"
         if self._bar.disable:

@@ -8,9 +8,11 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import sys
 import tomllib
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +32,9 @@ class Teacher:
     model: str  # a Hugging Face folder or hub id
     layer: int  # counted from 1; its q, k, v are what the student learns
     revision: str = "main"
+    micro_batch: int = (
+        0  # sequences in one forward of the teacher, a multiple of the recipe's micro_batch; 0 = the same
+    )
     hosting: Literal["auto", "replicate", "zero3"] = "auto"
     ds_config: str = "teacher_zero3.json"
 
@@ -68,6 +73,7 @@ class Recipe:
     pairs: tuple[str, ...] = ("qk", "vv")
     relation_heads: int = 12
     precision: Literal["bf16", "fp32"] = "bf16"
+    compile: Literal["none", "loss", "all"] = "loss"  # torch.compile: of the relation loss, or of the encoders as well
     weight_decay: float = 0.01
     adam_betas: tuple[float, ...] = (0.9, 0.999)
     adam_eps: float = 1e-6
@@ -104,6 +110,11 @@ class Recipe:
         return self.learning_rate * min(1.0, warm, decay)
 
     @property
+    def teacher_batch(self) -> int:
+        """Sequences in one forward of the teacher on one rank."""
+        return self.teacher.micro_batch or self.micro_batch
+
+    @property
     def tokens_per_step(self) -> int:
         return self.batch * self.length
 
@@ -123,6 +134,10 @@ class Recipe:
         self._need("length", self.length >= 3, "at least 3: [CLS], a token, [SEP]")
         if self.batch % self.micro_batch:
             self._refuse("batch", f"not a multiple of micro_batch = {self.micro_batch}")
+        if self.teacher.micro_batch < 0 or self.teacher.micro_batch % self.micro_batch:
+            self._refuse(
+                "teacher.micro_batch", f"must be a multiple of micro_batch = {self.micro_batch}, or 0 for the same"
+            )
         for key in ("data", "out", "teacher.model"):
             self._need(key, self._at(key) != "", "a name")
         for key in ("learning_rate", "adam_eps"):
@@ -224,7 +239,19 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe file or a shipped recipe's name, apply ``key=value`` overrides, check it."""
+    """The recipe of a file that has one student. Raises UserError for one with several."""
+    recipes = load_recipes(path, overrides)
+    if len(recipes) > 1:
+        raise UserError(f"{path}: has {len(recipes)} students; this takes a recipe with one")
+    return recipes[0]
+
+
+def load_recipes(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> list[Recipe]:
+    """Read a recipe file or a shipped recipe's name, apply ``key=value`` overrides, check it.
+
+    ``[student]`` gives one recipe. Each of several ``[[student]]`` has a ``name`` and gives one with ``out`` = OUT/NAME: they
+    differ in nothing else, share one teacher pass, and each could be run alone.
+    """
     file = find_recipe(path)
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -234,9 +261,32 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise UserError(f"{file}: not UTF-8 at byte {error.start}") from None
     for override in overrides:
         _override(values, override)
-    recipe = _build(Recipe, values, file.name, "")
-    recipe.check()
-    return recipe
+    recipes = [_build(Recipe, one, source, "") for one, source in _one_by_one(values, file.name)]
+    for recipe in recipes:
+        recipe.check()
+    return recipes
+
+
+def _one_by_one(values: dict, source: str) -> Iterator[tuple[dict, str]]:
+    """The tables of each student's own recipe, and what to call it in messages."""
+    students = values.get("student")
+    if not isinstance(students, list):
+        yield values, source
+        return
+    names = [student.get("name") if isinstance(student, dict) else None for student in students]
+    if not names:
+        raise UserError(f"{source}: student = []: name at least one [[student]]")
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise UserError(
+                f"{source}: [[student]] name = {name!r}: each of several needs a name of letters, digits, '-', '_' and '.'"
+            )
+        if names.count(name) > 1:
+            raise UserError(f"{source}: [[student]] name = {name!r}: is given twice; their run folders are OUT/NAME")
+    for student in students:
+        own = {key: value for key, value in student.items() if key != "name"}
+        out = {"out": str(Path(values["out"], student["name"]))} if isinstance(values.get("out"), str) else {}
+        yield values | out | {"student": own}, f"{source}, student {student['name']}"
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -256,6 +306,16 @@ def _override(values: dict, override: str) -> None:
     if not equals or not key:
         raise UserError(f"{override!r}: overrides are written key=value, as in steps=100 or student.layers=4")
     *tables, last = key.strip().split(".")
+    students = values.get("student")
+    if tables[:1] == ["student"] and isinstance(students, list):  # student.NAME.key: of this one; student.key: of all
+        name = ".".join(tables[1:])
+        chosen = [student for student in students if isinstance(student, dict) and name in ("", student.get("name"))]
+        if not chosen:
+            names = ", ".join(str(student.get("name")) for student in students if isinstance(student, dict))
+            raise UserError(f"command line: {key}: no student {name!r}; the recipe has {names}")
+        for student in chosen:
+            _override(student, f"{last}={text}")
+        return
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
@@ -361,6 +421,11 @@ def load_ds_config(name: str, recipe: Recipe) -> dict:
         raise UserError(
             f"{file}: zero_optimization.stage = {stage}: a teacher is hosted at stage 3, or hosting = 'replicate'"
         )
+    if name == recipe.student.ds_config and stage == 3 and recipe.compile == "all":
+        raise UserError(
+            f"{recipe.source}: compile = 'all': a student at stage 3 ({file}) gathers its weights between operations, which "
+            "cannot be compiled; use compile = 'loss' or a lower stage"
+        )
     if "offload_optimizer" in zero:
         raise UserError(f"{file}: zero_optimization.offload_optimizer: not supported; the student is small, remove it")
     return config
@@ -428,12 +493,13 @@ def main() -> None:
         help="as in steps=100 or student.layers=4",
     )
     options = parser.parse_intermixed_args()
-    recipe = load_recipe(options.recipe, options.overrides)
-    config = encoders.load_config(recipe.teacher.model, recipe.teacher.revision)
-    recipe.check_teacher(config)
-    for name in (recipe.teacher.ds_config, recipe.student.ds_config):
-        load_ds_config(name, recipe)
-    sys.stdout.write(describe(recipe, config) + "\n")
+    recipes = load_recipes(options.recipe, options.overrides)
+    config = encoders.load_config(recipes[0].teacher.model, recipes[0].teacher.revision)
+    for recipe in recipes:
+        recipe.check_teacher(config)
+        for name in (recipe.teacher.ds_config, recipe.student.ds_config):
+            load_ds_config(name, recipe)
+    sys.stdout.write("\n\n".join(describe(recipe, config) for recipe in recipes) + "\n")
 
 
 if __name__ == "__main__":

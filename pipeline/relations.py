@@ -12,6 +12,10 @@ weight. Everything is computed in fp32 (fp64 for fp64 input), whatever the autoc
 Shapes: B batch, T positions, R relation heads, D relation head width (teacher's and student's may differ), N = B · R.
 """
 
+import functools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -29,17 +33,43 @@ class QKV(NamedTuple):
     v: Tensor
 
 
+def divergence_and_gradient(
+    teacher: Tensor, student: Tensor, weight: Tensor, keys: Tensor | None, gradient: Tensor
+) -> Tensor:
+    """Σ w KL(R_teacher ‖ R_student) over rows of maps; writes its gradient by the student's logits.
+
+    A row is a query of a head: logits ``teacher`` and ``student`` [rows, T]; ``weight`` w and the number of real ``keys``
+    [rows, 1] (None: all); ``gradient`` [rows, T] is overwritten. This is all that is ever done to a map besides products,
+    in one function of rows, so that a compiler can make one pass of it: `torch.compile(dynamic=True)`.
+    """
+    if keys is not None:  # not -inf: in the sum a padded key is 0 · (S_T − S_S), which must be 0
+        padded = torch.arange(teacher.shape[-1], dtype=keys.dtype, device=keys.device) >= keys
+        teacher, student = teacher.masked_fill(padded, _NEVER), student.masked_fill(padded, _NEVER)
+    t, s = teacher - teacher.amax(-1, keepdim=True), student - student.amax(-1, keepdim=True)
+    exp_t, exp_s = t.exp(), s.exp()
+    sum_t, sum_s = exp_t.sum(-1, keepdim=True), exp_s.sum(-1, keepdim=True)
+    divergence = (exp_t * (t - s)).sum(-1, keepdim=True) / sum_t + sum_s.log() - sum_t.log()
+    gradient.copy_(exp_s * (weight / sum_s) - exp_t * (weight / sum_t))
+    return (divergence * weight).sum()
+
+
+_NEVER = -1e30  # a logit whose exponential is 0
+Divergence = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Tensor]
+
+
 def relation_loss(
     teacher: QKV,
     student: QKV,
     pairs: tuple[str, ...] = ("qk", "vv"),
     heads: int = 12,
     lengths: Tensor | None = None,
+    divergence: Divergence = divergence_and_gradient,
 ) -> dict[str, Tensor]:
     """The distillation loss and its part for each relation; gradients reach the student only.
 
     ``teacher`` and ``student`` hold [B, T, width] projections, of different widths if need be; ``heads`` relation heads
-    divide both widths; ``lengths`` [B] counts the real positions of right-padded sequences (None: all real).
+    divide both widths; ``lengths`` [B] counts the real positions of right-padded sequences (None: all real);
+    ``divergence`` may be a compiled ``divergence_and_gradient``.
 
     Returns scalars: one for each pair, in nats, and ``"loss"``, their sum. Raises ValueError for heads that do not
     divide a width, a pair that is not made of q, k and v, and shapes that do not fit together.
@@ -47,11 +77,11 @@ def relation_loss(
     teacher, student = QKV(*teacher), QKV(*student)
     lengths = None if lengths is None else torch.as_tensor(lengths)
     _check(teacher, student, pairs, heads, lengths)
-    weights = _query_weights(student.q, heads, lengths)
+    queries = _queries(student.q, heads, lengths)
     losses = {}
     for pair in pairs:
         a, b = ("qkv".index(letter) for letter in pair)
-        losses[pair] = _PairLoss.apply(teacher[a], teacher[b], student[a], student[b], heads, weights)
+        losses[pair] = _PairLoss.apply(teacher[a], teacher[b], student[a], student[b], heads, queries, divergence)
     return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
 
@@ -62,93 +92,122 @@ def relation(a: Tensor, b: Tensor, heads: int) -> Tensor:
 
 
 class _PairLoss(torch.autograd.Function):
-    """One relation's loss in one pass over blocks of (sequence × head), never holding T × T for all of them.
+    """One relation's loss in one pass over blocks of the maps, never holding T × T for all heads.
 
     The gradient is closed-form: with logits S = a bᵀ / √D and w the weight of a query's row, ∂loss/∂S = w (R_S − R_T),
     so each block gives its loss and its share of ∂loss/∂a = ∂S b/√D and ∂loss/∂b = ∂Sᵀ a/√D, and is forgotten. What is
-    kept for backward is O(T · width).
+    kept for backward is O(T · width). Where a is b (qq, kk, vv) the two shares are kept as one.
     """
 
     @staticmethod
-    def forward(ctx, t_a, t_b, s_a, s_b, heads, weights):
-        wants_gradient = any(ctx.needs_input_grad)
+    def forward(ctx, t_a, t_b, s_a, s_b, heads, queries, divergence):
         with torch.no_grad(), torch.autocast(s_a.device.type, enabled=False):
-            loss, grad_a, grad_b = _loss_and_gradients(t_a, t_b, s_a, s_b, heads, weights, wants_gradient)
-        if wants_gradient:
-            ctx.save_for_backward(grad_a, grad_b)
+            loss, grad_a, grad_b = _loss_and_gradients(t_a, t_b, s_a, s_b, heads, queries, divergence)
+        ctx.save_for_backward(grad_a, grad_b)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss):
-        grad_a, grad_b = ctx.saved_tensors
-        return (
-            None,
-            None,
-            grad_a * grad_loss.to(grad_a.dtype),
-            grad_b * grad_loss.to(grad_b.dtype),
-            None,
-            None,
-        )
+        grad_a, grad_b = (grad if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
+        return None, None, grad_a, grad_b, None, None, None
 
 
-def _loss_and_gradients(t_a, t_b, s_a, s_b, heads, weights, wants_gradient):
-    """(loss, ∂loss/∂s_a, ∂loss/∂s_b): a scalar and two [B, T, width] in the student's dtype (None if not wanted)."""
-    dtype = torch.promote_types(s_a.dtype, torch.float32)
-    batch, length, _ = s_a.shape
-    loss = torch.zeros((), dtype=dtype, device=s_a.device)
-    grad_a, grad_b = (torch.empty_like(s_a), torch.empty_like(s_b)) if wants_gradient else (None, None)
-    rows = max(1, _block_bytes(s_a.device) // (length * length * dtype.itemsize))
-    sequences, block_heads = max(1, rows // heads), min(rows, heads)
-    for b0 in range(0, batch, sequences):
-        seq = slice(b0, b0 + sequences)
-        weight, padded = weights[0][seq], weights[1][seq]
-        for h0 in range(0, heads, block_heads):
-            pick = slice(h0, h0 + block_heads)
-            log_t, _, _ = _log_relation(t_a[seq], t_b[seq], heads, pick, padded, dtype)
-            log_s, a, b = _log_relation(s_a[seq], s_b[seq], heads, pick, padded, dtype)
-            prob_t = log_t.exp()
-            # A padded key has probability 0 and log-probability -inf in both: its 0 · (-inf + inf) is meant as 0.
-            divergence = (log_t - log_s).masked_fill_(padded, 0.0).mul_(prob_t).sum(-1, keepdim=True)
-            loss += (divergence * weight).sum()
-            if wants_gradient:
-                grad_logits = log_s.exp_().sub_(prob_t).mul_(weight * a.shape[-1] ** -0.5)
-                _head_view(grad_a[seq], heads, pick).copy_(grad_logits @ b)
-                _head_view(grad_b[seq], heads, pick).copy_(grad_logits.transpose(-1, -2) @ a)
+def _loss_and_gradients(t_a, t_b, s_a, s_b, heads, queries, divergence):
+    """(loss, ∂loss/∂s_a, ∂loss/∂s_b): a scalar and two [B, T, width] in the student's dtype.
+
+    If s_a is s_b the first gradient is by both places, and the second None.
+    """
+    dtype, device, (batch, length, width) = queries.weight.dtype, s_a.device, s_a.shape
+    scale_t, scale_s = ((x.shape[-1] // heads) ** -0.5 for x in (t_a, s_a))
+    loss = torch.zeros((), dtype=dtype, device=device)
+    grad_a, grad_b = torch.empty_like(s_a), None if s_a is s_b else torch.empty_like(s_b)
+    sequences, block_heads, rows = _block_shape(batch, heads, length, _block_bytes(device) // dtype.itemsize)
+    # Three tensors, not parts of one: a compiler copies what may overlap with what is written.
+    room = [torch.empty(sequences * block_heads * rows * length, dtype=dtype, device=device) for _ in range(3)]
+    for seq in _slices(batch, sequences):
+        teacher_b, student_b = t_b[seq].to(dtype), s_b[seq].to(dtype)
+        teacher_a = (teacher_b if t_a is t_b else t_a[seq].to(dtype)) * scale_t  # scaled here instead of in every map
+        student_a = (student_b if s_a is s_b else s_a[seq].to(dtype)) * scale_s
+        # Gradients are made as [b, R, D, T]: a product with so few columns takes up to five times as long as with so few rows.
+        shape = len(student_a), heads, width // heads, length
+        of_a, of_b = (torch.zeros(shape, dtype=dtype, device=device) for _ in "ab")
+        for pick in _slices(heads, block_heads):
+            ta, tb, sa, sb = (_heads(x, heads, pick) for x in (teacher_a, teacher_b, student_a, student_b))
+            da, db = of_a[:, pick].flatten(0, 1), of_b[:, pick].flatten(0, 1)
+            for part in _slices(length, rows):
+                maps = len(sa), part.stop - part.start, length
+                logits_t, logits_s, gradient = (x[: math.prod(maps)].view(maps) for x in room)
+                torch.bmm(ta[:, part], tb.mT, out=logits_t)
+                torch.bmm(sa[:, part], sb.mT, out=logits_s)
+                weight, keys = (queries.rows(x, seq, part, pick.stop - pick.start) for x in queries)
+                loss += divergence(logits_t.flatten(0, 1), logits_s.flatten(0, 1), weight, keys, gradient.flatten(0, 1))
+                da[:, :, part].baddbmm_(sb.mT, gradient.mT)
+                db.baddbmm_(sa[:, part].mT, gradient)
+        of_a *= scale_s
+        if grad_b is None:
+            of_a += of_b
+        else:
+            grad_b[seq].copy_(of_b.flatten(1, 2).mT)
+        grad_a[seq].copy_(of_a.flatten(1, 2).mT)
     return loss, grad_a, grad_b
 
 
-def _log_relation(a, b, heads, pick, padded, dtype):
-    """log softmax(a bᵀ / √D) over real keys for some heads, [b, r, T, T], with the heads' a and b, [b, r, T, D]."""
-    a, b = (_head_view(x, heads, pick).to(dtype) for x in (a, b))
-    logits = (a * a.shape[-1] ** -0.5) @ b.transpose(-1, -2)
-    return logits.masked_fill_(padded, -torch.inf).log_softmax(-1), a, b
+def _heads(x: Tensor, heads: int, pick: slice) -> Tensor:
+    """[b, T, R·D] -> the picked heads [b·r, T, D]. The re-split is of the concatenation, as in MiniLMv2."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)[:, pick].flatten(0, 1)
 
 
-def _head_view(x: Tensor, heads: int, pick: slice) -> Tensor:
-    """[B, T, R·D] -> the picked heads as a view [B, r, T, D]. The re-split is of the concatenation, as in MiniLMv2."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)[:, pick]
+class _Queries(NamedTuple):
+    """Of each query the weight of its divergence, 1/(B · R · T_b) or 0 if padded, and its real keys; [B, T] each.
 
-
-def _query_weights(x: Tensor, heads: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The weight of each query's divergence, 1/(B · R · T_b) or 0 if padded, and the mask of padded keys.
-
-    Shapes [B, 1, T, 1] and [B, 1, 1, T].
+    ``keys`` is None if nothing is padded.
     """
+
+    weight: Tensor
+    keys: Tensor | None
+
+    @staticmethod
+    def rows(x: Tensor | None, seq: slice, part: slice, heads: int) -> Tensor | None:
+        """Some of [B, T] for the rows of maps, [b · heads · t, 1]. A copy: a compiled loop wants it row by row."""
+        return None if x is None else x[seq, None, part].repeat(1, heads, 1).reshape(-1, 1)
+
+
+def _queries(x: Tensor, heads: int, lengths: Tensor | None) -> _Queries:
     batch, length, _ = x.shape
+    dtype = torch.promote_types(x.dtype, torch.float32)
     if lengths is None:
-        lengths = torch.full((batch,), length, device=x.device)
-    lengths = lengths.to(x.device).clamp(max=length)
-    positions = torch.arange(length, device=x.device)
-    at_least_one = lengths.clamp(min=1)[:, None]  # an empty sequence has weight 0; its softmax must still have a key
-    real = positions < lengths[:, None]
-    weight = real / (batch * heads * at_least_one.to(torch.promote_types(x.dtype, torch.float32)))
-    return weight[:, None, :, None], (positions >= at_least_one)[:, None, None, :]
+        return _Queries(torch.full((batch, length), 1 / (batch * heads * length), dtype=dtype, device=x.device), None)
+    lengths = lengths.to(x.device).clamp(max=length)[:, None]
+    at_least_one = lengths.clamp(min=1)  # an empty sequence has weight 0; its softmax must still have a key
+    real = torch.arange(length, device=x.device) < lengths
+    return _Queries(real / (batch * heads * at_least_one.to(dtype)), at_least_one.int().expand(batch, length))
 
 
+def _block_shape(batch: int, heads: int, length: int, numbers: int) -> tuple[int, int, int]:
+    """(sequences, heads, queries) of blocks of at most ``numbers`` logits, all about equal; at the least one row."""
+    maps = numbers // length**2
+    fit = maps // heads, maps, length if maps else numbers // length
+    return tuple(_even(whole, part) for whole, part in zip((batch, heads, length), fit, strict=True))
+
+
+def _even(whole: int, most: int) -> int:
+    """The size of equal parts of ``whole``, as few as can be of at most ``most`` each."""
+    return -(-whole // -(-whole // max(1, min(whole, most))))
+
+
+def _slices(stop: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, stop)) for start in range(0, stop, step))
+
+
+@functools.cache
 def _block_bytes(device: torch.device) -> int:
-    """How large one [b, r, T, T] block may be: near the cache on a CPU, enough to fill the machine on a GPU."""
-    return 2**22 if device.type == "cpu" else 2**28
+    """How large a block of maps may be: three at a time should stay in a CPU's last cache, and fill a GPU."""
+    if device.type == "cuda":
+        return max(2**25, torch.cuda.get_device_properties(device).L2_cache_size)
+    caches = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    sizes = [int(text[:-1]) * 2**10 for text in (path.read_text().strip() for path in caches) if text[-1:] == "K"]
+    return max(2**21, max(sizes, default=2**25) // 8)
 
 
 def _check(teacher: QKV, student: QKV, pairs, heads: int, lengths) -> None:

@@ -31,16 +31,18 @@ COMPLETE = "COMPLETE"
 # What a run may change when it goes on: where and how it runs, not what it computes.
 _FREE = {
     "out", "data", "micro_batch", "log_every", "eval_every", "eval_samples", "checkpoint_every", "keep_checkpoints",
-    "teacher.model", "teacher.hosting", "teacher.ds_config", "student.ds_config",
+    "compile", "teacher.model", "teacher.micro_batch", "teacher.hosting", "teacher.ds_config", "student.ds_config",
 }  # fmt: skip
 
 
 @contextlib.contextmanager
-def sole_writer(run: Path, ranks: Ranks, patience: float | None = None):
-    """Hold ``run`` against any other process, on all ranks, or raise UserError naming it."""
-    on_first_rank(ranks, lambda: _refuse_foreign(run))
+def sole_writer(runs: list[Path], ranks: Ranks, patience: float | None = None):
+    """Hold the folders of ``runs`` against any other process, on all ranks, or raise UserError naming the first taken."""
+    for run in runs:
+        on_first_rank(ranks, lambda run=run: _refuse_foreign(run))
     with contextlib.ExitStack() as held:
-        on_first_rank(ranks, lambda: held.enter_context(sole_process(run, print, patience)))
+        for run in runs:
+            on_first_rank(ranks, lambda run=run: held.enter_context(sole_process(run, print, patience)))
         yield
 
 

@@ -12,8 +12,8 @@ import torch
 
 from data_prep.errors import UserError
 from pipeline import distill as distill_module
-from pipeline import encoders, engines
-from pipeline.recipe import load_recipe
+from pipeline import encoders, engines, step
+from pipeline.recipe import load_recipes
 
 LINEAR = torch.nn.functional.linear
 
@@ -28,18 +28,18 @@ def main() -> None:
     rank = engines.start_ranks().rank
     errors = []
     for job in json.loads(path.read_text()):
-        build_student, relation_loss = encoders.build_student, distill_module.relation_loss
+        build_student, relation_loss = encoders.build_student, step.relation_loss
         if job.get("ranks_differ"):
             encoders.build_student = lambda config, seed, build=build_student: build(config, seed + rank)
         if job.get("infinite_gradient"):
-            distill_module.relation_loss = lambda *arguments, loss=relation_loss: steep(loss(*arguments))
+            step.relation_loss = lambda *arguments, loss=relation_loss: steep(loss(*arguments))
         try:
-            distill_module.distill(load_recipe(job["recipe"], job.get("overrides", [])), job.get("stop_at"))
+            distill_module.distill(load_recipes(job["recipe"], job.get("overrides", [])), job.get("stop_at"))
             errors.append(None)
         except (UserError, RuntimeError) as error:
             errors.append(str(error))
         finally:
-            encoders.build_student, distill_module.relation_loss = build_student, relation_loss
+            encoders.build_student, step.relation_loss = build_student, relation_loss
     errors.append(torch.nn.functional.linear is LINEAR)
     Path(f"{path}.{rank}.errors").write_text(json.dumps(errors))
 

@@ -270,6 +270,20 @@ def test_changed_input_is_refused_by_name(tmp_path, vocab):
         small(tmp_path, vocab, b"one\n\ntwo", b"seven", heldout=0)
 
 
+def test_a_linked_file_is_known_by_the_name_of_the_link(tmp_path, vocab):
+    """As in a cache of the hub, where names are links to blobs that are named by their hash."""
+    (tmp_path / "blob").write_text("\n\n".join(paragraphs(20)))
+    (tmp_path / "part.txt").symlink_to(tmp_path / "blob")
+    out = tmp_path / "data"
+    for command in (
+        ("prepare", "--out", out, "--tokenizer", vocab, "--source", f"s=text:{tmp_path}/*.txt"),
+        ("prepare", "--out", out),
+        ("verify", out, "--deep", "--roundtrip", 5),
+    ):
+        done = run_cli(*command)
+        assert done.returncode == 0, done.stderr
+
+
 def test_a_plan_without_any_work_done_may_be_replaced(tmp_path, vocab):
     with pytest.raises(UserError, match=r"0\.x: UTF-16"):
         small(tmp_path, vocab, "one".encode("utf-16"), heldout=0)

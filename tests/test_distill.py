@@ -16,20 +16,28 @@ from safetensors.torch import load_file
 
 from data_prep import shards
 from data_prep.errors import UserError
-from pipeline import batches, checkpoints, encoders, runs
+from pipeline import batches, checkpoints, encoders, engines, runs
 from pipeline.distill import distill
 from pipeline.engines import Ranks
+from pipeline.export import export
 from pipeline.monitor import read_metrics
-from pipeline.recipe import load_recipe
+from pipeline.recipe import load_recipe, load_recipes
 from tests import launching
 from tests.literal_relations import literal_relation_loss
 from tests.tiny import make_corpus, make_recipe, make_teacher
 
+TIMES = ("tokens_per_second", "data_wait", "model_flops")
 DOC = ("layout=doc", "precision=fp32", "student.dropout=0.0", "teacher.hosting=zero3")
 HOSTINGS = ("replicate", "zero3")
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
 STAGE_CHANGES = ((1, 3), (3, 0), (2, 1), (0, 2))
+# Unequal in everything that a student may have of its own.
+STUDENTS = {
+    "deep": "layers = 3\nhidden = 16\ndropout = 0.1\nds_config = 'student_zero3.json'",
+    "wide": "layers = 1\nhidden = 32\ndropout = 0.2\nds_config = 'student_zero1.json'",
+    "plain": "layers = 2\nhidden = 16\ndropout = 0.0\nds_config = 'student_zero0.json'",
+}
 # Relative differences of the loss that stages, hostings and numbers of ranks may make over six steps. In fp32 only the
 # order of sums differs; in bf16 also where a gradient is rounded, and stage 0 adds gradients up in bf16.
 TOLERANCE = {"fp32": 3e-6, "bf16": 4e-3}
@@ -38,12 +46,14 @@ TOLERANCE = {"fp32": 3e-6, "bf16": 4e-3}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distill")
-    make_recipe(folder)
+    text = make_recipe(folder).read_text()
+    students = (f'[[student]]\nname = "{name}"\n{keys}\nheads = 4\n' for name, keys in STUDENTS.items())
+    (folder / "several.toml").write_text(text.split("[student]")[0] + "".join(students))
     return folder
 
 
-def job(folder: Path, out: str, *overrides: str, **others) -> dict:
-    return {"recipe": str(folder / "tiny.toml"), "overrides": [f"out={folder / out}", *overrides], **others}
+def job(folder: Path, out: str, *overrides: str, recipe: str = "tiny.toml", **others) -> dict:
+    return {"recipe": str(folder / recipe), "overrides": [f"out={folder / out}", *overrides], **others}
 
 
 def engine_options(hosting: str, stage: int, precision: str) -> list[str]:
@@ -70,6 +80,18 @@ def two_ranks(folder):
             jobs.append(job(folder, f"stages-{first}-{second}", *options, stop_at=stop_at))
     jobs.append(job(folder, "w2-then-w1", "precision=fp32", "student.dropout=0.0", stop_at=3))
     jobs.append(job(folder, "doc-w2", *DOC, "student.ds_config=student_zero3.json"))
+    for precision in PRECISIONS:
+        options = ["teacher.hosting=zero3", f"precision={precision}"]
+        jobs.append(job(folder, f"several-{precision}", *options, recipe="several.toml"))
+        for name, keys in STUDENTS.items():
+            own = [f"student.{key}" for key in keys.replace(" = ", "=").splitlines()]
+            jobs.append(job(folder, f"alone-{precision}/{name}", *options, *own))
+    for stop_at in (3, None):
+        jobs.append(job(folder, "several-halves", "teacher.hosting=zero3", recipe="several.toml", stop_at=stop_at))
+    jobs.append(job(folder, "window", "student.dropout=0.0", "teacher.micro_batch=4"))
+    jobs.append(job(folder, "no-window", "student.dropout=0.0"))
+    jobs.append(job(folder, "doc-window", *DOC, "teacher.micro_batch=4"))
+    jobs += [job(folder, f"compile-{kind}", "student.dropout=0.0", f"compile={kind}") for kind in ("loss", "all")]
     misspelt = folder / "misspelt.json"
     misspelt.write_text('{"zero_optimization": {"stage": 1, "reduce_buket_size": 5}}')
     jobs.append(job(folder, "misspelt", f"student.ds_config={misspelt}"))
@@ -91,6 +113,8 @@ def one_rank(folder, two_ranks):
         job(folder, "doc-halves", *DOC),
     ]
     jobs.append(job(folder, "burst", "learning_rate=1e30", "checkpoint_every=1"))
+    rarely = ("steps=8", "log_every=8", "eval_every=6", "checkpoint_every=4", "student.ds_config=student_zero0.json")
+    jobs.append(job(folder, "burst-late", "learning_rate=1e30", *rarely))
     for stage in STAGES:
         jobs.append(
             job(
@@ -103,6 +127,14 @@ def one_rank(folder, two_ranks):
 def losses(run: Path, kind: str = "train") -> np.ndarray:
     """[rows, 3]: loss, qk, vv."""
     return np.array([[row["loss"], row["qk"], row["vv"]] for row in read_metrics(run) if row["kind"] == kind])
+
+
+def assert_same_state(run: Path, other: Path) -> None:
+    """Weights and moments of both are the same, bit for bit."""
+    one, two = final_state(run), final_state(other)
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
@@ -218,6 +250,81 @@ def test_the_wait_for_data_is_a_share_of_the_training_time(folder, one_rank):
     assert len(shares) == 6 and all(0 < share < 1 for share in shares)
 
 
+# --- several students, one teacher pass -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_of_several_becomes_what_it_becomes_alone(folder, two_ranks, name, precision):
+    together, alone = (folder / f"{kind}-{precision}" / name for kind in ("several", "alone"))
+    for kind in ("train", "heldout"):
+        assert np.array_equal(losses(together, kind), losses(alone, kind)) and len(losses(together, kind))
+    assert_same_state(together, alone)
+    assert (together / "COMPLETE").exists() and not (together.parent / "COMPLETE").exists()
+    assert (together / "recipe.json").read_text().replace("several-", "alone-") == (alone / "recipe.json").read_text()
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_interrupted_together_they_go_on_together(folder, two_ranks, name):
+    assert_same_state(folder / "several-halves" / name, folder / "several-fp32" / name)
+
+
+def test_one_that_is_ahead_waits_for_the_others(folder, two_ranks, tmp_path):
+    """As after a kill between two checkpoints; and one of them is new, as if it had been added to a finished run."""
+    run = tmp_path / "run"
+    shutil.copytree(folder / "several-fp32", run)
+    shutil.rmtree(run / "wide")
+    shutil.rmtree(run / "plain" / "checkpoints" / "step-00000006")
+    before = (run / "deep" / "metrics.jsonl").read_bytes()
+    (error, _) = launching.run_jobs(
+        tmp_path, 2, [job(folder, "", f"out={run}", "teacher.hosting=zero3", recipe="several.toml")]
+    )
+    assert error is None
+    for name in STUDENTS:
+        assert_same_state(run / name, folder / "several-fp32" / name)
+    assert (run / "deep" / "metrics.jsonl").read_bytes() == before
+    assert [row["step"] for row in read_metrics(run / "plain") if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_each_of_several_is_exported_from_its_own_folder(folder, two_ranks, tmp_path):
+    export(folder / "several-bf16" / "wide", tmp_path / "wide")
+    assert encoders.load_model(str(tmp_path / "wide"), "main", torch.float32).config.hidden_size == 32
+
+
+def test_more_students_than_memory_are_refused_with_their_sizes(folder, monkeypatch):
+    recipes = load_recipes(folder / "several.toml")
+    models = [encoders.build_student(r.student_config(encoders.load_config(r.teacher.model)), 1) for r in recipes]
+    alone, hosting = Ranks(0, 1, 1, torch.device("cpu")), engines.Hosting("replicate", "", 1000)
+    engines.check_memory(recipes, alone, hosting, models)
+    need = 1000 * 4 + 16 * sum(p.numel() for model in models for p in model.parameters())
+    monkeypatch.setattr(engines, "_memory_per_rank", lambda ranks: need)
+    engines.check_memory(recipes, alone, hosting, models)
+    monkeypatch.setattr(engines, "_memory_per_rank", lambda ranks: need - 1)
+    with pytest.raises(
+        UserError, match=r"\(teacher 0.00 GiB, deep .*, wide .*, plain .*\); train fewer students at once"
+    ):
+        engines.check_memory(recipes, alone, hosting, models)
+
+
+# --- the teacher's window, compiling ----------------------------------------------------------------------------------
+
+
+def test_the_teacher_may_take_more_sequences_at_once(folder, two_ranks):
+    np.testing.assert_allclose(losses(folder / "window"), losses(folder / "no-window"), rtol=TOLERANCE["fp32"])
+    np.testing.assert_allclose(losses(folder / "doc-window"), losses(folder / "doc-w2"), rtol=TOLERANCE["fp32"])
+
+
+@pytest.mark.parametrize("kind", ["loss", "all"])
+def test_compiled_runs_give_the_same_losses(folder, two_ranks, kind):
+    np.testing.assert_allclose(losses(folder / f"compile-{kind}"), losses(folder / "no-window"), rtol=TOLERANCE["fp32"])
+
+
+def test_the_shares_of_time_are_told(folder, two_ranks):
+    row = read_metrics(folder / "no-window")[1]
+    assert sum(row[f"{part}_share"] for part in ("teacher", "student", "loss", "optimizer")) == pytest.approx(1)
+    assert row["model_flops"] > 0
+
+
 # --- resume -----------------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +340,7 @@ def test_an_interrupted_run_gives_the_same_student_bit_for_bit(folder, two_ranks
 def test_an_interrupted_run_has_the_same_metrics(folder, two_ranks):
     rows = [
         [
-            {k: v for k, v in row.items() if k not in ("tokens_per_second", "data_wait")}
+            {k: v for k, v in row.items() if k not in TIMES and not k.endswith("_share")}
             for row in read_metrics(folder / name)
         ]
         for name in ("whole-1-bf16", "halves-1-bf16")
@@ -312,10 +419,16 @@ def test_torchrun_starts_it_too(folder):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(folder, one_rank):
-    (message,) = (error for error in one_rank[:-1] if "the loss is not finite" in (error or ""))
+    (message,) = (error for error in one_rank[:-1] if f"{folder / 'burst'}: the loss is not finite" in (error or ""))
     assert "the loss is not finite in step 2 on rank 0, samples 8 to 9" in message
     assert [path.name for path in (folder / "burst" / "checkpoints").iterdir()] == ["step-00000001"]
     assert not (folder / "burst" / "COMPLETE").exists()
+
+
+def test_losses_that_are_looked_at_rarely_still_tell_the_step_and_are_never_kept(folder, one_rank):
+    (message,) = (error for error in one_rank[:-1] if f"{folder / 'burst-late'}: " in (error or ""))
+    assert "the loss is not finite in step 2 on rank 0, samples 8 to 9" in message
+    assert not list(folder.glob("burst-late/checkpoints/step-*"))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -344,7 +457,7 @@ def test_under_the_launcher_a_mistake_is_one_line_and_code_2(folder):
 
 def refusal(recipe_file: Path, *overrides: str) -> str:
     with pytest.raises(UserError) as error:
-        distill(load_recipe(recipe_file, overrides))
+        distill(load_recipes(recipe_file, overrides))
     return str(error.value)
 
 
@@ -461,12 +574,12 @@ def test_a_changed_recipe_corpus_or_teacher_is_not_continued(folder, tmp_path, t
 def test_a_second_run_on_the_same_folder_is_refused_naming_the_first(tmp_path):
     alone = Ranks(0, 1, 1, torch.device("cpu"))
     with (
-        runs.sole_writer(tmp_path / "run", alone),
+        runs.sole_writer([tmp_path / "run"], alone),
         pytest.raises(UserError, match=f"in use by process {os.getpid()} on .*; wait until it has ended"),
-        runs.sole_writer(tmp_path / "run", alone, patience=0.2),
+        runs.sole_writer([tmp_path / "run"], alone, patience=0.2),
     ):
         pass
-    with runs.sole_writer(tmp_path / "run", alone, patience=0.2):
+    with runs.sole_writer([tmp_path / "run"], alone, patience=0.2):
         pass
 
 

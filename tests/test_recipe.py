@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from data_prep.errors import UserError
 from pipeline import encoders
-from pipeline.recipe import SHIPPED, describe, load_ds_config, load_recipe
+from pipeline.recipe import SHIPPED, describe, load_ds_config, load_recipe, load_recipes
 from tests.tiny import make_recipe, make_teacher
 
 
@@ -25,7 +26,7 @@ def tiny(tmp_path_factory):
     return make_recipe(tmp_path_factory.mktemp("recipe"))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("minilm_*.toml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("minilm_*x*.toml")))
 def test_every_shipped_recipe_resolves_without_a_network(name):
     recipe = load_recipe(name)
     config = encoders.load_config(recipe.teacher.model, recipe.teacher.revision)
@@ -117,6 +118,8 @@ def test_overrides_reach_tables_lists_and_strings(tiny):
         ("student.init=teacher", "student.init = 'teacher': student.hidden is 16, the teacher's is 32"),
         ("teacher.model=/nowhere/at/all", "/nowhere/at/all: no such folder"),
         ("teacher.model=models/none", "models/none: no such folder, and not to be had from the hub ("),
+        ("compile=always", "compile = 'always': must be one of 'none', 'loss', 'all'"),
+        ("teacher.micro_batch=3", "teacher.micro_batch = 3: must be a multiple of micro_batch = 2, or 0 for the same"),
         ("steps", "overrides are written key=value"),
         ("steps.x=3", "steps is a value, not a table"),
     ],
@@ -205,6 +208,62 @@ def test_options_may_stand_before_overrides(tiny, tmp_path):
         text=True,
     )
     assert result.stderr.strip().splitlines()[-1] == "error: tiny.toml: steps = 0: must be at least 1"
+
+
+# --- several students -------------------------------------------------------------------------------------------------
+
+
+def test_table_3_is_the_papers_four_students_in_one_run():
+    recipes = load_recipes("minilm_table3")
+    for recipe in recipes:
+        alone = load_recipe(f"minilm_{Path(recipe.out).name}")
+        own, others = recipe.to_dict(), alone.to_dict()
+        assert own.pop("out") == f"runs/minilm_table3/{Path(recipe.out).name}" and others.pop("out")
+        assert own == others
+    assert [recipe.student.layers for recipe in recipes] == [12, 6, 4, 3]
+
+
+def several(folder, *students):
+    path = folder / "several.toml"
+    head = make_recipe(folder).read_text().split("[student]")[0]
+    path.write_text(
+        head + "".join(f"[[student]]\nlayers = 2\nhidden = 16\nheads = 4\n{student}\n" for student in students)
+    )
+    return path
+
+
+def test_overrides_reach_all_students_or_one_by_its_name(tmp_path):
+    path = several(tmp_path, 'name = "a"', 'name = "b.2"')
+    a, b = load_recipes(path, ["student.dropout=0.3", "student.b.2.layers=3", "steps=9"])
+    assert (a.student.dropout, a.student.layers, b.student.dropout, b.student.layers) == (0.3, 2, 0.3, 3)
+    assert a.steps == b.steps == 9 and b.out == f"{a.out.removesuffix('/a')}/b.2"
+
+
+@pytest.mark.parametrize(
+    "students, overrides, message",
+    [
+        (["", ""], (), "several.toml: [[student]] name = None: each of several needs a name"),
+        (['name = "../up"'], (), "name = '../up': each of several needs a name of letters"),
+        (['name = "a"', 'name = "a"'], (), "name = 'a': is given twice"),
+        (['name = "a"', 'name = "b"\nlayerz = 3'], (), "several.toml, student b: student.layerz = 3: unknown key"),
+        (
+            ['name = "a"', 'name = "b"'],
+            ("student.b.hidden=18",),
+            "several.toml, student b: student.hidden = 18: it is not",
+        ),
+        (['name = "a"'], ("student.c.hidden=18",), "student.c.hidden: no student 'c'; the recipe has a"),
+    ],
+)
+def test_a_mistake_in_one_of_several_students_is_named(tmp_path, students, overrides, message):
+    with pytest.raises(UserError) as error:
+        load_recipes(several(tmp_path, *students), overrides)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_student_at_stage_3_is_not_compiled(tiny):
+    recipe = load_recipe(tiny, ["compile=all", "student.ds_config=student_zero3.json"])
+    with pytest.raises(UserError, match=r"tiny.toml: compile = 'all': a student at stage 3 .* use compile = 'loss'"):
+        load_ds_config(recipe.student.ds_config, recipe)
 
 
 def test_a_missing_ds_config_names_the_shipped_ones(tiny):

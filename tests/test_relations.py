@@ -16,25 +16,34 @@ def random_qkv(batch, length, width, seed, dtype=torch.float64, grad=False):
     return QKV(*(t.to(dtype).requires_grad_(grad) for t in tensors))
 
 
-def both(batch, length, widths, pairs, heads, lengths, dtype):
+torch._dynamo.config.recompile_limit = 64
+torch._dynamo.config.fail_on_recompile_limit_hit = True  # beyond it, "compiled" would silently mean "eager"
+COMPILED = torch.compile(relations.divergence_and_gradient, dynamic=True)
+
+
+def both(batch, length, widths, pairs, heads, lengths, dtype, divergence=relations.divergence_and_gradient):
     """(fast losses, fast gradients, literal losses, literal gradients) on the same numbers."""
     teacher = random_qkv(batch, length, widths[0], 1)
     student = random_qkv(batch, length, widths[1], 2, grad=True)
-    exact = literal_relation_loss(teacher, student, pairs, heads, lengths)
+    exact = literal_relation_loss(teacher, student, pairs, heads, lengths or [length] * batch)
     exact_grads = torch.autograd.grad(exact["loss"], student, allow_unused=True)
     fast_teacher = QKV(*(t.detach().to(dtype) for t in teacher))
     fast_student = QKV(*(t.detach().to(dtype).requires_grad_() for t in student))
-    fast = relation_loss(fast_teacher, fast_student, pairs, heads, torch.tensor(lengths))
+    fast = relation_loss(
+        fast_teacher, fast_student, pairs, heads, None if lengths is None else torch.tensor(lengths), divergence
+    )
     grads = torch.autograd.grad(fast["loss"], fast_student, allow_unused=True)
     return fast, grads, exact, exact_grads
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @pytest.mark.parametrize("pairs", [("qk", "vv"), ("qq", "kk", "vv"), ("qv",), ("kv",), ("vq", "kq")])
-@pytest.mark.parametrize("block", [1, 700, 2**22])
-def test_loss_and_gradients_equal_the_literal_formula(monkeypatch, dtype, tolerance, pairs, block):
+@pytest.mark.parametrize("block", [1, 100, 700, 2**22])  # bytes: a row, some rows, a map or two, everything
+@pytest.mark.parametrize("divergence", [relations.divergence_and_gradient, COMPILED], ids=["eager", "compiled"])
+@pytest.mark.parametrize("lengths", [None, [7, 1, 4]], ids=["full", "padded"])
+def test_loss_and_gradients_equal_the_literal_formula(monkeypatch, dtype, tolerance, pairs, block, divergence, lengths):
     monkeypatch.setattr(relations, "_block_bytes", lambda device: block)
-    fast, grads, exact, exact_grads = both(3, 7, (24, 16), pairs, 2, [7, 1, 4], dtype)
+    fast, grads, exact, exact_grads = both(3, 7, (24, 16), pairs, 2, lengths, dtype, divergence)
     for name in ("loss", *pairs):
         assert abs(fast[name].item() - exact[name].item()) < tolerance
     for grad, exact_grad in zip(grads, exact_grads, strict=True):
@@ -104,12 +113,34 @@ def test_an_empty_sequence_adds_nothing():
     assert all(not grad[1].any() and grad[0].isfinite().all() for grad in grads)
 
 
-def test_identical_models_have_no_loss_and_no_gradient():
+@pytest.mark.parametrize("divergence", [relations.divergence_and_gradient, COMPILED], ids=["eager", "compiled"])
+def test_identical_models_have_no_loss_and_no_gradient(divergence):
     teacher = random_qkv(2, 9, 12, 1, torch.float32)
     student = QKV(*(x.clone().requires_grad_() for x in teacher))
-    loss = relation_loss(teacher, student, PAIRS, 3)["loss"]
+    loss = relation_loss(teacher, student, PAIRS, 3, divergence=divergence)["loss"]
     assert loss.item() == 0.0
     assert all(not grad.any() for grad in torch.autograd.grad(loss, student))
+
+
+@pytest.mark.parametrize("numbers", [1, 20, 49, 50, 98, 7 * 7 * 5, 10**6])
+def test_blocks_cover_everything_and_stay_below_their_size(numbers):
+    batch, heads, length = 3, 5, 7
+    sequences, block_heads, rows = relations._block_shape(batch, heads, length, numbers)
+    assert sequences * block_heads * rows * length <= max(numbers, length)
+    assert sequences == 1 or (block_heads == heads and rows == length)
+    assert block_heads == 1 or rows == length
+    for whole, part in ((batch, sequences), (heads, block_heads), (length, rows)):
+        covered = [i for piece in relations._slices(whole, part) for i in range(piece.start, piece.stop)]
+        assert covered == list(range(whole))
+
+
+def test_logits_that_are_far_apart_give_no_infinity():
+    """Rows whose exponentials under- and overflow fp32 by far."""
+    teacher = QKV(*(1000 * x for x in random_qkv(1, 6, 8, 1, torch.float32)))
+    student = QKV(*(1000 * x.detach() for x in random_qkv(1, 6, 8, 2, torch.float32)))
+    student = QKV(*(x.requires_grad_() for x in student))
+    loss = relation_loss(teacher, student, ("qk", "vv"), 2)["loss"]
+    assert loss.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(loss, student, allow_unused=True))
 
 
 def test_plain_tuples_serve_as_well():

@@ -87,6 +87,7 @@ learning_rate = 1e-2
 pairs = ["qk", "vv"]
 relation_heads = 4
 precision = "fp32"
+compile = "none"
 log_every = 1
 eval_every = 3
 eval_samples = 10

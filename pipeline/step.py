@@ -1,0 +1,137 @@
+"""One update of every student: the teacher's pass, then for each its pass, the relation loss, backward, and the optimizer.
+
+The students of a run share the teacher's pass, the samples, the learning rate and the number of steps; nothing else. Each
+has its own engine, and what becomes of it is what would become of it alone.
+"""
+
+import contextlib
+import hashlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import engines
+from pipeline.batches import unpadded
+from pipeline.compiling import Compiled
+from pipeline.engines import Teach
+from pipeline.monitor import Monitor
+from pipeline.recipe import Recipe
+from pipeline.relations import QKV, Divergence, divergence_and_gradient, relation_loss
+
+
+@dataclass
+class Trainee:
+    """A student in training: its recipe, its DeepSpeed engine, the arithmetic of its loss, and what is kept beside them.
+
+    ``names`` and ``tail`` are those of encoders.split; ``start`` is the step it goes on from; ``unchecked`` losses by step
+    are still to be found finite; the first rank has a ``monitor``.
+    """
+
+    recipe: Recipe
+    engine: Any
+    divergence: Divergence = divergence_and_gradient
+    names: dict[str, str] = field(default_factory=dict)
+    tail: dict[str, Tensor] = field(default_factory=dict)
+    start: int = 0
+    unchecked: dict[int, Tensor] = field(default_factory=dict)
+    monitor: Monitor | None = None
+
+    def losses(self, teacher: QKV, output: QKV, lengths: Tensor | None) -> dict[str, Tensor]:
+        """The relation loss of ``output``, the student's q, k, v, and its parts."""
+        recipe = self.recipe
+        return relation_loss(teacher, output, recipe.pairs, recipe.relation_heads, lengths, self.divergence)
+
+
+def divergence_of(recipe: Recipe) -> Divergence:
+    """The loss's arithmetic, compiled unless ``recipe`` says otherwise."""
+    if recipe.compile == "none":
+        return divergence_and_gradient
+    return Compiled(divergence_and_gradient, "the relation loss")
+
+
+def update(
+    trainees: list[Trainee],
+    teach: Teach,
+    samples: Tensor,
+    step: int,
+    ranks: engines.Ranks,
+    padding: int | None,
+    clock: "Clock",
+) -> list[Tensor]:
+    """Update ``step`` (from 0) of each trainee from this rank's ``samples``, input ids [n, length].
+
+    Returns for each trainee its losses [micro-batches, 1 + pairs], on the device: nothing here waits for it.
+    """
+    recipe = trainees[0].recipe
+    losses: list[list[Tensor]] = [[] for _ in trainees]
+    for trainee in trainees:
+        trainee.engine.train()
+        engines.set_learning_rate(trainee.engine, recipe.learning_rate_at(step))
+    for window in samples.split(recipe.teacher_batch):
+        with clock("teacher"):
+            teacher = teach(unpadded(window, padding)[0].to(ranks.device, non_blocking=True))
+        parts = [slice(i, i + recipe.micro_batch) for i in range(0, len(window), recipe.micro_batch)]
+        batches = [unpadded(window[part], padding) for part in parts]
+        batches = [(ids.to(ranks.device, non_blocking=True), lengths) for ids, lengths in batches]
+        for trainee, rows in zip(trainees, losses, strict=True):
+            for part, (ids, lengths) in zip(parts, batches, strict=True):
+                seed_dropout(recipe.seed, step, len(rows), ranks.rank)
+                with clock("student"):
+                    output = trainee.engine(ids)
+                with clock("loss"):
+                    of_teacher = QKV(*(x[part, : ids.shape[1]] for x in teacher))
+                    relations = trainee.losses(of_teacher, output, lengths)
+                rows.append(torch.stack([loss.detach() for loss in relations.values()]))
+                with clock("student"):
+                    trainee.engine.backward(relations["loss"])
+                with clock("optimizer"):
+                    trainee.engine.step()
+    return [torch.stack(rows) for rows in losses]
+
+
+def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
+    """Dropout is a function of (seed, step, micro-batch, rank), so that a resumed run drops the same."""
+    digest = hashlib.blake2b(f"{seed} {step} {micro} {rank}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest))
+
+
+class Clock:
+    """Where the time goes: ``with clock("teacher"): …`` adds to that part while ``running``.
+
+    On a GPU the time is the device's own, taken by events, so that nothing waits before ``seconds`` is asked for.
+    """
+
+    def __init__(self, device: torch.device):
+        self._events = device.type == "cuda"
+        self._spans: list[tuple[str, Any, Any]] = []
+        self.running = False
+
+    @contextlib.contextmanager
+    def __call__(self, part: str):
+        if not self.running:
+            yield
+            return
+        begin = self._now()
+        yield
+        self._spans.append((part, begin, self._now()))
+
+    def _now(self) -> Any:
+        if not self._events:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each part since the last call."""
+        if self._events:
+            torch.cuda.synchronize()
+        total: dict[str, float] = {}
+        for part, begin, end in self._spans:
+            span = begin.elapsed_time(end) / 1e3 if self._events else end - begin
+            total[part] = total.get(part, 0.0) + span
+        self._spans.clear()
+        return total

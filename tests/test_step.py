@@ -1,0 +1,61 @@
+"""pipeline.step and pipeline.compiling: what a user meets when the compiler is missing, and the clock."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pipeline.compiling import Compiled
+from pipeline.step import Clock
+from tests import launching
+
+
+def test_without_a_compiler_the_same_comes_out_and_one_line_says_so(tmp_path):
+    code = (
+        "import torch; from pipeline.compiling import Compiled; from pipeline.relations import divergence_and_gradient as d\n"
+        "x, y = torch.arange(12.).view(3, 4), torch.arange(12.).flip(0).view(3, 4) ** 0.5\n"
+        "w, g, e = torch.ones(3, 1), torch.empty(3, 4), torch.empty(3, 4)\n"
+        "for c in (Compiled(d, 'the relation loss'), Compiled(d, 'the relation loss')):\n"
+        "    for _ in range(2): assert torch.equal(c(x, y, w, None, g), d(x, y, w, None, e)) and torch.equal(g, e)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=launching.environment() | {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        cwd=launching.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert notes[0].startswith("note: the relation loss cannot be compiled here and runs uncompiled, more slowly (")
+    assert "install g++ (on CPUs)" in notes[0] and "compile = 'none'" in notes[0]
+
+
+def test_what_fails_uncompiled_too_is_not_blamed_on_the_compiler(capsys):
+    def broken(x):
+        raise ValueError("no")
+
+    function = Compiled(broken, "a broken function")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no"):
+            function(torch.zeros(2))
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_the_clock_adds_up_parts_while_it_runs():
+    clock = Clock(torch.device("cpu"))
+    with clock("teacher"):
+        time.sleep(0.01)
+    assert clock.seconds() == {}
+    clock.running = True
+    for _ in range(2):
+        with clock("teacher"):
+            time.sleep(0.01)
+        with clock("loss"):
+            pass
+    seconds = clock.seconds()
+    assert list(seconds) == ["teacher", "loss"] and seconds["teacher"] >= 0.02 > seconds["loss"]
+    assert clock.seconds() == {}
