@@ -1,213 +1,24 @@
-"""Measurements of this machine: ``python -m pipeline.bench data``.
+"""Measurements of this machine: ``python -m pipeline.bench loss``, ``step``, ``data`` or ``all``.
 
-``data`` asks what it costs to know and to check what is read. It compares a batch through the sampling order and the windows
-with the bare copying of the same rows out of the same memory maps, and measures how long a training loop waits for data.
+``loss`` compares the relation loss with the papers' formula and with its matrix products alone, ``step`` a whole update with
+what it cannot do without, ``data`` the reading of a corpus with the bare copying of the same rows. Every number is a median,
+of repetitions that each run everything that is compared.
 """
 
 import argparse
 import json
-import statistics
+import os
+import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.lib.stride_tricks import sliding_window_view
-from transformers import BertConfig
-
 from data_prep.errors import UserError, run_command
-from data_prep.shards import open_corpus, write_manifest, write_shard
-from pipeline import batches, encoders
-from pipeline.batches import Windows
-from pipeline.order import BLOCK, Order, Samples
-
-ALPHA = 0.3  # of XLM-R: small sources are read about as often as large ones, from many shards in each batch
-SEED = 42
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number that was measured, and what it says."""
-
-    measure: str
-    value: float
-    unit: str
-    note: str
-
-
-def data(folder: Path, length: int, batch: int, at: int, repeats: int) -> Iterator[Row]:
-    """Measure the reading of the corpus in ``folder`` from sample ``at`` on; times are medians of ``repeats``."""
-    windows = batches.training_windows(open_corpus(folder), length)
-    order = batches.order_of(windows, ALPHA, SEED)
-    times = compare_with_bare(windows, order, batch, at, repeats)
-    whole, bare = np.median(times, axis=0).tolist()
-    ratio = float(np.median(times[:, 0] / times[:, 1]))
-    yield Row("batch", 1e3 * whole, "ms", f"{batch} sequences × {length} through order and windows, one thread")
-    yield Row("bare gather", 1e3 * bare, "ms", "the same rows out of the same memory maps, without order and checks")
-    yield Row("ratio", ratio, "×", "batch / bare gather")
-    yield Row("reading", batch * length / whole / 1e6, "M tokens/s", "what one thread delivers")
-    step, wait = training_wait(windows, order, at)
-    yield Row(
-        "training step", 1e3 * step, "ms", f"a 2 × 128 encoder, {_STEP_BATCH} sequences × {length}, beside the reader"
-    )
-    yield Row("data wait", 100 * wait, "%", "of the training time: no batch was there yet")
-
-
-def compare_with_bare(windows: Windows, order: Order, batch: int, at: int, repeats: int) -> np.ndarray:
-    """Seconds of a batch through order and windows, and by ``BareGather``: [repeats, 2].
-
-    What is timed is at least a whole block of the order, so that its layout is counted in full. A repetition has two such
-    stretches, other ones each time: in one the order goes first, in the other the bare gather, since who goes second finds
-    a warm cache.
-    """
-    gather = BareGather(windows)
-    count = -(-BLOCK // batch)
-    blocks = -(-count * batch // BLOCK)
-    times = np.empty((repeats + 1, 2, 2))
-    for number in range(2 * (repeats + 1)):
-        start = (at // BLOCK + number * blocks) * BLOCK
-        starts = range(start, start + count * batch, batch)
-        times[number // 2, number % 2] = _stretch_times(windows, order, gather, starts, bare_first=number % 2 == 1)
-    return times[1:].mean(1) / count  # the first repetition is the warm-up
-
-
-def _stretch_times(
-    windows: Windows, order: Order, gather: "BareGather", starts: range, bare_first: bool
-) -> list[float]:
-    """[through order and windows, bare], in seconds for all the batches that begin at ``starts``."""
-    batch = starts.step
-    rows = [gather.rows(order(start, start + batch)) for start in starts]
-    order.forget()
-
-    def read_all() -> None:
-        for start in starts:
-            source, _, window = order(start, start + batch)
-            windows.read(source, window)
-
-    def gather_all() -> None:
-        for shard, first in rows:
-            gather(shard, first)
-
-    works: list[Callable[[], None]] = [read_all, gather_all]
-    seconds = [0.0, 0.0]
-    for which in (1, 0) if bare_first else (0, 1):
-        begin = time.perf_counter()
-        works[which]()
-        seconds[which] = time.perf_counter() - begin
-    return seconds
-
-
-class BareGather:
-    """Copies rows out of memory maps by (shard, start) into input ids, as fast as plain NumPy can.
-
-    That is grouped by shard; a loop of one slice for each row takes almost twice as long.
-    """
-
-    def __init__(self, windows: Windows):
-        self._windows = windows
-        self._views = [
-            sliding_window_view(windows.tokens(shard), windows.inner)
-            if windows.shards[shard].tokens >= windows.inner
-            else None
-            for shard in range(len(windows.shards))
-        ]
-        self._dtype = windows.tokens(0).dtype
-
-    def rows(self, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-        """(shard, start) of samples, [n] each."""
-        rows, shard, start, _ = self._windows.locate(samples.source, samples.window)
-        back = np.argsort(rows)
-        return shard[back].astype(np.min_scalar_type(len(self._views))), start[back]
-
-    def __call__(self, shard: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """Input ids [n, length], int64."""
-        rows = np.argsort(shard, kind="stable")
-        shard, start = shard[rows], start[rows]
-        edges = [0, *(np.flatnonzero(shard[1:] != shard[:-1]) + 1).tolist(), len(rows)]
-        tokens = np.empty((len(rows), self._windows.inner), self._dtype)
-        for first, stop in pairwise(edges):
-            tokens[first:stop] = self._views[shard[first]][start[first:stop]]
-        ids = np.empty((len(rows), self._windows.length), np.int64)
-        ids[:, 0], ids[:, -1] = self._windows.special["cls"], self._windows.special["sep"]
-        ids[rows, 1:-1] = tokens
-        return ids
-
-
-_STEP_BATCH = 16
-_STEPS = 20
-
-
-def training_wait(windows: Windows, order: Order, at: int) -> tuple[float, float]:
-    """Seconds of a training step of a small encoder (median), and the share of the time that it waited for its batch."""
-    first = at // _STEP_BATCH
-    reading = batches.steps(windows, order, first, first + _STEPS + 1, _STEP_BATCH, 0, 1)
-    ready = batches.read_ahead(reading, torch.device("cpu"))
-    train = _small_training(windows)
-    train(next(ready))  # the first is the warm-up
-    waits, steps = [], []
-    for _ in range(_STEPS):
-        begin = time.perf_counter()
-        ids = next(ready)
-        waits.append(time.perf_counter() - begin)
-        train(ids)
-        steps.append(time.perf_counter() - begin)
-    ready.close()
-    return statistics.median(steps), sum(waits) / sum(steps)
-
-
-def _small_training(windows: Windows) -> Callable[[torch.Tensor], None]:
-    """One update of an encoder that is far faster than any student: forward, backward, plain gradient descent."""
-    config = BertConfig(
-        vocab_size=windows.vocab_size, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512,
-        max_position_embeddings=windows.length, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    student, *_ = encoders.split(encoders.build_student(config, SEED))
-    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
-
-    def train(ids: torch.Tensor) -> None:
-        optimizer.zero_grad()
-        torch.stack([x.square().mean() for x in student(ids)]).sum().backward()
-        optimizer.step()
-
-    return train
-
-
-# --- a corpus to read -------------------------------------------------------------------------------------------------
-
-_TOKENS = 120_000_000  # 240 MB
-_SHARD = 2**23  # tokens
-_SPECIAL = {"pad": 0, "unk": 100, "cls": 101, "sep": 102}
-_VOCABULARY = 30_522
-
-
-def make_corpus(folder: Path, sources: int, tokens: int) -> None:
-    """Random tokens in ``sources`` sources, the largest a thousand times as large as the smallest."""
-    sizes = np.geomspace(1, 1000, sources)
-    sizes = np.ceil(sizes / sizes.sum() * tokens).astype(int)
-    content = {"tokenizer": {"vocab_size": _VOCABULARY, "special": _SPECIAL}, "sources": {}, "heldout": {}}
-    generator = np.random.default_rng(SEED)
-    for number, size in enumerate(sizes.tolist()):
-        name = f"source{number:04d}"
-        parts = [min(_SHARD, size - begin) for begin in range(0, size, _SHARD)]
-        rows = [_write_random(folder / name, part, generator, n) for part, n in enumerate(parts)]
-        documents = sum(row["documents"] for row in rows)
-        content["sources"][name] = {"documents": documents, "tokens": size, "size": size, "shards": rows}
-    write_manifest(folder, content)
-
-
-def _write_random(folder: Path, number: int, generator: np.random.Generator, size: int) -> dict:
-    tokens = generator.integers(1000, _VOCABULARY, size, dtype=np.uint16)
-    ends = np.append(np.arange(600, size, 600), size)
-    tokens[ends - 1] = _SPECIAL["sep"]
-    return write_shard(folder, f"00000-{number:05d}", tokens, ends, {})
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
+from pipeline import bench_data
+from pipeline.bench_tools import Row, machine
+from pipeline.relations import PAIRS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -228,12 +39,79 @@ def _whole_number(least: int) -> Callable[[str], int]:
     return parse
 
 
+def _size(text: str) -> tuple[int, int]:
+    """(layers, width) of 12x768."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not LAYERSxWIDTH, as in 12x768")
+    layers, width = text.split("x")
+    return int(layers), int(width)
+
+
+def _pairs(text: str) -> tuple[str, ...]:
+    pairs = tuple(text.split(","))
+    if not set(pairs) <= set(PAIRS) or len(set(pairs)) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not different pairs of q, k and v, as in qk,vv")
+    return pairs
+
+
+def _dropout(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "python -m pipeline.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher passes it
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT")
-    kind = kinds.add_parser("data", help="the cost of reading, and how long training waits for data")
+    _add_loss(kinds.add_parser("loss", help="time and memory of the relation loss"))
+    _add_step(kinds.add_parser("step", help="time of a whole update, and where it goes"))
+    _add_data(kinds.add_parser("data", help="the cost of reading, and how long training waits for data"))
+    kinds.add_parser("all", help="loss, step and data, each with its defaults")
+    for kind in kinds.choices.values():
+        kind.add_argument("--json", action="store_true", help="one JSON object a line, for machines")
+    return parser
+
+
+def _add_loss(kind: argparse.ArgumentParser) -> None:
+    _add_number(kind, "length", 512, 1, "tokens of a sequence, several allowed", nargs="+")
+    _add_number(kind, "batch", 8, 1, "sequences of a batch")
+    _add_setting(kind)
+    _add_number(kind, "widths", (768, 384), 1, "widths of teacher and student", nargs=2)
+    _add_number(kind, "repeats", 5, 1, "repetitions, of which medians are taken")
+    kind.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile the loss (default: yes)"
+    )
+
+
+def _add_step(kind: argparse.ArgumentParser) -> None:
+    size = {"type": _size, "metavar": "LAYERSxWIDTH"}
+    kind.add_argument("--teacher", default=(12, 768), help="default: 12x768", **size)
+    kind.add_argument("--student", nargs="+", default=[(6, 384)], help="several allowed (default: 6x384)", **size)
+    kind.add_argument(
+        "--layer",
+        type=_whole_number(1),
+        metavar="N",
+        help="the teacher's layer that is learned from (default: its last)",
+    )
+    _add_number(kind, "batch", 4, 1, "sequences of a step on each rank, one micro-batch")
+    _add_number(kind, "length", 512, 3, "tokens of a sequence")
+    _add_setting(kind)
+    kind.add_argument("--dropout", type=_dropout, default=0.1, metavar="P", help="the student's (default: %(default)s)")
+    kind.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: %(default)s")
+    kind.add_argument(
+        "--compile", choices=("loss", "none", "all"), default="loss", help="as in a recipe (default: %(default)s)"
+    )
+    _add_number(kind, "repeats", 5, 1, "repetitions, of which medians are taken")
+
+
+def _add_data(kind: argparse.ArgumentParser) -> None:
     kind.add_argument(
         "--data", type=Path, metavar="DIR", help="a prepared corpus (default: random tokens, 240 MB, thrown away)"
     )
@@ -244,25 +122,109 @@ def _parser() -> argparse.ArgumentParser:
         ("at", 10**9, 0, "number of the first sample"),
         ("repeats", 20, 1, "repetitions, of which medians are taken"),
     ):
-        options = {"type": _whole_number(least), "default": default, "metavar": "N"}
-        kind.add_argument(f"--{name}", help=f"{text} (default: %(default)s)", **options)
-    kind.add_argument("--json", action="store_true", help="one JSON object a line, for machines")
-    return parser
+        _add_number(kind, name, default, least, text)
+
+
+def _add_setting(kind: argparse.ArgumentParser) -> None:
+    _add_number(kind, "heads", (12, 48), 1, "relation heads, several allowed", nargs="+")
+    kind.add_argument(
+        "--pairs",
+        type=_pairs,
+        metavar="LIST",
+        help="of relations (default: qk,vv for 12 heads, qq,kk,vv for other numbers)",
+    )
+
+
+def _add_number(
+    kind: argparse.ArgumentParser,
+    name: str,
+    default: int | tuple,
+    least: int,
+    text: str,
+    nargs: str | int | None = None,
+) -> None:
+    shown = default
+    if nargs == "+":
+        default = list(default) if isinstance(default, tuple) else [default]
+    if nargs:
+        shown = " ".join(map(str, default))
+    kind.add_argument(
+        f"--{name}",
+        type=_whole_number(least),
+        default=default,
+        metavar="N",
+        nargs=nargs,
+        help=f"{text} (default: {shown})",
+    )
 
 
 def main() -> None:
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
+    json_too = ["--json"] if options.json else []
+    kinds = ["loss", "step", "data"] if options.kind == "all" else []
+    first = os.environ.get("RANK", "0") == "0"  # only this rank prints
+    case: dict = {}
+    if first and options.kind != "data":
+        print(_about_machine(getattr(options, "precision", "bf16"), options.json), flush=True)
+    for each in [parser.parse_args([kind, *json_too]) for kind in kinds] or [options]:
+        for row in _MEASUREMENTS[each.kind](each):
+            if not first:
+                continue
+            if options.json:
+                values = asdict(row)
+                print(json.dumps({"bench": each.kind, **values.pop("case"), **values}), flush=True)
+                continue
+            if row.case != case:
+                case = row.case
+                print("\n" + _heading(each.kind, case), flush=True)
+            print(_line(row), flush=True)
+
+
+def _loss(options: argparse.Namespace) -> Iterator[Row]:
+    from pipeline.bench_loss import loss  # importing DeepSpeed takes seconds
+
+    yield from loss(options)
+
+
+def _step(options: argparse.Namespace) -> Iterator[Row]:
+    from pipeline.bench_step import step
+
+    yield from step(options)
+
+
+def _data(options: argparse.Namespace) -> Iterator[Row]:
     with ExitStack() as stack:
         folder = options.data
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-data-")))
-            make_corpus(folder, options.sources, _TOKENS)
-        for row in data(folder, options.length, options.batch, options.at, options.repeats):
-            print(json.dumps({"bench": "data", **asdict(row)}) if options.json else _line(row), flush=True)
+            bench_data.make_corpus(folder, options.sources, bench_data.TOKENS)
+        yield from bench_data.data(folder, options.length, options.batch, options.at, options.repeats)
+
+
+_MEASUREMENTS = {"loss": _loss, "step": _step, "data": _data}
+
+
+def _about_machine(precision: str, as_json: bool) -> str:
+    about = machine(precision)
+    if as_json:
+        return json.dumps({"bench": "machine", **about})
+    units = "has" if about["bf16_units"] else "lacks"
+    return (
+        f"{about['name']} ({about['device']}), {about['threads']} threads, torch {about['torch']}, "
+        f"{about['precision']}; {units} bf16 units"
+    )
+
+
+def _heading(kind: str, case: dict) -> str:
+    """One line for what the following rows were measured for."""
+    parts = [f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in case.items()]
+    return f"{kind}: {', '.join(parts)}" if parts else f"{kind}:"
 
 
 def _line(row: Row) -> str:
-    return f"{row.measure:14} {row.value:10.3f} {row.unit:11} {row.note}"
+    wide = 20 if row.case else 14
+    return f"{row.measure:{wide}} {row.value:10.3f} {row.unit:11} {row.note}"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from data_prep.errors import UserError
 from pipeline.compiling import Compiled
 from pipeline.encoders import CutEncoder, weights_hash
-from pipeline.precision import DTYPES, lacks_bf16_units, widen_products
+from pipeline.precision import DTYPES, fit_arithmetic
 from pipeline.recipe import Recipe, load_ds_config
 from pipeline.relations import QKV
 
@@ -179,7 +179,7 @@ def host_teacher(recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: Hos
     """The frozen teacher as a function of input ids [B, T] on this rank's device."""
     dtype = DTYPES[recipe.precision]
     teacher.requires_grad_(False).to(dtype).eval()
-    _fit_arithmetic(teacher, recipe, ranks, "teacher")
+    _fit(teacher, recipe, ranks, "teacher")
     if hosting.kind == "replicate":
         teacher.to(ranks.device)
         body = teacher.body
@@ -225,7 +225,7 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
         "gradient_accumulation_steps": recipe.accumulation(ranks.world),
         "gradient_clipping": recipe.gradient_clipping,  # DeepSpeed's own default is 1.0, not none
     }
-    _fit_arithmetic(student, recipe, ranks, "student")
+    _fit(student, recipe, ranks, "student")
     optimizer = torch.optim.AdamW(
         _decay_groups(student, recipe.weight_decay),
         lr=recipe.learning_rate,
@@ -270,9 +270,8 @@ def _precision_config(recipe: Recipe, stage: int) -> dict:
 _QUIET = {"steps_per_print": 2**31, "wall_clock_breakdown": False, "timers": {"throughput": {"enabled": False}}}
 
 
-def _fit_arithmetic(encoder: CutEncoder, recipe: Recipe, ranks: Ranks, name: str) -> None:
-    if recipe.precision == "bf16" and lacks_bf16_units(ranks.device):
-        widen_products(encoder)
+def _fit(encoder: CutEncoder, recipe: Recipe, ranks: Ranks, name: str) -> None:
+    fit_arithmetic(encoder, recipe.precision, ranks.device)
     if recipe.compile == "all":
         for layer in encoder.body.layers:
             layer.forward = Compiled(layer.forward, f"the {name}'s layers")

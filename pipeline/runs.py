@@ -51,6 +51,8 @@ def _refuse_foreign(run: Path) -> None:
     names = sorted(path.name for path in run.iterdir() if path.name != ".lock") if run.is_dir() else []
     if names and not {"recipe.json", "checkpoints"} & set(names):
         raise UserError(f"{run}: holds {names[0]} and no recipe.json; name a new or an empty folder with out=")
+    if (run.parent / "recipe.json").is_file():
+        raise UserError(f"{run.parent}: holds the run of a single student; name another folder with out=")
 
 
 def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint | None:

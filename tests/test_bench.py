@@ -1,16 +1,21 @@
 """pipeline.bench: it compares like with like, and what it prints can be read by people and machines."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
+from transformers import BertConfig
 
 from data_prep import shards
 from data_prep.errors import UserError
-from pipeline import batches, bench
+from pipeline import batches, bench, bench_data, bench_loss, bench_step, bench_tools, encoders
+from pipeline.bench_tools import Setting
 from tests.launching import ROOT
+from tests.literal_relations import literal_relation_loss
 
 SMALL = ["--length", "32", "--batch", "64", "--repeats", "2", "--at", "1000000"]
 
@@ -18,7 +23,7 @@ SMALL = ["--length", "32", "--batch", "64", "--repeats", "2", "--at", "1000000"]
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    bench.make_corpus(folder, sources=5, tokens=60_000)
+    bench_data.make_corpus(folder, sources=5, tokens=60_000)
     return folder
 
 
@@ -37,7 +42,7 @@ def test_the_random_corpus_is_a_whole_corpus_of_very_different_sources(corpus):
 def test_the_bare_gather_copies_the_very_rows_that_the_windows_read(corpus):
     windows = batches.training_windows(shards.open_corpus(corpus), 32)
     samples = batches.order_of(windows, 0.3, 1)(10_000, 10_300)
-    gather = bench.BareGather(windows)
+    gather = bench_data.BareGather(windows)
     assert np.array_equal(gather(*gather.rows(samples)), windows.read(samples.source, samples.window).numpy())
 
 
@@ -49,20 +54,20 @@ def test_each_repetition_reads_other_blocks_and_who_goes_first_alternates(corpus
         seen.append((starts, bare_first))
         return [2.0, 1.0]
 
-    monkeypatch.setattr(bench, "_stretch_times", note)
+    monkeypatch.setattr(bench_data, "_stretch_times", note)
     windows = batches.training_windows(shards.open_corpus(corpus), 32)
-    times = bench.compare_with_bare(windows, batches.order_of(windows, 0.3, 1), batch, 10**9, repeats=3)
+    times = bench_data.compare_with_bare(windows, batches.order_of(windows, 0.3, 1), batch, 10**9, repeats=3)
     assert times.shape == (3, 2) and np.allclose(times[:, 0], 2 * times[:, 1])
     assert [bare_first for _, bare_first in seen] == [False, True] * 4
     stretches = [(starts[0], starts[-1] + batch) for starts, _ in seen]
-    assert all(stop - start >= bench.BLOCK for start, stop in stretches)
-    blocks = [set(range(start // bench.BLOCK, -(-stop // bench.BLOCK))) for start, stop in stretches]
+    assert all(stop - start >= bench_data.BLOCK for start, stop in stretches)
+    blocks = [set(range(start // bench_data.BLOCK, -(-stop // bench_data.BLOCK))) for start, stop in stretches]
     assert sum(map(len, blocks)) == len(set.union(*blocks))
-    assert seen[0][0][0] // bench.BLOCK == 10**9 // bench.BLOCK
+    assert seen[0][0][0] // bench_data.BLOCK == 10**9 // bench_data.BLOCK
 
 
 def test_the_table_has_a_line_for_each_measure(corpus, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "_STEPS", 3)
+    monkeypatch.setattr(bench_data, "_STEPS", 3)
     lines = run(monkeypatch, capsys, "data", "--data", corpus, *SMALL)
     names = ["batch", "bare gather", "ratio", "reading", "training step", "data wait"]
     assert [line[:14].strip() for line in lines] == names
@@ -71,9 +76,9 @@ def test_the_table_has_a_line_for_each_measure(corpus, monkeypatch, capsys):
 
 def test_for_machines_there_is_one_json_object_a_line_and_the_random_corpus_is_thrown_away(monkeypatch, capsys):
     made = []
-    monkeypatch.setattr(bench, "_TOKENS", 30_000)
-    monkeypatch.setattr(bench, "training_wait", lambda windows, order, at: (0.5, 0.01))
-    monkeypatch.setattr(bench, "open_corpus", lambda folder: (made.append(folder), shards.open_corpus(folder))[1])
+    monkeypatch.setattr(bench_data, "TOKENS", 30_000)
+    monkeypatch.setattr(bench_data, "training_wait", lambda windows, order, at: (0.5, 0.01))
+    monkeypatch.setattr(bench_data, "open_corpus", lambda folder: (made.append(folder), shards.open_corpus(folder))[1])
     lines = run(monkeypatch, capsys, "data", "--sources", "3", *SMALL, "--json")
     rows = {row["measure"]: row for row in map(json.loads, lines)}
     assert len(rows) == len(lines) == 6 and all(row["bench"] == "data" for row in rows.values())
@@ -88,15 +93,24 @@ def test_for_machines_there_is_one_json_object_a_line_and_the_random_corpus_is_t
         (["data", "--batch", "0"], "argument --batch: '0' is not a whole number of at least 1"),
         (["data", "--length", "two"], "argument --length: 'two' is not a whole number of at least 3"),
         (["data", "--at", "inf"], "argument --at: 'inf' is not a whole number of at least 0"),
-        (["dta"], "invalid choice: 'dta' (choose from data)"),
+        (["dta"], "invalid choice: 'dta' (choose from loss, step, data, all)"),
         ([], "the following arguments are required: WHAT"),
         (["data", "--data", "/no/such/corpus"], "/no/such/corpus: no such folder"),
+        (["loss", "--length", "0"], "argument --length: '0' is not a whole number of at least 1"),
+        (["loss", "--pairs", "qk,qx"], "argument --pairs: 'qk,qx' is not different pairs of q, k and v"),
+        (["loss", "--heads", "13"], "--heads 13: does not divide the teacher's width 768; use 12 or 16"),
+        (["loss", "--heads", "1000"], "--heads 1000: does not divide the teacher's width 768; use 384"),
+        (["step", "--student", "6*384"], "argument --student: '6*384' is not LAYERSxWIDTH"),
+        (["step", "--dropout", "1"], "argument --dropout: '1' is not a number from 0 to below 1"),
+        (["step", "--student", "6x384", "2x100"], "--heads 12: does not divide the student 2x100's width 100; use 4"),
+        (["step", "--layer", "13"], "teacher.layer = 13: must be one of the teacher's layers 1 to 12"),
+        (["all", "--length", "5"], "unrecognized arguments: --length 5"),
     ],
 )
 def test_a_bad_option_is_told_in_one_line(monkeypatch, capsys, arguments, message):
     with pytest.raises(UserError) as error:
         run(monkeypatch, capsys, *arguments)
-    assert message in str(error.value).replace("'data'", "data") and "\n" not in str(error.value)
+    assert message in re.sub(r"'(\w+)'(?=[,)])", r"\1", str(error.value)) and "\n" not in str(error.value)
 
 
 def test_the_command_exits_with_2_at_a_bad_option():
@@ -106,3 +120,156 @@ def test_the_command_exits_with_2_at_a_bad_option():
     assert result.stderr.startswith(
         "error: python -m pipeline.bench data: argument --batch: 'many' is not a whole number"
     )
+
+
+# --- loss and step ----------------------------------------------------------------------------------------------------
+
+LOSS = ["loss", "--json", "--no-compile", "--batch", "2", "--widths", "96", "48", "--repeats", "1"]
+STEP = ["step", "--json", "--compile", "none", "--teacher", "3x48", "--batch", "2", "--length", "8", "--repeats", "1"]
+
+
+def json_rows(lines: list[str]) -> tuple[dict, list[dict]]:
+    """What is said of the machine, and the rows."""
+    machine, *rows = map(json.loads, lines)
+    return machine, rows
+
+
+def values(rows: list[dict], **case) -> dict[str, float]:
+    """The values by measure of the rows that have ``case``."""
+    chosen = [row for row in rows if case.items() <= row.items()]
+    assert len({row["measure"] for row in chosen}) == len(chosen) > 0
+    return {row["measure"]: row["value"] for row in chosen}
+
+
+@pytest.fixture
+def no_memory(monkeypatch):
+    """Memory of known sizes, since a process of its own for each case takes seconds."""
+    monkeypatch.setattr(bench_loss, "extra_memory", lambda make, case, device: case.length * 2**20)
+
+
+def test_loss_measures_every_number_of_heads_at_every_length(monkeypatch, capsys, no_memory):
+    machine, rows = json_rows(run(monkeypatch, capsys, *LOSS, "--length", "32", "16"))
+    assert machine["bench"] == "machine" and machine["threads"] == torch.get_num_threads() and machine["name"]
+    assert {row["bench"] for row in rows} == {"loss"}
+    for heads, pairs in ((12, "qk,vv"), (48, "qq,kk,vv")):
+        for length in (16, 32):
+            got = values(rows, heads=heads, pairs=pairs, length=length, batch=2, widths=[96, 48])
+            assert got["literal / ours"] == pytest.approx(got["literal"] / got["ours"])
+            assert got["ours / products"] == pytest.approx(got["ours"] / got["products"])
+            assert (got["memory of literal"], got["memory of ours"], got["memory ratio"]) == (length, length, 1)
+        assert values([row for row in rows if "length" not in row], heads=heads) == {"growth of memory": 2}
+
+
+def test_a_literal_loss_that_does_not_fit_the_memory_is_left_out(monkeypatch, capsys, no_memory):
+    monkeypatch.setattr(bench_loss, "free_memory", lambda device: 10_000)
+    _, rows = json_rows(run(monkeypatch, capsys, *LOSS, "--length", "16", "--heads", "12"))
+    assert {"ours", "products", "literal needs"} <= set(values(rows)) and "literal" not in values(rows)
+    assert values(rows)["literal needs"] == pytest.approx(8 * 4 * 2 * 12 * 16**2 / 2**20)
+
+
+def test_the_literal_loss_is_the_papers_formula():
+    case = bench_loss.Case(Setting(("qk", "vv"), 2), 5, 2, (8, 4), compiled=False)
+    models = [[x.detach().double() for x in model] for model in bench_loss.inputs(case)]
+    wanted = literal_relation_loss(*models, ("qk", "vv"), 2, [5, 5])["loss"]
+    assert bench_loss.literal(case)()[0].item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("pairs, heads", [(("qk", "vv"), 12), (("qq", "kk", "vv"), 48), (("qk", "kq"), 3)])
+def test_ours_and_the_literal_loss_agree(pairs, heads):
+    case = bench_loss.Case(Setting(pairs, heads), 40, 3, (96, 48), compiled=False)
+    bench_loss.check_agreement(case)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient of v"])
+def test_a_wrong_loss_is_not_measured(monkeypatch, capsys, what):
+    right = bench_loss.relation_loss
+
+    def wrong(teacher, student, *arguments):
+        losses = right(teacher, student, *arguments)
+        off = (
+            1.01 * losses["loss"]
+            if what == "loss"
+            else losses["loss"] + (x := student.v.float().sum() / 1e4) - x.detach()
+        )
+        return {"loss": off}
+
+    monkeypatch.setattr(bench_loss, "relation_loss", wrong)
+    with pytest.raises(RuntimeError, match=f"the {what} differs from the literal one's by"):
+        run(monkeypatch, capsys, *LOSS, "--length", "16")
+
+
+def test_the_literal_loss_takes_more_memory_than_ours():
+    case = bench_loss.Case(Setting(("qk", "vv"), 12), 256, 4, (96, 48), compiled=False)
+    cpu = torch.device("cpu")
+    literal, ours = (bench_tools.extra_memory(make, case, cpu) for make in (bench_loss.literal, bench_loss.ours))
+    assert literal > 2 * ours and literal > 3 * 4 * 4 * 12 * 256**2  # at the least three maps at a time
+
+
+def test_works_are_run_in_rotating_order_and_the_first_repetition_does_not_count():
+    seen = []
+    works = {name: lambda name=name: seen.append(name) for name in "abc"}
+    times = bench_tools.interleaved(works, 3, torch.device("cpu"))
+    assert "".join(seen) == "abc" + "bca" + "cab" + "abc" and [len(times[name]) for name in "abc"] == [3, 3, 3]
+    assert bench_tools.ratio([1.0, 4.0, 9.0], [1.0, 2.0, 1.0]) == 2
+    assert bench_tools.added([1.0, 2.0], [3.0, 4.0]) == [4, 6]
+
+
+def test_step_measures_an_update_against_its_floor(monkeypatch, capsys):
+    machine, rows = json_rows(run(monkeypatch, capsys, *STEP, "--student", "2x48", "--precision", "fp32"))
+    assert machine["precision"] == "fp32" and {row["bench"] for row in rows} == {"step"}
+    shape = encoders.student_config(BertConfig(hidden_size=48), 2, 48, 12, 192, 0.1)
+    flops = 2 * (encoders.forward_flops(shape, 3, 8) + 3 * encoders.forward_flops(shape, 2, 8))
+    for heads, pairs in ((12, "qk,vv"), (48, "qq,kk,vv")):
+        got = values(rows, heads=heads, pairs=pairs, students=["2x48"])
+        assert got["floor / step"] == pytest.approx(got["floor"] / got["step"])
+        assert got["model speed"] == pytest.approx(flops / got["step"] / 1e9)
+        shares = {name: value for name, value in got.items() if name.startswith("share of ")}
+        assert {name[9:] for name in shares} == {"teacher", "student", "loss", "optimizer", "data wait"}
+        assert sum(shares.values()) == pytest.approx(100) and min(shares.values()) > 0
+        assert "together / alone" not in got
+    got = values([row for row in rows if "heads" not in row])
+    assert got["DeepSpeed's own"] == pytest.approx(100 * (got["DeepSpeed"] / got["plain torch"] - 1))
+
+
+def test_several_students_are_measured_together_and_alone(monkeypatch, capsys):
+    lines = run(monkeypatch, capsys, "--local_rank=0", *STEP, "--student", "2x48", "1x24", "--heads", "12")
+    got = values(json_rows(lines)[1], heads=12, students=["2x48", "1x24"])
+    assert got["together / alone"] == pytest.approx(got["step"] / got["each alone, summed"])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_floor_is_a_whole_update_in_plain_torch(precision):
+    arguments = [*STEP, "--student", "2x48", "--heads", "12", "--dropout", "0", "--precision", precision]
+    made = bench_step.Bench(
+        bench._parser().parse_args(arguments), [Setting(("qk", "vv"), 12)], bench_step.engines.start_ranks()
+    )
+    plain, engine = made.plain[0], made.engines[0]
+    names = {name: name for name, _ in engine.module.named_parameters()}
+
+    def weights() -> torch.Tensor:
+        """fp32 weights of both, [2, all]."""
+        plain(made.ids)
+        made.trivial_update(0)
+        state = bench_step.engines.read_state(engine, names, True)
+        both = [weight.detach() for weight in plain._masters], [state[name] for name in names]
+        return torch.stack([torch.cat([x.flatten() for x in one]) for one in both])
+
+    before = weights()
+    weights()
+    moved, under = weights() - before
+    assert moved.norm() > 0 and (moved - under).norm() < 0.05 * moved.norm()
+    assert all(torch.equal(low, high.to(low.dtype)) for low, high in zip(plain._weights, plain._masters, strict=True))
+
+
+def test_all_is_each_with_its_defaults(monkeypatch, capsys):
+    seen = []
+    kinds = ("loss", "step", "data")
+    measure = {kind: lambda options, kind=kind: iter([(seen.append((kind, options)), ROW)[1]]) for kind in kinds}
+    monkeypatch.setattr(bench, "_MEASUREMENTS", measure)
+    lines = run(monkeypatch, capsys, "all")
+    assert [kind for kind, _ in seen] == list(kinds) and [options.batch for _, options in seen] == [8, 4, 2048]
+    assert f"{torch.get_num_threads()} threads" in lines[0] and sum("a note" in line for line in lines) == 3
+    assert seen[0][1].length == [512] and seen[0][1].compile and seen[1][1].student == [(6, 384)]
+
+
+ROW = bench_tools.Row("measure", 1.0, "s", "a note")

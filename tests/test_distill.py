@@ -543,6 +543,11 @@ def test_a_run_never_mixes_into_a_folder_of_something_else(folder, tmp_path):
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["n0.txt"]
 
 
+def test_several_students_never_go_into_the_folder_of_a_single_one(folder, two_ranks):
+    with pytest.raises(UserError, match=r"whole-1-fp32: holds the run of a single student; name another folder"):
+        distill(load_recipes(folder / "several.toml", [f"out={folder / 'whole-1-fp32'}"]))
+
+
 def test_a_corpus_too_short_for_one_window_is_named(folder, tmp_path):
     data = make_corpus(tmp_path / "short", {"a": 20})
     assert "no shard holds the 30 tokens of one window" in refusal(folder / "tiny.toml", f"data={data}", "length=32")
