@@ -103,18 +103,19 @@ def _dropped_attention(query, key, value, mask, p, scaling):
     Sample by sample, because the weights of a whole batch leave the cache: on [4, 12, 512, 32], with the backward pass,
     138 ms, against 302 ms for torch's SDPA with dropout.
     """
+    masks = [None] * len(query)
     if mask is not None:
         if mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
-        mask = mask.expand(*query.shape[:-1], key.shape[-2])
+        masks = mask.expand(*query.shape[:-1], key.shape[-2])
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     outputs = []
-    for i in range(len(query)):
-        logits = query[i] @ key[i].transpose(-1, -2)
-        if mask is not None:
-            logits += mask[i]
+    for q, k, v, m in zip(query, key, value, masks, strict=True):
+        logits = q @ k.transpose(-1, -2)
+        if m is not None:
+            logits += m
         keep, scale = _draw(logits.shape, p)
-        outputs.append(((logits.softmax(-1) * keep) @ (value[i] * scale)).transpose(0, 1))
+        outputs.append(((logits.softmax(-1) * keep) @ (v * scale)).transpose(0, 1))
     return torch.stack(outputs)
 
 

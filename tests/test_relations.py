@@ -1,5 +1,7 @@
 """pipeline.relations against the literal formula, and against a model's own attention."""
 
+import functools
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel
@@ -23,10 +25,8 @@ COMPILED = torch.compile(relations.divergence_and_gradient, dynamic=True)
 
 def both(batch, length, widths, pairs, heads, lengths, dtype, divergence=relations.divergence_and_gradient):
     """(fast losses, fast gradients, literal losses, literal gradients) on the same numbers."""
-    teacher = random_qkv(batch, length, widths[0], 1)
-    student = random_qkv(batch, length, widths[1], 2, grad=True)
-    exact = literal_relation_loss(teacher, student, pairs, heads, lengths or [length] * batch)
-    exact_grads = torch.autograd.grad(exact["loss"], student, allow_unused=True)
+    sizes = batch, length, *widths
+    teacher, student, exact, exact_grads = literal(sizes, pairs, heads, tuple(lengths or [length] * batch))
     fast_teacher = QKV(*(t.detach().to(dtype) for t in teacher))
     fast_student = QKV(*(t.detach().to(dtype).requires_grad_() for t in student))
     fast = relation_loss(
@@ -34,6 +34,16 @@ def both(batch, length, widths, pairs, heads, lengths, dtype, divergence=relatio
     )
     grads = torch.autograd.grad(fast["loss"], fast_student, allow_unused=True)
     return fast, grads, exact, exact_grads
+
+
+@functools.cache
+def literal(sizes, pairs, heads, lengths):
+    """(teacher, student, losses, gradients) by the literal formula, for random numbers of sizes (B, T, widths)."""
+    batch, length, *widths = sizes
+    teacher = random_qkv(batch, length, widths[0], 1)
+    student = random_qkv(batch, length, widths[1], 2, grad=True)
+    losses = literal_relation_loss(teacher, student, pairs, heads, lengths)
+    return teacher, student, losses, torch.autograd.grad(losses["loss"], student, allow_unused=True)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
