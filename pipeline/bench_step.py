@@ -19,8 +19,7 @@ from data_prep.shards import open_corpus
 from pipeline import batches, encoders, engines
 from pipeline.bench_data import make_corpus
 from pipeline.bench_tools import Row, Setting, added, interleaved, ratio, settings_of
-from pipeline.compiling import Compiled
-from pipeline.precision import DTYPES, fit_arithmetic
+from pipeline.precision import DTYPES
 from pipeline.recipe import Recipe, Student, Teacher
 from pipeline.relations import QKV
 from pipeline.step import Clock, Trainee, divergence_of, update
@@ -142,12 +141,8 @@ class Plain:
         if dtype != torch.float32:
             self._masters = [p.detach().clone() for p in self._masters]
         self._weights = list(student.to(dtype).parameters())
-        fit_arithmetic(student, recipe.precision, ranks.device)
-        if recipe.compile == "all":
-            for layer in student.body.layers:
-                layer.forward = Compiled(layer.forward, "the plain student's layers")
-        decayed, others = [p for p in self._masters if p.dim() > 1], [p for p in self._masters if p.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        engines.fit(student, recipe, ranks, "plain student")
+        groups = engines.decay_groups(self._masters, recipe.weight_decay)
         adam = {"lr": recipe.learning_rate, "betas": recipe.adam_betas, "eps": recipe.adam_eps, "fused": True}
         self._optimizer = torch.optim.AdamW(groups, **adam)
 

@@ -136,8 +136,8 @@ def train(
 
     def evaluate(chosen: list[Trainee], step: int) -> None:
         losses = heldout_losses(chosen, ranks, heldout, teach, windows.padding)
-        for trainee, own in zip(chosen, losses, strict=True):
-            image = probe_image(trainee, ranks, tokenizer, teach)
+        images = probe_images(chosen, ranks, tokenizer, teach)
+        for trainee, own, image in zip(chosen, losses, images, strict=True):
             if trainee.monitor:
                 trainee.monitor.evaluated(step, own, image)
 
@@ -149,10 +149,9 @@ def train(
 
     if start == 0:
         evaluate([trainee for trainee in trainees if trainee.start == 0], 0)
-    clock = Clock(ranks.device)
-    for trainee in trainees:
-        if trainee.monitor:
-            trainee.monitor.resume()
+    clock, monitors = Clock(ranks.device), [trainee.monitor for trainee in trainees if trainee.monitor]
+    for monitor in monitors:
+        monitor.resume()
 
     for step, samples in enumerate(batches.read_ahead(reading, ranks.device), start):
         done = step + 1
@@ -189,9 +188,8 @@ def train(
         if saves:
             for trainee in students:
                 save(trainee, done)
-        for trainee in students:
-            if trainee.monitor:
-                trainee.monitor.resume()
+        for monitor in monitors:
+            monitor.resume()
 
     for trainee in trainees:
         if trainee.monitor:
@@ -329,13 +327,17 @@ def heldout_losses(
 
 
 @torch.no_grad()
-def probe_image(trainee: Trainee, ranks: Ranks, tokenizer, teach: Teach) -> Tensor:
-    """The relation maps of one fixed sentence, teacher beside student, as a grey image; every rank runs the forwards."""
-    recipe = trainee.recipe
+def probe_images(trainees: list[Trainee], ranks: Ranks, tokenizer, teach: Teach) -> list[Tensor]:
+    """The relation maps of one fixed sentence, teacher beside student, as grey images; every rank runs the forwards."""
+    recipe = trainees[0].recipe
     ids = tokenizer(SENTENCE, return_tensors="pt", truncation=True, max_length=recipe.length)["input_ids"]
-    trainee.engine.eval()
-    teacher, student = (model(ids.to(ranks.device)) for model in (teach, trainee.engine))
-    return relation_image(relation_maps(teacher, student, recipe.pairs, recipe.relation_heads))
+    ids, images = ids.to(ranks.device), []
+    teacher = teach(ids)
+    for trainee in trainees:
+        trainee.engine.eval()
+        maps = relation_maps(teacher, trainee.engine(ids), recipe.pairs, recipe.relation_heads)
+        images.append(relation_image(maps))
+    return images
 
 
 def shares_of(seconds: dict[str, float]) -> dict[str, float]:

@@ -82,6 +82,7 @@ _XLMR = {
     "type_vocab_size": 1,
     "pad_token_id": 1,
 }
+_XLMR_XL = dict(_XLMR, model_type="xlm-roberta-xl", vocab_size=250880)
 _ROBERTA_EN = dict(_XLMR, model_type="roberta", vocab_size=50265)
 _LARGE = {
     "hidden_size": 1024,
@@ -96,6 +97,12 @@ _PUBLIC_SHAPES = {
     "FacebookAI/roberta-large": _ROBERTA_EN | _LARGE,
     "FacebookAI/xlm-roberta-base": _XLMR,
     "FacebookAI/xlm-roberta-large": _XLMR | _LARGE,
+    "facebook/xlm-roberta-xl": dict(
+        _XLMR_XL, hidden_size=2560, num_hidden_layers=36, num_attention_heads=32, intermediate_size=10240
+    ),
+    "facebook/xlm-roberta-xxl": dict(
+        _XLMR_XL, hidden_size=4096, num_hidden_layers=48, num_attention_heads=32, intermediate_size=16384
+    ),
 }
 
 

@@ -16,7 +16,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -179,7 +179,7 @@ def host_teacher(recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: Hos
     """The frozen teacher as a function of input ids [B, T] on this rank's device."""
     dtype = DTYPES[recipe.precision]
     teacher.requires_grad_(False).to(dtype).eval()
-    _fit(teacher, recipe, ranks, "teacher")
+    fit(teacher, recipe, ranks, "teacher")
     if hosting.kind == "replicate":
         teacher.to(ranks.device)
         body = teacher.body
@@ -225,9 +225,9 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
         "gradient_accumulation_steps": recipe.accumulation(ranks.world),
         "gradient_clipping": recipe.gradient_clipping,  # DeepSpeed's own default is 1.0, not none
     }
-    _fit(student, recipe, ranks, "student")
+    fit(student, recipe, ranks, "student")
     optimizer = torch.optim.AdamW(
-        _decay_groups(student, recipe.weight_decay),
+        decay_groups(student.parameters(), recipe.weight_decay),
         lr=recipe.learning_rate,
         betas=recipe.adam_betas,
         eps=recipe.adam_eps,
@@ -246,10 +246,11 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
     return engine
 
 
-def _decay_groups(student: nn.Module, weight_decay: float) -> list[dict]:
+def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[dict]:
     """Weight decay for matrices, none for biases and norms, as BERT was trained."""
-    matrices = [p for p in student.parameters() if p.dim() > 1]
-    vectors = [p for p in student.parameters() if p.dim() <= 1]
+    parameters = list(parameters)
+    matrices = [p for p in parameters if p.dim() > 1]
+    vectors = [p for p in parameters if p.dim() <= 1]
     return [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -270,7 +271,8 @@ def _precision_config(recipe: Recipe, stage: int) -> dict:
 _QUIET = {"steps_per_print": 2**31, "wall_clock_breakdown": False, "timers": {"throughput": {"enabled": False}}}
 
 
-def _fit(encoder: CutEncoder, recipe: Recipe, ranks: Ranks, name: str) -> None:
+def fit(encoder: CutEncoder, recipe: Recipe, ranks: Ranks, name: str) -> None:
+    """Give ``encoder`` the arithmetic that suits the device, and compile its layers if ``recipe`` says so."""
     fit_arithmetic(encoder, recipe.precision, ranks.device)
     if recipe.compile == "all":
         for layer in encoder.body.layers:

@@ -32,10 +32,9 @@ class Teacher:
     model: str  # a Hugging Face folder or hub id
     layer: int  # counted from 1; its q, k, v are what the student learns
     revision: str = "main"
-    micro_batch: int = (
-        0  # sequences in one forward of the teacher, a multiple of the recipe's micro_batch; 0 = the same
-    )
+    micro_batch: int = 0  # sequences in one forward of the teacher, a multiple of micro_batch below; 0: the same
     hosting: Literal["auto", "replicate", "zero3"] = "auto"
+    shard_group: Literal["world", "node"] = "world"  # zero3: shards over all ranks, or over those of each node
     ds_config: str = "teacher_zero3.json"
 
 
@@ -84,7 +83,8 @@ class Recipe:
     eval_every: int = 5000
     eval_samples: int = 1024
     checkpoint_every: int = 5000
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest ones
+    keep_every: int = 0  # those of steps that are multiples of this are kept as well; 0: none
 
     source: str = field(default="recipe", compare=False)  # the file it was read from, for messages
 
@@ -142,7 +142,7 @@ class Recipe:
             self._need(key, self._at(key) != "", "a name")
         for key in ("learning_rate", "adam_eps"):
             self._need(key, 0 < getattr(self, key) < math.inf, "above 0 and finite")
-        for key in ("weight_decay", "gradient_clipping", "sampling_alpha", "seed", "eval_samples"):
+        for key in ("weight_decay", "gradient_clipping", "sampling_alpha", "seed", "eval_samples", "keep_every"):
             self._need(key, 0 <= getattr(self, key) < math.inf, "at least 0 and finite")
         self._need(
             "adam_betas",

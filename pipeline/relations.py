@@ -81,7 +81,8 @@ def relation_loss(
     losses = {}
     for pair in pairs:
         a, b = ("qkv".index(letter) for letter in pair)
-        losses[pair] = _PairLoss.apply(teacher[a], teacher[b], student[a], student[b], heads, queries, divergence)
+        operands = teacher[a], teacher[b], student[a], student[b]
+        losses[pair] = _PairLoss.apply(*operands, heads, queries, divergence, torch.is_grad_enabled())
     return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
 
@@ -100,9 +101,9 @@ class _PairLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, t_a, t_b, s_a, s_b, heads, queries, divergence):
+    def forward(ctx, t_a, t_b, s_a, s_b, heads, queries, divergence, wanted):
         with torch.no_grad(), torch.autocast(s_a.device.type, enabled=False):
-            loss, grad_a, grad_b = _loss_and_gradients(t_a, t_b, s_a, s_b, heads, queries, divergence)
+            loss, grad_a, grad_b = _loss_and_gradients(t_a, t_b, s_a, s_b, heads, queries, divergence, wanted)
         ctx.save_for_backward(grad_a, grad_b)
         return loss
 
@@ -110,13 +111,13 @@ class _PairLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_loss):
         grad_a, grad_b = (grad if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
-        return None, None, grad_a, grad_b, None, None, None
+        return None, None, grad_a, grad_b, None, None, None, None
 
 
-def _loss_and_gradients(t_a, t_b, s_a, s_b, heads, queries, divergence):
+def _loss_and_gradients(t_a, t_b, s_a, s_b, heads, queries, divergence, wanted):
     """(loss, ∂loss/∂s_a, ∂loss/∂s_b): a scalar and two [B, T, width] in the student's dtype.
 
-    If s_a is s_b the first gradient is by both places, and the second None.
+    If s_a is s_b the first gradient is by both places, and the second None. Gradients not ``wanted`` are not filled.
     """
     dtype, device, (batch, length, width) = queries.weight.dtype, s_a.device, s_a.shape
     scale_t, scale_s = ((x.shape[-1] // heads) ** -0.5 for x in (t_a, s_a))
@@ -142,8 +143,9 @@ def _loss_and_gradients(t_a, t_b, s_a, s_b, heads, queries, divergence):
                 torch.bmm(sa[:, part], sb.mT, out=logits_s)
                 weight, keys = (queries.rows(x, seq, part, pick.stop - pick.start) for x in queries)
                 loss += divergence(logits_t.flatten(0, 1), logits_s.flatten(0, 1), weight, keys, gradient.flatten(0, 1))
-                da[:, :, part].baddbmm_(sb.mT, gradient.mT)
-                db.baddbmm_(sa[:, part].mT, gradient)
+                if wanted:
+                    da[:, :, part].baddbmm_(sb.mT, gradient.mT)
+                    db.baddbmm_(sa[:, part].mT, gradient)
         of_a *= scale_s
         if grad_b is None:
             of_a += of_b

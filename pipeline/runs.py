@@ -31,7 +31,9 @@ COMPLETE = "COMPLETE"
 # What a run may change when it goes on: where and how it runs, not what it computes.
 _FREE = {
     "out", "data", "micro_batch", "log_every", "eval_every", "eval_samples", "checkpoint_every", "keep_checkpoints",
-    "compile", "teacher.model", "teacher.micro_batch", "teacher.hosting", "teacher.ds_config", "student.ds_config",
+    "keep_every",
+    "compile", "teacher.model", "teacher.micro_batch", "teacher.hosting", "teacher.shard_group", "teacher.ds_config",
+    "student.ds_config",
 }  # fmt: skip
 
 

@@ -153,6 +153,16 @@ def test_logits_that_are_far_apart_give_no_infinity():
     assert loss.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(loss, student, allow_unused=True))
 
 
+def test_without_gradients_their_products_are_not_made(monkeypatch):
+    teacher, student = random_qkv(2, 4, 8, 1), random_qkv(2, 4, 8, 2, grad=True)
+    expected = relation_loss(teacher, student, ("qk", "vv"), 2)["loss"].detach()
+    monkeypatch.setattr(torch.Tensor, "baddbmm_", lambda *_: pytest.fail("a product for a gradient"))
+    with torch.no_grad():
+        assert torch.equal(relation_loss(teacher, student, ("qk", "vv"), 2)["loss"], expected)
+    with pytest.raises(pytest.fail.Exception):
+        relation_loss(teacher, student, ("qk", "vv"), 2)
+
+
 def test_plain_tuples_serve_as_well():
     teacher, student = random_qkv(2, 4, 8, 1), random_qkv(2, 4, 8, 2)
     loss = relation_loss(tuple(teacher), tuple(student), ("qk", "vv"), 2)["loss"]
