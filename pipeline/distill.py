@@ -5,7 +5,8 @@
     torchrun --nproc-per-node 8 -m pipeline.distill RECIPE.toml [key=value …]     the same
 
 The run folder `out` (OUT/NAME for each of several students) receives checkpoints/, tensorboard/, metrics.jsonl and, last,
-COMPLETE. The same command goes on from the newest checkpoint. The smallest real run: ./run.sh demo
+COMPLETE. The same command goes on from the newest checkpoint. SIGTERM, SIGUSR1 or a file out/STOP make it write one and
+leave with exit code 75. The smallest real run: ./run.sh demo
 """
 
 import argparse
@@ -27,12 +28,19 @@ from pipeline.monitor import Monitor
 from pipeline.precision import lacks_bf16_units
 from pipeline.recipe import Recipe, load_ds_config, load_recipes
 from pipeline.step import Clock, Trainee, divergence_of, update
+from pipeline.watchdog import EarlyStop, Watchdog
+
+TIMEOUT = 120.0  # seconds
 
 
-def distill(recipes: list[Recipe], stop_at: int | None = None) -> None:
+def distill(
+    recipes: list[Recipe], stop_at: int | None = None, max_hours: float | None = None, timeout: float = TIMEOUT
+) -> int:
     """Run ``recipes``, which differ in their student only, to their end, or leave after update ``stop_at``.
 
-    Raises UserError for whatever the user can mend, on every rank, with the checkpoints so far kept.
+    Returns the exit code: 0, or runs.EARLY if it was asked to stop (see watchdog.EarlyStop) or ``max_hours`` are over; the
+    same call goes on. A rank that is silent for ``timeout`` s ends the process. Raises UserError for whatever the user can
+    mend, on every rank, with the checkpoints so far kept.
     """
     # What can be wrong is told before anything heavy starts.
     recipe = recipes[0]  # where they agree
@@ -49,7 +57,12 @@ def distill(recipes: list[Recipe], stop_at: int | None = None) -> None:
 
     ranks = engines.start_ranks()
     last = min(recipe.steps, stop_at or recipe.steps)
-    with runs.sole_writer([Path(one.out) for one in recipes], ranks):
+    with (
+        EarlyStop(ranks, runs.root_of(recipes), max_hours) as early,
+        Watchdog(ranks, timeout) as watchdog,
+        runs.sole_writer([Path(one.out) for one in recipes], ranks),
+    ):
+        early.forget()
         on_first_rank(ranks, lambda: batches.check_bytes(corpus))
         due = []
         for one in recipes:
@@ -58,11 +71,12 @@ def distill(recipes: list[Recipe], stop_at: int | None = None) -> None:
                 due.append((one, checkpoint))
             elif ranks.first:
                 print(f"{one.out} already has its checkpoint of step {checkpoint.step}: nothing to do", flush=True)
-        if due:
-            train(due, ranks, corpus, windows, tokenizer, last)
-        if ranks.first and last == recipe.steps:
+        step = train(due, ranks, corpus, windows, tokenizer, last, early) if due else last
+        if ranks.first and step == recipe.steps:
             for one in recipes:
                 (Path(one.out) / runs.COMPLETE).write_text(f"{recipe.steps} steps\n")
+        watchdog.leave()
+    return 0 if step == last else runs.EARLY
 
 
 def train(
@@ -72,8 +86,9 @@ def train(
     windows: batches.Windows,
     tokenizer,
     last: int,
-) -> None:
-    """Each student from its checkpoint, or from its start, to step ``last``."""
+    early: EarlyStop,
+) -> int:
+    """Each student from its checkpoint, or from its start, to step ``last``, or an ``early`` one, which is returned."""
     # The whole models, and their cuts. Students are built before a ZeRO-3 teacher could change how that is done.
     recipe = due[0][0]
     teacher_model = encoders.load_model(recipe.teacher.model, recipe.teacher.revision, torch.float32)
@@ -156,7 +171,8 @@ def train(
     for step, samples in enumerate(batches.read_ahead(reading, ranks.device), start):
         done = step + 1
         logs, evaluates = (done % every == 0 or done == recipe.steps for every in (recipe.log_every, recipe.eval_every))
-        saves = done % recipe.checkpoint_every == 0 or done == last
+        leaves = done == last or early.agreed()
+        saves = done % recipe.checkpoint_every == 0 or leaves
         students = [trainee for trainee in trainees if trainee.start <= step]  # one that is ahead waits for the others
         for trainee in students:
             if trainee.monitor:
@@ -188,19 +204,24 @@ def train(
         if saves:
             for trainee in students:
                 save(trainee, done)
+        if leaves:
+            break
         for monitor in monitors:
             monitor.resume()
 
+    if done < last:
+        early.forget()
+        end = f"Stopped after step {done} ({early.reason}); the same command goes on."
+    elif last < recipe.steps:
+        end = f"Stopped after step {last} as asked; the same command without --stop-at goes on."
+    else:
+        end = f"Done: {recipe.steps} steps."
     for trainee in trainees:
         if trainee.monitor:
-            if last == recipe.steps:
-                folder = trainee.recipe.out
-                trainee.monitor.say(
-                    f"Done: {recipe.steps} steps. Next: python -m pipeline.export {folder} STUDENT_FOLDER"
-                )
-            else:
-                trainee.monitor.say(f"Stopped after step {last} as asked; the same command without --stop-at goes on.")
+            next_one = f" Next: python -m pipeline.export {trainee.recipe.out} STUDENT_FOLDER"
+            trainee.monitor.say(end + (next_one if done == recipe.steps else ""))
             trainee.monitor.close()
+    return done
 
 
 # --- before the first step --------------------------------------------------------------------------------------------
@@ -351,7 +372,7 @@ def all_mean(x: Tensor, ranks: Ranks) -> Tensor:
     return x / ranks.world
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.distill",
         description=__doc__,
@@ -370,16 +391,43 @@ def main() -> None:
         metavar="STEP",
         help="save a checkpoint after this step and leave",
     )
+    parser.add_argument(
+        "--max-hours",
+        type=float,
+        metavar="HOURS",
+        help=f"save a checkpoint after so long and leave with code {runs.EARLY}; the same command goes on",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help="a rank that is not heard of for so long is given up, and the run ends (default: %(default)s)",
+    )
+    parser.add_argument("--launch", metavar="TOKEN", help=argparse.SUPPRESS)  # whose launch this is, for OUT/.ended
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher passes it
     options = parser.parse_intermixed_args()
     if options.stop_at is not None and options.stop_at < 1:
         raise UserError(f"--stop-at {options.stop_at}: must be at least 1")
+    if options.max_hours is not None and not options.max_hours > 0:
+        raise UserError(f"--max-hours {options.max_hours}: must be above 0")
+    if not options.timeout >= 5:
+        raise UserError(f"--timeout {options.timeout}: must be at least 5 seconds")
     transformers_logging.disable_progress_bar()
     if "DISTILL_PARENT" in os.environ:
         runs.die_with(int(os.environ["DISTILL_PARENT"]))
-    distill(load_recipes(options.recipe, options.overrides), options.stop_at)
+    recipes, code = load_recipes(options.recipe, options.overrides), 1
+    try:
+        code = distill(recipes, options.stop_at, options.max_hours, options.timeout)
+    except UserError:
+        code = 2
+        raise
+    finally:
+        if os.environ.get("RANK", "0") == "0":
+            runs.record_end(runs.root_of(recipes), options.launch, code)
     if dist.is_initialized():
         dist.destroy_process_group()
+    return code
 
 
 if __name__ == "__main__":

@@ -5,6 +5,11 @@ RUN/student/                              the student's config and the teacher's
 RUN/checkpoints/                          see checkpoints.py
 RUN/metrics.jsonl, log.txt, tensorboard/  see monitor.py
 RUN/COMPLETE                              written last: the run reached its last step
+
+The root of a run is its `out` as the recipe file gives it: RUN, or for several students the folder that holds theirs.
+
+ROOT/STOP                                 made by anyone: write a checkpoint and leave (see watchdog.EarlyStop)
+ROOT/.ended                               how the newest launch ended, for the launcher that waits for it
 """
 
 import contextlib
@@ -26,7 +31,8 @@ from pipeline.checkpoints import Checkpoint
 from pipeline.engines import Ranks, on_first_rank
 from pipeline.recipe import Recipe
 
-COMPLETE = "COMPLETE"
+COMPLETE, STOP, ENDED = "COMPLETE", "STOP", ".ended"
+EARLY = 75  # exit code of a run that has more to do: EX_TEMPFAIL of sysexits.h, "try again"
 
 # What a run may change when it goes on: where and how it runs, not what it computes.
 _FREE = {
@@ -50,11 +56,25 @@ def sole_writer(runs: list[Path], ranks: Ranks, patience: float | None = None):
 
 def _refuse_foreign(run: Path) -> None:
     """Raise UserError if ``run`` holds something, but not a run."""
-    names = sorted(path.name for path in run.iterdir() if path.name != ".lock") if run.is_dir() else []
+    own = {".lock", ENDED, STOP}
+    names = sorted(path.name for path in run.iterdir() if path.name not in own) if run.is_dir() else []
     if names and not {"recipe.json", "checkpoints"} & set(names):
         raise UserError(f"{run}: holds {names[0]} and no recipe.json; name a new or an empty folder with out=")
     if (run.parent / "recipe.json").is_file():
         raise UserError(f"{run.parent}: holds the run of a single student; name another folder with out=")
+
+
+def root_of(recipes: list[Recipe]) -> Path:
+    """Where a launch's own files lie: the run folder, or what holds those of several students."""
+    return Path(recipes[0].out) if len(recipes) == 1 else Path(recipes[0].out).parent
+
+
+def record_end(root: Path, launch: str | None, code: int) -> None:
+    """Write ROOT/.ended: the launch's token and its exit code."""
+    if root.is_dir():
+        aside = root / f"{ENDED}.writing"
+        aside.write_text(json.dumps({"launch": launch, "code": code}) + "\n")
+        aside.replace(root / ENDED)
 
 
 def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint | None:
