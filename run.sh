@@ -12,20 +12,24 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
   test [PYTEST ARGUMENTS]   the test suite
   prep VERB …               text to token shards: plan, prepare, status, verify, stats, extend, bench
                                                                              (python -m data_prep)
-  distill RECIPE [key=value …]
-                            train a student, one process for each GPU, or RANKS processes on a CPU
-                                                                             (deepspeed --module pipeline.distill)
+  distill RECIPE [key=value …] [--hostfile FILE]
+                            train a student on this machine, one process for each GPU or RANKS on a CPU, or on the hosts of
+                            a file; ./run.sh distill --help shows every way  (python -m pipeline.launch)
   recipe RECIPE [key=value …]
                             check a recipe and print what follows from it    (python -m pipeline.recipe)
+  plan RECIPE --nodes N --gpus-per-node G --gpu NAME
+                            memory, traffic, time and disk of a run, on paper
+                                                                             (python -m pipeline.plan)
+  doctor [--hostfile FILE]  is this machine, or are these hosts, fit to run? (python -m pipeline.doctor)
   export RUN_DIR OUT_DIR    the student as a Hugging Face folder             (python -m pipeline.export)
   report RUN_DIR STUDENT    sizes, speed-up, losses, relation maps           (python -m pipeline.report)
-  bench loss | step | data | all
+  bench loss | step | data | teacher | all
                             where the time goes, on this machine             (python -m pipeline.bench)
 
 The first use makes a virtual environment and installs the project into it. Variables:
   VENV     the virtual environment's folder (default: .venv beside this script)
   PYTHON   the Python 3.11+ that makes it (default: python3)
-  RANKS    processes of `distill` (default: one for each GPU, or 1 without a GPU)
+  RANKS    processes of `distill` on this machine (default: one for each GPU, or 1 without a GPU)
 TXT
 }
 
@@ -57,27 +61,6 @@ set_up() {
     export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
 }
 
-gpus() {
-    python -c 'import torch; print(torch.cuda.device_count())'
-}
-
-# One process for each GPU that is visible (or the first RANKS of them), or RANKS processes on the CPU.
-distill() {
-    local devices port where
-    [[ ${RANKS:-1} =~ ^[1-9][0-9]*$ ]] || die "RANKS=$RANKS: must be a whole number of at least 1"
-    devices=$(gpus)
-    if [ "$devices" -eq 0 ]; then
-        export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
-        where=(--num_gpus "${RANKS:-1}")
-    elif [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-        where=(--include "localhost:$(cut -d , -f "1-${RANKS:-$devices}" <<<"$CUDA_VISIBLE_DEVICES")")
-    else
-        where=(--num_gpus "${RANKS:-$devices}")
-    fi
-    port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-    deepspeed --quiet "${where[@]}" --master_addr 127.0.0.1 --master_port "$port" --module pipeline.distill "$@"
-}
-
 say() {
     printf '\n== %s\n' "$1"
 }
@@ -86,7 +69,7 @@ demo() {
     cd "$root"
     # Killing this script ends the run that it started.
     export DISTILL_PARENT=$$ RANKS=2
-    [ "$(gpus)" != 1 ] || RANKS=1
+    python -c 'import sys, torch; sys.exit(torch.cuda.device_count() == 1)' || RANKS=1
     say "1/6 The teacher all-MiniLM-L6-v2 and a sample of the English Wikipedia"
     python -m pipeline.assets .cache/demo
     say "2/6 Wikipedia text to token shards"
@@ -94,9 +77,9 @@ demo() {
         --source wikipedia=wikipedia:.cache/demo/enwiki-sample.xml.bz2
     python -m data_prep verify data/demo --deep
     say "3/6 Distillation: a ZeRO-3 teacher beside a ZeRO-1 student, first half ($RANKS processes)"
-    distill demo --stop-at 100
+    python -m pipeline.launch demo --stop-at 100
     say "4/6 The same run, continued from its checkpoint"
-    distill demo
+    python -m pipeline.launch demo
     say "5/6 The student as a Hugging Face folder"
     python -m pipeline.export runs/demo runs/demo-student
     say "6/6 Report (runs/demo/report.md, runs/demo/relations.png)"
@@ -126,9 +109,9 @@ case $verb in
     distill)
         [ $# -gt 0 ] || die "distill needs a recipe: ./run.sh distill RECIPE [key=value …]"
         set_up
-        distill "$@"
+        exec python -m pipeline.launch "$@"
         ;;
-    recipe | export | report | bench)
+    recipe | plan | doctor | export | report | bench)
         set_up
         exec python -m "pipeline.$verb" "$@"
         ;;

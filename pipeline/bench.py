@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_loss(kinds.add_parser("loss", help="time and memory of the relation loss"))
     _add_step(kinds.add_parser("step", help="time of a whole update, and where it goes"))
     _add_data(kinds.add_parser("data", help="the cost of reading, and how long training waits for data"))
+    _add_teacher(kinds.add_parser("teacher", help="memory and traffic of a teacher that is sharded over processes"))
     kinds.add_parser("all", help="loss, step and data, each with its defaults")
     for kind in kinds.choices.values():
         kind.add_argument("--json", action="store_true", help="one JSON object a line, for machines")
@@ -123,6 +124,17 @@ def _add_data(kind: argparse.ArgumentParser) -> None:
         ("repeats", 20, 1, "repetitions, of which medians are taken"),
     ):
         _add_number(kind, name, default, least, text)
+
+
+def _add_teacher(kind: argparse.ArgumentParser) -> None:
+    _add_number(kind, "ranks", 4, 1, "processes on this machine")
+    _add_number(kind, "layers", 13, 2, "layers of the teacher")
+    _add_number(kind, "width", 2560, 80, "its width, a multiple of 80")
+    _add_number(kind, "vocabulary", 8192, 8, "its vocabulary")
+    _add_number(kind, "length", 128, 3, "tokens of a sequence")
+    kind.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: %(default)s")
+    kind.add_argument("--ds-config", default="teacher_zero3.json", metavar="FILE", help="default: %(default)s")
+    kind.add_argument("--folder", help=argparse.SUPPRESS)  # where the ranks find the model that was made for them
 
 
 def _add_setting(kind: argparse.ArgumentParser) -> None:
@@ -193,6 +205,12 @@ def _step(options: argparse.Namespace) -> Iterator[Row]:
     yield from step(options)
 
 
+def _teacher(options: argparse.Namespace) -> Iterator[Row]:
+    from pipeline.bench_teacher import teacher
+
+    yield from teacher(options)
+
+
 def _data(options: argparse.Namespace) -> Iterator[Row]:
     with ExitStack() as stack:
         folder = options.data
@@ -202,7 +220,7 @@ def _data(options: argparse.Namespace) -> Iterator[Row]:
         yield from bench_data.data(folder, options.length, options.batch, options.at, options.repeats)
 
 
-_MEASUREMENTS = {"loss": _loss, "step": _step, "data": _data}
+_MEASUREMENTS = {"loss": _loss, "step": _step, "data": _data, "teacher": _teacher}
 
 
 def _about_machine(precision: str, as_json: bool) -> str:

@@ -84,7 +84,8 @@ class Bench:
             recipe.check_teacher(config)
         first = recipes[0][0]
         teacher = encoders.cut_encoder(encoders.build_student(config, SEED), first.teacher.layer)
-        self.teach = engines.host_teacher(first, ranks, teacher, engines.choose_hosting(first, ranks, teacher))
+        hosting, weights = engines.choose_hosting(first, ranks, teacher), dict(teacher.named_parameters())
+        self.teach, _ = engines.host_teacher(first, ranks, teacher, hosting, weights.__getitem__)
         self.plain = [Plain(_student(one, config), one, ranks) for one in recipes[0]]
         self.engines = [engines.student_engine(one, ranks, _student(one, config)) for one in recipes[0]]
         divergence = divergence_of(first)

@@ -155,12 +155,11 @@ def extra_memory(make: Callable[..., Callable], argument, device: torch.device) 
 
 def _rise_of_resident_set(make: Callable[..., Callable], argument, threads: int) -> int:
     torch.set_num_threads(threads)
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # of glibc: what is freed goes back at once, instead of hiding the next call's demand
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**16)
+    return_at_once()
     work = make(argument)
     work()
     gc.collect()
+    libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
     with contextlib.suppress(OSError):
@@ -169,6 +168,13 @@ def _rise_of_resident_set(make: Callable[..., Callable], argument, threads: int)
     work()
     peak = _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return max(0, peak - before)
+
+
+def return_at_once() -> None:
+    """Have glibc give back what is freed, instead of keeping it: memory that is held can be told from what was."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**16)
 
 
 _M_MMAP_THRESHOLD = -3

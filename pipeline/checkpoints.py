@@ -8,6 +8,7 @@ export is a read of it. A folder is written aside, synced and renamed, so a whol
 torn all the same (its hash does not match) is skipped with a warning and never deleted.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from data_prep.errors import UserError
 
 STATE, INFO = "state.safetensors", "state.json"
 FORMAT = 1
+_SPARE = 2**20  # bytes beside the tensors: state.json, the header, the folders
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,11 @@ class Checkpoint:
         return {name: tensor for name, tensor in self.tensors().items() if "/" not in name}
 
 
-def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int) -> Path:
-    """Write the checkpoint of ``info["step"]``, and of the whole ones up to it keep the newest ``keep``.
+def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int, keep_every: int = 0) -> Path:
+    """Write the checkpoint of ``info["step"]``; of the whole ones up to it keep the newest ``keep``.
 
-    Raises UserError, and leaves nothing half-written, if the disk is full or a tensor is not finite.
+    Those of steps that are multiples of ``keep_every`` are kept as well. Raises UserError, and leaves nothing half-written,
+    if the disk is full or a tensor is not finite.
     """
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -66,9 +69,13 @@ def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int) -> Path:
         folder / f"step-{info['step']:08d}",
         folder / f".writing-{info['step']:08d}",
     )
-    shutil.rmtree(aside, ignore_errors=True)
+    for unfinished in folder.glob(".writing-*"):  # of a run that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
     try:
         aside.mkdir(parents=True)
+        if (free := shutil.disk_usage(folder).free) < size + _SPARE:
+            raise OSError(errno.ENOSPC, f"only {free / 2**20:.0f} MiB are free")
         save_file(tensors, aside / STATE)
         (aside / INFO).write_text(
             json.dumps(
@@ -86,7 +93,6 @@ def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int) -> Path:
         _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        size = sum(t.numel() * t.element_size() for t in tensors.values())
         newest = latest(run)
         raise UserError(
             f"{final}: the checkpoint of {size / 2**20:.0f} MiB cannot be written ({error}); free some space and run the "
@@ -94,7 +100,8 @@ def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int) -> Path:
         ) from error
     whole = [folder for folder in _folders(run) if _step(folder) <= info["step"] and _torn(folder) is None]
     for old in whole[:-keep]:
-        shutil.rmtree(old)
+        if not keep_every or _step(old) % keep_every:
+            shutil.rmtree(old)
     return final
 
 

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import UserError, run_command
 from data_prep.shards import Corpus, open_corpus, vocabulary_hash
-from pipeline import batches, checkpoints, encoders, engines, runs
+from pipeline import batches, checkpoints, encoders, engines, runs, slurm
 from pipeline.engines import Ranks, Teach, on_first_rank
 from pipeline.maps import SENTENCE, relation_image, relation_maps
 from pipeline.monitor import Monitor
@@ -29,6 +29,7 @@ from pipeline.precision import lacks_bf16_units
 from pipeline.recipe import Recipe, load_ds_config, load_recipes
 from pipeline.step import Clock, Trainee, divergence_of, update
 from pipeline.watchdog import EarlyStop, Watchdog
+from pipeline.weights import Weights
 
 TIMEOUT = 120.0  # seconds
 
@@ -89,20 +90,22 @@ def train(
     early: EarlyStop,
 ) -> int:
     """Each student from its checkpoint, or from its start, to step ``last``, or an ``early`` one, which is returned."""
-    # The whole models, and their cuts. Students are built before a ZeRO-3 teacher could change how that is done.
+    # The models: the teacher still without its weights, the students whole.
     recipe = due[0][0]
-    teacher_model = encoders.load_model(recipe.teacher.model, recipe.teacher.revision, torch.float32)
-    models = [build_student(one, checkpoint, teacher_model) for one, checkpoint in due]
+    teacher_config = encoders.load_config(recipe.teacher.model, recipe.teacher.revision)
+    teacher, in_file = encoders.empty_encoder(teacher_config, recipe.teacher.layer, windows.padding)
+    weights = encoders.weights_of(recipe.teacher.model, recipe.teacher.revision, teacher_config)
+    on_first_rank(ranks, lambda: weights.check({in_file[name]: p.shape for name, p in teacher.named_parameters()}))
+    models = [build_student(one, checkpoint, teacher_config, weights) for one, checkpoint in due]
     hashes = [engines.check_same_weights(ranks, model) for model in models]
-    teacher = encoders.cut_encoder(teacher_model, recipe.teacher.layer, windows.padding)
-    teacher_hash = encoders.weights_hash(teacher.parameters())
-    flops = encoders.forward_flops(teacher_model.config, recipe.teacher.layer, recipe.length) * recipe.batch
-    del teacher_model
+    flops = encoders.forward_flops(teacher_config, recipe.teacher.layer, recipe.length) * recipe.batch
 
     # An engine for the teacher and one for each student.
     hosting = engines.choose_hosting(recipe, ranks, teacher)
     engines.check_memory([one for one, _ in due], ranks, hosting, models)
-    teach = engines.host_teacher(recipe, ranks, teacher, hosting)
+    teach, teacher_hash = engines.host_teacher(
+        recipe, ranks, teacher, hosting, lambda name: weights.tensor(in_file[name])
+    )
     divergence = divergence_of(recipe)
     trainees = []
     for (one, checkpoint), model in zip(due, models, strict=True):
@@ -159,8 +162,8 @@ def train(
     def save(trainee: Trainee, step: int) -> None:
         state = engines.read_state(trainee.engine, trainee.names, ranks.first) | trainee.tail
         info = runs.checkpoint_info(trainee.recipe, corpus, ranks, step, teacher_hash)
-        keep = trainee.recipe.keep_checkpoints
-        on_first_rank(ranks, lambda: checkpoints.save(Path(trainee.recipe.out), info, state, keep))
+        keep = (trainee.recipe.keep_checkpoints, trainee.recipe.keep_every)
+        on_first_rank(ranks, lambda: checkpoints.save(Path(trainee.recipe.out), info, state, *keep))
 
     if start == 0:
         evaluate([trainee for trainee in trainees if trainee.start == 0], 0)
@@ -255,9 +258,11 @@ def check_vocabulary(recipe: Recipe, corpus: Corpus, tokenizer, teacher_config) 
         )
 
 
-def build_student(recipe: Recipe, checkpoint: checkpoints.Checkpoint | None, teacher) -> PreTrainedModel:
+def build_student(
+    recipe: Recipe, checkpoint: checkpoints.Checkpoint | None, teacher_config, teacher: Weights
+) -> PreTrainedModel:
     """The whole student, fp32, as it starts: from ``checkpoint``, from layers of ``teacher``, or from random numbers."""
-    student = encoders.build_student(recipe.student_config(teacher.config), recipe.seed)
+    student = encoders.build_student(recipe.student_config(teacher_config), recipe.seed)
     if checkpoint:
         student.load_state_dict(checkpoint.weights())
     elif recipe.student.init == "teacher":
@@ -413,6 +418,7 @@ def main() -> int:
         raise UserError(f"--max-hours {options.max_hours}: must be above 0")
     if not options.timeout >= 5:
         raise UserError(f"--timeout {options.timeout}: must be at least 5 seconds")
+    slurm.adopt()
     transformers_logging.disable_progress_bar()
     if "DISTILL_PARENT" in os.environ:
         runs.die_with(int(os.environ["DISTILL_PARENT"]))

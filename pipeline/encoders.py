@@ -27,6 +27,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from data_prep.errors import UserError
 from pipeline.relations import QKV
+from pipeline.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -174,14 +175,46 @@ def split(model: PreTrainedModel, padding: int | None = None) -> tuple[CutEncode
     decays parameters without a gradient, yet they are part of the exported model.
     """
     cut = CutEncoder(model, model.config.num_hidden_layers, padding)
-    own_names = {id(parameter): name for name, parameter in model.named_parameters()}
-    names = {name: own_names[id(parameter)] for name, parameter in cut.named_parameters()}
+    names = _names_in(model, cut)
     trained = set(names.values())
     return (
         cut,
         names,
         {name: p.detach() for name, p in model.named_parameters() if name not in trained},
     )
+
+
+def empty_encoder(
+    config: PreTrainedConfig, layer: int, padding: int | None = None
+) -> tuple[CutEncoder, dict[str, str]]:
+    """The cut at ``layer`` of a model of this shape, without memory for its parameters; and their names in the model.
+
+    They are on torch's meta device until something fills them; buffers (positions) are on the CPU and right.
+    """
+    check_layer(config, layer)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config).eval()
+    for module in model.modules():
+        if buffers := dict(module.named_buffers(recurse=False)):
+            for name, buffer in buffers.items():
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+            model._init_weights(module)  # transformers' own way to fill what no file holds
+    cut = CutEncoder(model, layer, padding)
+    return cut, _names_in(model, cut)
+
+
+def _names_in(model: PreTrainedModel, cut: CutEncoder) -> dict[str, str]:
+    """The model's own name for each parameter of its cut."""
+    own_names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: own_names[id(parameter)] for name, parameter in cut.named_parameters()}
+
+
+def weights_of(model: str, revision: str, config: PreTrainedConfig) -> Weights:
+    """The tensors of a model folder or hub id, unread."""
+    _check_folder(model)
+    with torch.device("meta"):
+        prefix = AutoModel.from_config(config).base_model_prefix
+    return Weights(model, revision, prefix)
 
 
 def family_of(config: PreTrainedConfig) -> Family:
@@ -321,21 +354,26 @@ def build_student(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
         return AutoModel.from_config(config, dtype=torch.float32)
 
 
-def copy_every_kth_layer(teacher: PreTrainedModel, student: PreTrainedModel, last: int) -> list[int]:
+def copy_every_kth_layer(teacher: Weights, student: PreTrainedModel, last: int) -> list[int]:
     """Initialise ``student`` from evenly spaced layers of ``teacher``, ending with layer ``last``; returns them.
 
-    With 12 layers and ``last`` = 12 a 6-layer student takes layers 2, 4, … 12. Embeddings and pooler are copied too.
+    With 12 layers and ``last`` = 12 a 6-layer student takes layers 2, 4, … 12. Embeddings are copied too, and the pooler
+    if the teacher has one.
     """
     count = student.config.num_hidden_layers
     chosen = [round((i + 1) * last / count) for i in range(count)]
-    source, target = teacher.state_dict(), student.state_dict()
     prefix = next(n for n, m in student.named_modules() if m is family_of(student.config).layers(student)) + "."
-    for name, tensor in target.items():
+    origins = {}
+    for name, tensor in student.state_dict().items():
         origin = name
         if name.startswith(prefix):
             index, rest = name[len(prefix) :].split(".", 1)
             origin = f"{prefix}{chosen[int(index)] - 1}.{rest}"
-        tensor.copy_(source[origin])
+        if origin in teacher or not name.startswith("pooler."):
+            origins[origin] = tensor
+    teacher.check({origin: tuple(tensor.shape) for origin, tensor in origins.items()})
+    for origin, tensor in origins.items():
+        tensor.copy_(teacher.tensor(origin))
     return chosen
 
 

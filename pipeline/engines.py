@@ -4,13 +4,14 @@ Two engines, not one. A small student wants ZeRO-0 or 1; a large teacher may hav
 The comments name the behaviour of DeepSpeed 0.19 that made the code as it is. What is not used, and why:
 
 * forward hooks on a ZeRO-3 model, which would see released weights and break backward: encoders return q, k, v;
-* HfDeepSpeedConfig and zero.Init, which are global to the process and break fresh transformers models;
+* HfDeepSpeedConfig, and zero.Init as a context, which are global to the process and break fresh transformers models;
 * its schedulers (WarmupLR is log-shaped and idle for two steps) and its checkpoints (a teacher engine's crashes, and a
   changed world size needs a conversion): see recipe.py and checkpoints.py;
 * leaving a ZeRO-3 forward by an exception, after which its engine is lost: what can be refused is refused outside.
 """
 
 import contextlib
+import hashlib
 import io
 import logging
 import os
@@ -124,34 +125,46 @@ Teach = Callable[[Tensor], QKV]
 
 @dataclass(frozen=True)
 class Hosting:
-    """How the teacher is kept, ``replicate`` or ``zero3``, why, and how many parameters it has up to its layer."""
+    """How the teacher is kept, ``replicate`` or ``zero3``, and why.
+
+    ``parameters``: up to its layer; ``per_rank``: those that one rank holds; ``shards``: over how many ranks.
+    """
 
     kind: str
     reason: str
     parameters: int
+    per_rank: float
+    shards: int = 1
 
 
 def choose_hosting(recipe: Recipe, ranks: Ranks, teacher: CutEncoder) -> Hosting:
-    """What the recipe says, or with ``auto`` a replica unless it takes more than a quarter of a rank's memory."""
-    parameters = sum(p.numel() for p in teacher.parameters())
-    if recipe.teacher.hosting != "auto":
-        return Hosting(recipe.teacher.hosting, "the recipe says so", parameters)
-    weights = parameters * DTYPES[recipe.precision].itemsize
-    memory = _memory_per_rank(ranks)
-    sizes = f"its weights take {weights / 2**30:.2f} GiB of {memory / 2**30:.1f} GiB a rank"
-    if ranks.world > 1 and weights > memory / 4:
-        return Hosting("zero3", f"{sizes}, more than a quarter", parameters)
-    return Hosting(
-        "replicate",
-        sizes + ("" if ranks.world > 1 else ", and there is one rank only"),
-        parameters,
-    )
+    """What the recipe says, or with ``auto`` a replica unless it takes more than a quarter of a rank's memory.
+
+    Raises UserError if a node has one rank only, over which nothing can be sharded.
+    """
+    parameters, embeddings = (sum(p.numel() for p in part.parameters()) for part in (teacher, teacher.embeddings))
+    wanted, reason = recipe.teacher.hosting, "the recipe says so"
+    if wanted == "auto":
+        weights, memory = parameters * DTYPES[recipe.precision].itemsize, _memory_per_rank(ranks)
+        large = weights > memory / 4
+        wanted = "zero3" if large and ranks.world > 1 else "replicate"
+        reason = f"its weights take {weights / 2**30:.2f} GiB of {memory / 2**30:.1f} GiB a rank"
+        reason += ", more than a quarter" if large else ""
+        reason += ", and there is one rank only" if ranks.world == 1 else ""
+    if wanted == "replicate":
+        return Hosting(wanted, reason, parameters, parameters)
+    shards = ranks.world if recipe.teacher.shard_group == "world" else ranks.local_world
+    if shards == 1 < ranks.world:
+        raise UserError(
+            f"{recipe.source}: teacher.shard_group = 'node': there is one rank on each node, so nothing is sharded; "
+            "use 'world', or hosting = 'replicate'"
+        )
+    return Hosting(wanted, reason, parameters, embeddings + (parameters - embeddings) / shards, shards)
 
 
 def check_memory(recipes: list[Recipe], ranks: Ranks, hosting: Hosting, students: list[nn.Module]) -> None:
     """Raise UserError if teacher and students do not fit a rank's memory, even without a single activation."""
-    teacher = hosting.parameters * DTYPES[recipes[0].precision].itemsize
-    needs = {"teacher": teacher / (ranks.world if hosting.kind == "zero3" else 1)}
+    needs = {"teacher": hosting.per_rank * DTYPES[recipes[0].precision].itemsize}
     for recipe, student in zip(recipes, students, strict=True):
         zero = load_ds_config(recipe.student.ds_config, recipe).get("zero_optimization", {}).get("stage", 0)
         low = DTYPES[recipe.precision].itemsize
@@ -175,35 +188,71 @@ def _memory_per_rank(ranks: Ranks) -> int:
     return get_accelerator().total_memory()
 
 
-def host_teacher(recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: Hosting) -> Teach:
-    """The frozen teacher as a function of input ids [B, T] on this rank's device."""
-    dtype = DTYPES[recipe.precision]
-    teacher.requires_grad_(False).to(dtype).eval()
+def host_teacher(
+    recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: Hosting, read: Callable[[str], Tensor]
+) -> tuple[Teach, str]:
+    """The frozen teacher as a function of input ids [B, T] on this rank's device, and the hash of its fp32 weights.
+
+    ``teacher`` needs no memory for its parameters (see encoders.empty_encoder): ``read(name)`` gives them, asked on one rank
+    of those that share a teacher, which sends each to the others. They are taken layer by layer, so a rank holds no
+    more than its share and one layer at any time.
+    """
+    dtype, group, digest = DTYPES[recipe.precision], None, hashlib.sha256()
+    config = load_ds_config(recipe.teacher.ds_config, recipe)
+    # By default stage 3 replaces torch.nn.functional.linear for the whole process, student included.
+    config["zero_optimization"]["memory_efficient_linear"] = False
+    config |= _precision_config(recipe, 3) | _QUIET | {"train_micro_batch_size_per_gpu": 1}
+    if hosting.kind == "zero3" and recipe.teacher.shard_group == "node":
+        group = _node_group(ranks)
+    reader = dist.get_global_rank(group, 0) if group else 0
+
+    names = iter([name for name, _ in teacher.named_parameters()])
+    body = teacher.body
+    blocks = [teacher.embeddings, *body.layers, nn.ModuleList([body.pre_norm, body.query, body.key, body.value])]
+    for block in blocks:
+        sharded = hosting.kind == "zero3" and block is not teacher.embeddings
+        for module in block.modules():
+            for key, empty in list(module.named_parameters(recurse=False)):
+                name, filled = next(names), torch.empty(empty.shape, dtype=dtype, device=ranks.device)
+                if ranks.rank == reader:
+                    value = read(name)
+                    filled.copy_(value)
+                    for part in value.detach().flatten().split(2**20) if ranks.first else ():
+                        digest.update(part.float().view(torch.uint8).numpy())
+                    del value
+                if ranks.world > 1 and not sharded:
+                    dist.broadcast(filled, reader, group)
+                setattr(module, key, nn.Parameter(filled, requires_grad=False))
+        if sharded:  # sends the first rank's and keeps a share of each
+            with _quietly(recipe.teacher.ds_config):
+                deepspeed.zero.Init(block, data_parallel_group=group, config_dict_or_path=config, dtype=dtype)
+    for module in teacher.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(ranks.device))
+    teacher.eval()
     fit(teacher, recipe, ranks, "teacher")
-    if hosting.kind == "replicate":
-        teacher.to(ranks.device)
-        body = teacher.body
-    else:
-        # zero3 moves parameters to the device, but neither the embeddings, which are not its own, nor any buffer.
-        teacher.embeddings.to(ranks.device)
-        for module in teacher.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(ranks.device))
-        if len(teacher.body.layers):
-            set_z3_leaf_modules(teacher.body, [type(teacher.body.layers[0])])
-        config = load_ds_config(recipe.teacher.ds_config, recipe)
-        # By default stage 3 replaces torch.nn.functional.linear for the whole process, student included.
-        config["zero_optimization"]["memory_efficient_linear"] = False
-        config |= _precision_config(recipe, 3) | {"train_micro_batch_size_per_gpu": 1}
+    if hosting.kind == "zero3":
+        if len(body.layers):
+            set_z3_leaf_modules(body, [type(body.layers[0])])
         with _quietly(recipe.teacher.ds_config):
-            body, *_ = deepspeed.initialize(model=teacher.body, config=config | _QUIET, dist_init_required=False)
+            body, *_ = deepspeed.initialize(model=body, config=config, dist_init_required=False)
         body.eval()
 
     @torch.no_grad()
     def forward(input_ids: Tensor) -> QKV:
         return body(*teacher.embed(input_ids))
 
-    return forward
+    return forward, on_first_rank(ranks, lambda: digest.hexdigest()[:16])
+
+
+def _node_group(ranks: Ranks):
+    """The process group of this rank's node: ranks whose launcher counts from the same first one. Collective."""
+    firsts: list = [None] * ranks.world
+    dist.all_gather_object(firsts, ranks.rank - int(os.environ["LOCAL_RANK"]))
+    groups = {
+        first: dist.new_group([r for r in range(ranks.world) if firsts[r] == first]) for first in sorted(set(firsts))
+    }
+    return groups[firsts[ranks.rank]]
 
 
 # --- the student ------------------------------------------------------------------------------------------------------

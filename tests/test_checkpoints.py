@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -86,6 +87,30 @@ def test_a_torn_checkpoint_does_not_take_the_place_of_a_whole_one(tmp_path):
     save(tmp_path, 100, keep=2)
     names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
     assert names == ["step-00000080", "step-00000090", "step-00000100"]
+
+
+def test_those_of_every_so_many_steps_are_kept_for_good(tmp_path):
+    for step in range(10, 80, 10):
+        checkpoints.save(tmp_path, {"step": step}, {"a.weight": torch.zeros(3)}, 1, keep_every=30)
+    names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert names == ["step-00000030", "step-00000060", "step-00000070"]
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
+    save(tmp_path, 5)
+    (tmp_path / "checkpoints" / ".writing-00000009").mkdir()
+    save(tmp_path, 6)
+    assert not list((tmp_path / "checkpoints").glob(".writing-*"))
+
+
+def test_a_checkpoint_that_cannot_fit_is_not_begun(tmp_path, monkeypatch):
+    save(tmp_path, 5)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage._replace(free=2**20 + 11))
+    monkeypatch.setattr(checkpoints, "save_file", lambda *_: pytest.fail("begun"))
+    with pytest.raises(UserError, match=r"cannot be written .*only 1 MiB are free.*it goes on from step 5"):
+        checkpoints.save(tmp_path, {"step": 6}, {"a.weight": torch.zeros(3)}, 1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

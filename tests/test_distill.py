@@ -296,7 +296,7 @@ def test_each_of_several_is_exported_from_its_own_folder(folder, two_ranks, tmp_
 def test_more_students_than_memory_are_refused_with_their_sizes(folder, monkeypatch):
     recipes = load_recipes(folder / "several.toml")
     models = [encoders.build_student(r.student_config(encoders.load_config(r.teacher.model)), 1) for r in recipes]
-    alone, hosting = Ranks(0, 1, 1, torch.device("cpu")), engines.Hosting("replicate", "", 1000)
+    alone, hosting = Ranks(0, 1, 1, torch.device("cpu")), engines.Hosting("replicate", "", 1000, 1000)
     engines.check_memory(recipes, alone, hosting, models)
     need = 1000 * 4 + 16 * sum(p.numel() for model in models for p in model.parameters())
     monkeypatch.setattr(engines, "_memory_per_rank", lambda ranks: need)

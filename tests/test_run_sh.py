@@ -68,6 +68,23 @@ def test_ranks_must_be_a_number():
         assert result.stderr == f"error: RANKS={ranks}: must be a whole number of at least 1\n"
 
 
+def test_distill_tells_every_way_to_start_a_run():
+    if not list(VENV.glob(".installed-*")):
+        pytest.skip("this environment was not made by run.sh")
+    result = run_sh("distill", "--help")
+    assert result.returncode == 0
+    for word in ("a laptop, or one node", "--hostfile", "--no-ssh", "distill.sbatch", "torchrun", "exit codes:"):
+        assert word in result.stdout
+
+
+def test_an_unknown_option_of_distill_is_one_line_with_a_hint():
+    if not list(VENV.glob(".installed-*")):
+        pytest.skip("this environment was not made by run.sh")
+    result = run_sh("distill", "demo", "--hostfiles", "hosts")
+    assert result.returncode == 2
+    assert result.stderr == "error: unrecognized arguments: --hostfiles hosts; did you mean --hostfile?\n"
+
+
 def test_an_old_python_is_refused(tmp_path):
     result = run_sh("recipe", "demo", VENV=str(tmp_path / "venv"), PYTHON="/bin/false")
     assert result.returncode == 2

@@ -1,0 +1,243 @@
+"""Two real hosts (namespaces.py): the DeepSpeed launcher over pdsh and ssh, and every way a run on several hosts is cut short.
+
+Whatever happens to it, the run ends in time with a line that says who was lost, and the same command comes to the same student
+as one host alone does, bit for bit.
+"""
+
+import contextlib
+import itertools
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from pipeline.monitor import read_metrics
+from tests import launching, namespaces
+from tests.tiny import make_recipe
+
+MISSING = namespaces.missing()
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"two hosts need {MISSING}, which is not here")
+
+STEPS = 300
+RANK = "-m pipeline.distill"
+TIMEOUT = 10  # --timeout of the runs, in seconds
+OPTIONS = [f"steps={STEPS}", "eval_every=100", "checkpoint_every=40", "--timeout", str(TIMEOUT)]
+TIMES = ("tokens_per_second", "data_wait", "model_flops")
+# A folder's name that any shell on the way would trip over, or follow.
+TRICKY = "run $(touch executed);touch executed;`touch executed` \"%n\" 'é\\' & *"
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory):
+    with namespaces.TwoHosts(tmp_path_factory.mktemp("hosts")) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    make_recipe(folder)
+    (folder / "hosts").write_text("# two\nalpha slots=1\n\nbeta slots=1  # and its end\n")
+    (folder / "inner").mkdir()
+    for name in ("tiny.toml", "hosts"):
+        shutil.copy(folder / name, folder / "inner")
+    (folder / "gamma").write_text("alpha slots=1\ngamma slots=1\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """The run of two ranks on one host, by torchrun."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline.distill"]
+    result = subprocess.run(
+        [*torchrun, "tiny.toml", "out=alone", *OPTIONS], cwd=folder, env=variables(), capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return folder / "alone"
+
+
+def variables() -> dict[str, str]:
+    return launching.environment() | {"OMP_NUM_THREADS": "1"}
+
+
+class Launch:
+    """`python -m pipeline.launch` on a host, started; what it says is in the file ``said``."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, hosts, folder: Path, *arguments: str, host: str = "alpha", hostfile: str = "hosts"):
+        self.said = folder / f"said-{next(self._numbers)}"
+        command = [sys.executable, "-m", "pipeline.launch", "tiny.toml", "--hostfile", hostfile, *OPTIONS, *arguments]
+        ssh = {"PDSH_SSH_ARGS_APPEND": hosts.ssh_options(), "GLOO_SOCKET_IFNAME": namespaces.INTERFACE}
+        self._outer = subprocess.Popen(
+            hosts.command(host, *command, folder=folder),
+            cwd=folder,
+            env=variables() | ssh,
+            stdout=self.said.open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        self._hosts, self._host = hosts, host
+
+    @property
+    def alive(self) -> bool:
+        return self._outer.poll() is None
+
+    def signal(self, number: int) -> None:
+        (inner,) = [p for p in self._hosts.processes(self._host, "pipeline.launch") if p.ppid() == self._outer.pid]
+        inner.send_signal(number)
+
+    def wait(self, seconds: float = 200) -> tuple[int, str]:
+        """Its exit code, and what was said."""
+        try:
+            code = self._outer.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"not ended after {seconds} s: {self.said.read_text()}")
+        return code, self.said.read_text()
+
+
+def wait_for_progress(launch: Launch) -> None:
+    """Until ``launch`` has logged three steps of its own."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        if launch.said.read_text().count("tokens/s") >= 3:
+            return
+        assert launch.alive, launch.said.read_text()
+        time.sleep(0.02)
+    pytest.fail(f"no progress: {launch.said.read_text()}")
+
+
+def newest_step(run: Path) -> int:
+    return max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+
+
+def seconds_to_end(hosts, name: str, word: str) -> float:
+    """How long it takes until the last process with ``word`` in its command line has ended on the host."""
+    start = time.monotonic()
+    while found := hosts.processes(name, word):
+        assert time.monotonic() - start < 60, [process.cmdline() for process in found]
+        time.sleep(0.1)
+    return time.monotonic() - start
+
+
+def student(run: Path) -> dict:
+    return load_file(run / "checkpoints" / f"step-{STEPS:08d}" / "state.safetensors")
+
+
+def losses(run: Path) -> list[dict]:
+    """What was measured at each step, without times."""
+    return [
+        {key: value for key, value in row.items() if key not in TIMES and not key.endswith("_share")}
+        for row in read_metrics(run)
+    ]
+
+
+def assert_same(run: Path, other: Path) -> None:
+    one, two = student(run), student(other)
+    assert one.keys() == two.keys()
+    assert all(one[name].equal(two[name]) for name in one)
+    assert losses(run) == losses(other)
+
+
+def test_two_hosts_train_the_student_of_one_and_no_shell_reads_the_arguments(hosts, folder, alone):
+    value = "a 'b' $HOME `id` \\ %h\n\tc"
+    launch = Launch(hosts, folder, f"out={TRICKY}", "--env", f"WANDERING={value}")
+    wait_for_progress(launch)
+    for name in namespaces.NAMES:
+        (rank,) = hosts.processes(name, RANK)
+        assert rank.environ()["WANDERING"] == value
+    code, said = launch.wait()
+    assert code == 0, said
+    (told,) = [
+        line for line in said.splitlines() if line.startswith("Hosts: alpha, beta. Variables forwarded to them: ")
+    ]
+    assert {"GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS", "WANDERING"} <= set(
+        told.removesuffix(".").replace(":", ",").split(", ")
+    )
+    assert "[launch.py" not in said  # what DeepSpeed says about itself
+    assert not (folder / "executed").exists() and not (Path.home() / "executed").exists()
+    assert_same(folder / TRICKY, alone)
+
+
+def test_a_run_that_is_stopped_killed_and_cut_off_comes_to_the_same_student(hosts, folder, alone):
+    run = folder / "disturbed"
+    again = ("out=disturbed",)
+
+    # SIGTERM to the launch: a checkpoint, and code 75.
+    launch = Launch(hosts, folder, *again)
+    wait_for_progress(launch)
+    launch.signal(signal.SIGTERM)
+    code, said = launch.wait(60)
+    assert code == 75, said
+    assert "Stopping after this step, with a checkpoint." in said and not (run / "STOP").exists()
+    assert 0 < newest_step(run) < STEPS and "error" not in said
+
+    # A host is gone, with all its processes: the other one ends in time and says who is lost.
+    launch = Launch(hosts, folder, *again)
+    wait_for_progress(launch)
+    hosts.kill("beta")
+    assert seconds_to_end(hosts, "alpha", RANK) < TIMEOUT + 10
+    code, said = launch.wait(TIMEOUT + 10)
+    assert code == 1 and "rank 1 (host beta" in said, said
+    assert f"disturbed has step {newest_step(run)}; the same command goes on from there" in said
+    hosts.boot("beta")
+
+    # A host is cut off: both end in time, with all that was started, and so does the launcher.
+    launch = Launch(hosts, folder, *again)
+    wait_for_progress(launch)
+    hosts.unplug("beta")
+    assert seconds_to_end(hosts, "alpha", RANK) < TIMEOUT + 10
+    assert seconds_to_end(hosts, "beta", RANK) < 10  # beta has waited at the same time
+    code, said = launch.wait(TIMEOUT + 10)
+    assert code == 1 and "rank 1 (host beta" in said, said
+    assert seconds_to_end(hosts, "beta", "deepspeed") < 10
+    hosts.plug("beta")
+
+    # Ctrl-C, twice: everything ends at once, on both.
+    launch = Launch(hosts, folder, *again)
+    wait_for_progress(launch)
+    launch.signal(signal.SIGINT)
+    launch.signal(signal.SIGINT)
+    code, said = launch.wait(30)
+    assert code in (1, 75), said
+    assert max(seconds_to_end(hosts, name, "deepspeed") for name in namespaces.NAMES) < 10
+
+    # To its end, by one command on each host and without ssh.
+    node = [*again, "--no-ssh", "--master-addr", namespaces.ADDRESSES[0], "--node-rank"]
+    launches = [Launch(hosts, folder, *node, str(rank), host=host) for rank, host in enumerate(namespaces.NAMES)]
+    assert [launch.wait()[0] for launch in launches] == [0, 0], [launch.said.read_text() for launch in launches]
+    assert_same(run, alone)
+
+
+def test_a_host_that_cannot_take_part_is_told_before_anything_starts(hosts, folder):
+    code, said = Launch(hosts, folder, "out=none", hostfile="gamma").wait(60)
+    assert code == 2 and said.count("\n") == 1, said
+    assert said.startswith("error: gamma: cannot take part (gamma: ssh: Could not resolve hostname gamma")
+    with hidden(hosts, folder):
+        code, said = Launch(hosts, folder / "inner", "out=none").wait(60)
+    assert code == 2 and said.count("\n") == 1, said
+    assert "error: beta: cannot take part (beta: " in said and "inner: No such file or directory)" in said
+
+
+def test_a_host_that_fails_at_once_takes_the_others_along(hosts, folder):
+    with hidden(hosts, folder / "inner"):  # there is such a folder on beta, but the recipe is not in it
+        code, said = Launch(hosts, folder / "inner", "out=none").wait(120)
+    assert code == 1, said
+    assert "beta: error: tiny.toml: no such recipe file" in said
+    assert f"error: 1 of 2 hosts ended {TIMEOUT + 10} s ago; what still runs on others is ended" in said
+    assert max(seconds_to_end(hosts, name, "deepspeed") for name in namespaces.NAMES) < 10
+
+
+@contextlib.contextmanager
+def hidden(hosts, folder: Path):
+    """An empty folder over ``folder``, on beta alone."""
+    inside = ["nsenter", "--target", str(hosts.inits["beta"]), "--mount"]
+    subprocess.run([*inside, "mount", "-t", "tmpfs", "none", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*inside, "umount", "--lazy", str(folder)], check=True)
