@@ -1,8 +1,9 @@
-"""Measurements of this machine: ``python -m pipeline.bench loss``, ``step``, ``data`` or ``all``.
+"""Measurements of this machine: ``python -m pipeline.bench loss``, ``step``, ``data``, ``teacher`` or ``all``.
 
 ``loss`` compares the relation loss with the papers' formula and with its matrix products alone, ``step`` a whole update with
-what it cannot do without, ``data`` the reading of a corpus with the bare copying of the same rows. Every number is a median,
-of repetitions that each run everything that is compared.
+what it cannot do without, ``data`` the reading of a corpus with the bare copying of the same rows; every number is a median,
+of repetitions that each run everything that is compared. ``teacher`` shards a large teacher over processes of this machine
+and looks at their memory and traffic.
 """
 
 import argparse
@@ -175,7 +176,8 @@ def main() -> None:
     options = parser.parse_args()
     json_too = ["--json"] if options.json else []
     kinds = ["loss", "step", "data"] if options.kind == "all" else []
-    first = os.environ.get("RANK", "0") == "0"  # only this rank prints
+    starts_ranks = options.kind == "teacher" and "RANK" not in os.environ
+    first = os.environ.get("RANK", "0") == "0" and not starts_ranks  # only this rank prints
     case: dict = {}
     if first and options.kind != "data":
         print(_about_machine(getattr(options, "precision", "bf16"), options.json), flush=True)

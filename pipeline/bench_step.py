@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import BertConfig
 
 from data_prep.shards import open_corpus
-from pipeline import batches, encoders, engines
+from pipeline import batches, checkpoints, encoders, engines
 from pipeline.bench_data import make_corpus
 from pipeline.bench_tools import Row, Setting, added, interleaved, ratio, settings_of
 from pipeline.precision import DTYPES
@@ -27,6 +27,7 @@ from pipeline.step import Clock, Trainee, divergence_of, update
 SEED = 42
 _SHARE_STEPS = 3
 _CORPUS = 1_000_000  # tokens
+_INTERVAL = Recipe.checkpoint_every  # steps
 
 
 def step(options) -> Iterator[Row]:
@@ -62,6 +63,10 @@ def step(options) -> Iterator[Row]:
             alone = added(*(times[f"alone {number} {i}"] for i in students))
             yield Row("each alone, summed", statistics.median(alone), "s", "an update of each student by itself", case)
             yield Row("together / alone", ratio(whole, alone), "×", "target: at most 0.55", case)
+    saved = statistics.median(save_times(bench, options.repeats))
+    shared = 100 * saved / (saved + _INTERVAL * statistics.median(times["step 0"]))
+    yield Row("checkpoint", saved, "s", "gathered and written whole, of every student", bench.case)
+    yield Row("checkpoint's share", shared, "%", f"of the time, once in {_INTERVAL} steps; target: under 2", bench.case)
     yield Row("plain torch", statistics.median(plain), "s", "students with a trivial loss", bench.case)
     yield Row("DeepSpeed", statistics.median(under), "s", "the same under its engine", bench.case)
     yield Row(
@@ -165,6 +170,21 @@ class Plain:
 def trivial_loss(output: QKV) -> Tensor:
     """The sum of the mean squares of q, k and v."""
     return torch.stack([x.float().square().mean() for x in output]).sum()
+
+
+def save_times(bench: "Bench", repeats: int) -> list[float]:
+    """Seconds of a checkpoint of every student: read from the engines, hashed, written and synced."""
+    times = []
+    with tempfile.TemporaryDirectory(prefix="bench-step-") as folder:
+        for number in range(repeats):
+            begin = time.perf_counter()
+            for student, engine in enumerate(bench.engines):
+                names = {name: name for name, _ in engine.module.named_parameters()}
+                state = engines.read_state(engine, names, bench.ranks.first)
+                if bench.ranks.first:
+                    checkpoints.save(Path(folder, str(student)), {"step": number + 1}, state, 1)
+            times.append(time.perf_counter() - begin)
+    return times
 
 
 # --- where the time goes ----------------------------------------------------------------------------------------------

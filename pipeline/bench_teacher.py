@@ -20,6 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
+from data_prep.errors import UserError
 from pipeline import encoders, engines
 from pipeline.bench_tools import Row, free_memory, return_at_once
 from pipeline.precision import DTYPES
@@ -31,6 +32,8 @@ _FILE = 2**29  # bytes of one safetensors file
 
 def teacher(options) -> Iterator[Row]:
     """Rows for the first rank. Without a launcher this starts one, and the rows come from the ranks it starts."""
+    if options.width % 80:
+        raise UserError(f"--width {options.width}: must be a multiple of 80, the width of an attention head")
     if "RANK" not in os.environ:
         with tempfile.TemporaryDirectory(prefix="bench-teacher-") as folder:
             config = AutoConfig.for_model(
@@ -40,8 +43,8 @@ def teacher(options) -> Iterator[Row]:
             make_model(Path(folder), config)
             command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_gpus", str(options.ranks)]
             command += ["--master_addr", "127.0.0.1", "--master_port", str(engines._free_port())]
-            subprocess.run([*command, "--module", "pipeline.bench", *sys.argv[1:], "--folder", folder], check=True)
-        return
+            ended = subprocess.run([*command, "--module", "pipeline.bench", *sys.argv[1:], "--folder", folder])
+        sys.exit(ended.returncode)
     yield from _measure(options)
 
 

@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median_low
+from types import ModuleType
 from typing import TypeVar
 
 from data_prep.errors import UserError, run_command, some
@@ -178,7 +179,7 @@ def everywhere(probes: dict[str, "Probe"], work: Callable[["Probe"], T]) -> tupl
 
 def probe_command(host: str | None, token: str, options: argparse.Namespace) -> list[str]:
     """What starts a probe: on ``host`` by ssh, with the options that pdsh will give it, or here."""
-    variables = forwarded(dict(os.environ)) if host else {}
+    variables = load_places().forwarded(dict(os.environ)) if host else {}
     here = [sys.executable, "-u", "-m", "pipeline.worker", pack("pipeline.doctor", ["--probe", token], variables)]
     if host is None:
         return here
@@ -189,6 +190,16 @@ def probe_command(host: str | None, token: str, options: argparse.Namespace) -> 
     paths = ":".join(filter(None, [str(Path.cwd()), exports_plainly(os.environ).get("PYTHONPATH")]))
     remote = f"cd {Path.cwd()} && PYTHONPATH={paths} exec {' '.join(here)}"
     return ["ssh", f"-oConnectTimeout={min(10, options.timeout)}", *ssh, host, remote]
+
+
+def load_places() -> ModuleType:
+    """pipeline.places, which loads torch. Raises UserError where that is broken."""
+    try:
+        from pipeline import places
+    except (ImportError, OSError) as error:
+        why = f"torch cannot be loaded on this machine ({error})"
+        raise UserError(f"{why}; run the doctor here without --hostfile, and pip install the project again") from None
+    return places
 
 
 class Probe:
@@ -431,13 +442,11 @@ def check_all_reduce(
     if unfit or not hosts:
         yield Finding("", "all-reduce", WARN, f"not tried, because of {some(unfit) or 'what has failed above'}")
         return
-    from pipeline import places  # which loads torch
-
-    environment = dict(os.environ)
+    places, environment = load_places(), dict(os.environ)
     try:
         if options.hostfile:
             slots = {host.name: list(range(host.slots)) for host in hosts}
-            place = places.over_ssh(slots, options, environment, forwarded(environment))
+            place = places.over_ssh(slots, options, environment, places.forwarded(environment))
         else:
             place = places.this_machine(hosts[0].slots, environment, {})
     except UserError as error:
@@ -446,13 +455,6 @@ def check_all_reduce(
     command = place.command("pipeline.doctor", ["--rank", token, "--size", str(options.size)])
     names = [host.name for host in hosts for _ in range(host.slots)]
     yield Ranks(command, place.environment, token, names).follow(options.timeout)
-
-
-def forwarded(environment: dict[str, str]) -> dict[str, str]:
-    """The variables that a launch passes on to its hosts, and so the probes get."""
-    from pipeline.places import FORWARDED
-
-    return {name: value for name, value in environment.items() if name.startswith(FORWARDED) and name != "HF_TOKEN"}
 
 
 _LOST_PEER = ("closed by peer", "reset by peer", "broken pipe", "remote process exited")

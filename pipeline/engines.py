@@ -38,6 +38,7 @@ if not torch.cuda.is_available():
 import deepspeed
 import pydantic
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -115,6 +116,12 @@ def check_same_weights(ranks: Ranks, student: nn.Module) -> str:
     if len(set(hashes)) > 1:
         raise RuntimeError(f"ranks hold different students: {hashes}")
     return hashes[0]
+
+
+def check_zero_keys(zero: dict, file: Path) -> None:
+    """Raise UserError for a key of zero_optimization that DeepSpeed does not know, or whose value it does not take."""
+    with _quietly(f"{file}: zero_optimization"):
+        DeepSpeedZeroConfig(**zero)
 
 
 # --- the teacher ------------------------------------------------------------------------------------------------------

@@ -277,8 +277,13 @@ def _control_groups() -> Iterator[tuple[int, int]]:
 
 def compile_cache() -> Path:
     """Where torch.compile keeps what it has compiled."""
-    default = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
-    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default)
+    if folder := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        return Path(folder)
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number without a name
+        user = f"uid_{os.getuid()}"
+    return Path(tempfile.gettempdir()) / f"torchinductor_{user}"
 
 
 def free_space(folder: Path) -> dict:

@@ -390,6 +390,19 @@ _RECIPE_KEYS = {
 }  # fmt: skip
 
 
+# What DeepSpeed would take in zero_optimization, and this project does not.
+_ZERO_REFUSED = {
+    "offload_optimizer": "not supported; the student is small, remove it",
+    "cpu_offload": "a former key, which DeepSpeed drops; a teacher is offloaded by offload_param",
+    "cpu_offload_param": "a former key, which DeepSpeed drops; a teacher is offloaded by offload_param",
+    "memory_efficient_linear": "would replace torch's linear layer for the whole process, student and teacher; remove it",
+    "zero_hpz_partition_size": "a second way to shard within a node; use the recipe's teacher.shard_group = 'node'",
+    "zero_quantized_weights": "a sharded teacher must be exact; remove it",
+    "zero_quantized_nontrainable_weights": "a sharded teacher must be exact; remove it",
+    "zero_quantized_gradients": "gradients are not quantized here; remove it",
+}
+
+
 def load_ds_config(name: str, recipe: Recipe) -> dict:
     """A native DeepSpeed config: a file in ds_configs/ by its bare name, or a path. Raises UserError on a clash."""
     file = Path(name) if "/" in name else DS_CONFIGS / name
@@ -426,8 +439,16 @@ def load_ds_config(name: str, recipe: Recipe) -> dict:
             f"{recipe.source}: compile = 'all': a student at stage 3 ({file}) gathers its weights between operations, which "
             "cannot be compiled; use compile = 'loss' or a lower stage"
         )
-    if "offload_optimizer" in zero:
-        raise UserError(f"{file}: zero_optimization.offload_optimizer: not supported; the student is small, remove it")
+    for key, why in _ZERO_REFUSED.items():
+        if zero.get(key):
+            raise UserError(f"{file}: zero_optimization.{key}: {why}")
+    if "offload_param" in zero and stage != 3:
+        raise UserError(
+            f"{file}: zero_optimization.offload_param: does nothing at stage {stage}; use stage 3, or remove it"
+        )
+    from pipeline import engines  # importing DeepSpeed takes seconds
+
+    engines.check_zero_keys(zero, file)
     return config
 
 

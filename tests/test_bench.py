@@ -14,7 +14,7 @@ from data_prep import shards
 from data_prep.errors import UserError
 from pipeline import batches, bench, bench_data, bench_loss, bench_step, bench_tools, encoders
 from pipeline.bench_tools import Setting
-from tests.launching import ROOT
+from tests.launching import ROOT, environment
 from tests.literal_relations import literal_relation_loss
 
 SMALL = ["--length", "32", "--batch", "64", "--repeats", "2", "--at", "1000000"]
@@ -69,9 +69,9 @@ def test_each_repetition_reads_other_blocks_and_who_goes_first_alternates(corpus
 def test_the_table_has_a_line_for_each_measure(corpus, monkeypatch, capsys):
     monkeypatch.setattr(bench_data, "_STEPS", 3)
     lines = run(monkeypatch, capsys, "data", "--data", corpus, *SMALL)
-    names = ["batch", "bare gather", "ratio", "reading", "training step", "data wait"]
+    names = ["restored", "batch", "bare gather", "ratio", "reading", "training step", "data wait"]
     assert [line[:14].strip() for line in lines] == names
-    assert "64 sequences × 32" in lines[0]
+    assert "at sample 1000000" in lines[0] and "64 sequences × 32" in lines[1]
 
 
 def test_for_machines_there_is_one_json_object_a_line_and_the_random_corpus_is_thrown_away(monkeypatch, capsys):
@@ -81,7 +81,7 @@ def test_for_machines_there_is_one_json_object_a_line_and_the_random_corpus_is_t
     monkeypatch.setattr(bench_data, "open_corpus", lambda folder: (made.append(folder), shards.open_corpus(folder))[1])
     lines = run(monkeypatch, capsys, "data", "--sources", "3", *SMALL, "--json")
     rows = {row["measure"]: row for row in map(json.loads, lines)}
-    assert len(rows) == len(lines) == 6 and all(row["bench"] == "data" for row in rows.values())
+    assert len(rows) == len(lines) == 7 and all(row["bench"] == "data" for row in rows.values())
     assert rows["reading"]["value"] == pytest.approx(64 * 32 / rows["batch"]["value"] / 1e3)
     assert (rows["data wait"]["value"], rows["data wait"]["unit"]) == (1.0, "%")
     assert not made[0].exists()
@@ -93,7 +93,7 @@ def test_for_machines_there_is_one_json_object_a_line_and_the_random_corpus_is_t
         (["data", "--batch", "0"], "argument --batch: '0' is not a whole number of at least 1"),
         (["data", "--length", "two"], "argument --length: 'two' is not a whole number of at least 3"),
         (["data", "--at", "inf"], "argument --at: 'inf' is not a whole number of at least 0"),
-        (["dta"], "invalid choice: 'dta' (choose from loss, step, data, all)"),
+        (["dta"], "invalid choice: 'dta' (choose from loss, step, data, teacher, all)"),
         ([], "the following arguments are required: WHAT"),
         (["data", "--data", "/no/such/corpus"], "/no/such/corpus: no such folder"),
         (["loss", "--length", "0"], "argument --length: '0' is not a whole number of at least 1"),
@@ -227,7 +227,11 @@ def test_step_measures_an_update_against_its_floor(monkeypatch, capsys):
         assert {name[9:] for name in shares} == {"teacher", "student", "loss", "optimizer", "data wait"}
         assert sum(shares.values()) == pytest.approx(100) and min(shares.values()) > 0
         assert "together / alone" not in got
+    first = values(rows, heads=12)
     got = values([row for row in rows if "heads" not in row])
+    assert got["checkpoint's share"] == pytest.approx(
+        100 * got["checkpoint"] / (got["checkpoint"] + 5000 * first["step"])
+    )
     assert got["DeepSpeed's own"] == pytest.approx(100 * (got["DeepSpeed"] / got["plain torch"] - 1))
 
 
@@ -273,3 +277,33 @@ def test_all_is_each_with_its_defaults(monkeypatch, capsys):
 
 
 ROW = bench_tools.Row("measure", 1.0, "s", "a note")
+
+
+def test_a_sharded_teacher_is_exact_and_its_memory_and_traffic_are_those_of_the_formulas():
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.bench",
+        "teacher",
+        "--ranks",
+        "2",
+        "--layers",
+        "4",
+        "--width",
+        "640",
+        "--json",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
+    assert result.returncode == 0, result.stderr[-2000:]
+    rows = {row["measure"]: row for row in map(json.loads, result.stdout.splitlines()) if row["bench"] == "teacher"}
+    assert rows["exact"]["value"] == 1
+    assert rows["gathered / formula"]["value"] == pytest.approx(1, abs=0.01)
+    assert (
+        rows["after loading"]["value"] < 1.3 * rows["layers / ranks"]["value"]
+    )  # MiB; whole it would be twice as much
+    assert rows["loading"]["note"] == "by 1 of 2 ranks"
+
+
+def test_a_teacher_of_no_whole_heads_is_refused(monkeypatch, capsys):
+    with pytest.raises(UserError, match="--width 100: must be a multiple of 80"):
+        run(monkeypatch, capsys, "teacher", "--width", "100")

@@ -192,7 +192,10 @@ def test_ranks_that_hold_different_students_are_found_out(two_ranks):
 
 def test_what_deepspeed_refuses_in_a_config_is_told_in_one_line(folder, two_ranks):
     (message,) = (error for error in two_ranks[:-1] if "misspelt.json" in (error or ""))
-    assert f"{folder / 'misspelt.json'}: DeepSpeed refuses reduce_buket_size = 5" in message and "\n" not in message
+    assert (
+        f"{folder / 'misspelt.json'}: zero_optimization: DeepSpeed refuses reduce_buket_size = 5" in message
+        and "\n" not in message
+    )
 
 
 def test_a_run_leaves_nothing_in_shared_memory(folder, two_ranks):

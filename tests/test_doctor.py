@@ -304,6 +304,20 @@ def test_driver_processor_and_infiniband_are_read_from_the_system(tmp_path, monk
     assert probe.nvidia_driver() is None
 
 
+def test_the_compile_cache_is_where_torch_keeps_it(monkeypatch):
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 1000")
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/tmp")
+    assert str(probe.compile_cache()) == cache_dir()
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert str(probe.compile_cache()) == default_cache_dir()
+    monkeypatch.setattr(probe.getpass, "getuser", nobody)
+    assert str(probe.compile_cache()) == default_cache_dir()
+
+
 def test_the_code_hash_follows_names_and_contents_of_source_files(tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "ROOT", tmp_path)
     (tmp_path / "pipeline").mkdir()
@@ -746,6 +760,14 @@ def test_a_launch_that_fails_is_told_with_its_last_error():
     assert lines("sys.exit(5)").text.endswith("the launch ended with code 5: nothing was said")
 
 
+def test_a_launch_that_cannot_start_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nosuch")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = Namespace(hostfile=tmp_path / "hosts", timeout=5, size=1, master_addr=None, master_port=None)
+    [found] = doctor.check_all_reduce([Host("a", 1)], {"a": HEALTHY}, options, TOKEN)
+    assert found.level == FAIL and found.text.startswith("pdsh is not installed: ")
+
+
 def test_a_slow_network_between_hosts_is_warned_of():
     script = """
 for rank in (0, 1):
@@ -811,6 +833,17 @@ def test_a_host_that_is_not_reached_is_red_and_nothing_is_launched(tmp_path):
     assert "WARN  all-reduce     not tried, because of nosuch1.invalid, nosuch2.invalid" in result.stdout
     assert "WARN  shared folder  none was looked at; name those of data and runs" in result.stdout
     assert result.stdout.endswith("Not fit to run: 2 FAIL, 2 WARN, 0 OK.\n")
+
+
+def test_between_hosts_a_torch_that_is_broken_here_is_one_line_and_code_2(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('broken')")
+    (tmp_path / "hosts").write_text("a slots=1\n")
+    result = run("--hostfile", str(tmp_path / "hosts"), PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert result.returncode == 2
+    assert result.stderr.startswith(
+        "error: torch cannot be loaded on this machine (broken); run the doctor here without"
+    )
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_machine_whose_own_probe_fails_is_red(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.errors import UserError
 from pipeline import encoders
-from pipeline.recipe import SHIPPED, describe, load_ds_config, load_recipe, load_recipes
+from pipeline.recipe import DS_CONFIGS, SHIPPED, describe, load_ds_config, load_recipe, load_recipes
 from tests.tiny import make_recipe, make_teacher
 
 
@@ -184,6 +184,16 @@ def test_a_run_shorter_than_its_warm_up_is_allowed(tiny):
             {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}},
             "offload_optimizer: not supported",
         ),
+        ({"zero_optimization": {"stage": 3, "cpu_offload": True}}, "cpu_offload: a former key, which DeepSpeed drops"),
+        ({"zero_optimization": {"stage": 3, "memory_efficient_linear": True}}, "would replace torch's linear layer"),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}, "use the recipe's teacher.shard_group"),
+        ({"zero_optimization": {"stage": 1, "offload_param": {"device": "cpu"}}}, "does nothing at stage 1"),
+        ({"zero_optimization": {"stage": 1, "reduce_buket_size": 5}}, "DeepSpeed refuses reduce_buket_size = 5"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, "DeepSpeed refuses mics_shard_size = 2"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "gpu"}}},
+            "DeepSpeed refuses offload_param.device = 'gpu'",
+        ),
     ],
 )
 def test_a_ds_config_that_clashes_is_named(tiny, tmp_path, content, message):
@@ -285,3 +295,9 @@ def test_the_command_tells_a_mistake_in_one_line_and_exits_with_2(tiny):
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1] == "error: tiny.toml: stepz = 1: unknown key; did you mean steps?"
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in DS_CONFIGS.glob("*.json")))
+def test_every_shipped_ds_config_is_accepted(tiny, name):
+    key = "teacher" if name.startswith("teacher") else "student"
+    load_ds_config(name, load_recipe(tiny, [f"{key}.ds_config={name}"]))

@@ -124,6 +124,21 @@ HOSTILE = {
 TORN = {name for name, (_, message) in HOSTILE.items() if message == "no whole checkpoint"}
 
 
+def test_no_altered_bit_of_what_a_checkpoint_says_is_believed(tmp_path, capsys):
+    """Flipped, a digit is mostly still a digit: only a hash of state.json itself tells."""
+    folder = checkpoints.save(tmp_path, {"step": 6, "samples": 48, "rate": 1e-6}, {"w": torch.ones(2)}, keep=1)
+    path = folder / "state.json"
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        altered = bytearray(content)
+        altered[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(altered)
+        found = checkpoints.latest(tmp_path)
+        assert found is None or found.info == json.loads(content), altered.decode(errors="replace")
+    path.write_bytes(content)
+    assert checkpoints.latest(tmp_path).step == 6
+
+
 # --- model folders ----------------------------------------------------------------------------------------------------
 
 EVIL = """
