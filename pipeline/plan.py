@@ -280,7 +280,7 @@ def about_gathers(plan: Plan) -> list[str]:
     gathers, cluster, recipe = plan.gathers, plan.cluster, plan.recipes[0]
     if not gathers:
         return []
-    rate = cluster.link(gathers.over_nodes) / 1e9
+    rate, layer = cluster.link(gathers.over_nodes) / 1e9, plan.models.teacher.layer
     lines = [
         _told(
             "Gathers",
@@ -294,8 +294,8 @@ def about_gathers(plan: Plan) -> list[str]:
         lines.append(
             _told(
                 "",
-                f"Only {gathers.ahead:.0%} of a layer is gathered ahead of its turn; all of it with "
-                f"stage3_prefetch_bucket_size = {plan.models.teacher.layer} in {recipe.teacher.ds_config}",
+                f"Only {gathers.ahead:.0%} of a layer is gathered ahead of its turn; all of it with stage3_prefetch_bucket_size = "
+                f"{layer} and stage3_max_live_parameters = {2 * layer} in {recipe.teacher.ds_config}",
             )
         )
     if gathers.over_nodes and gathers.exposed:

@@ -71,7 +71,8 @@ def compare(recipe: str, overrides: list[str], ranks: int) -> list[Comparison]:
             process.kill()
             process.wait()
     if processes[0].returncode:
-        raise UserError(f"--measure: the run failed: {(errors.strip().splitlines() or ['killed'])[-1]}")
+        cause = (errors.strip().splitlines() or ["it was killed"])[-1].removeprefix("error: ")
+        raise UserError(f"--measure: the run failed: {cause}")
     return [Comparison(**row) for row in json.loads(output.strip().splitlines()[-1])]
 
 

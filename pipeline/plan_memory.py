@@ -282,9 +282,8 @@ def gathered(cut: Cut, shards: int, recipe: Recipe, device: Device) -> float:
     """
     if shards == 1:
         return 0
-    zero, bucket = _teacher_zero(recipe), prefetch_bucket(recipe)
-    limit = zero.get("stage3_max_live_parameters", 1_000_000_000)
-    copies = not zero.get("stage3_allgather_sequential")  # which receives each parameter in its own place
+    bucket, limit = _prefetching(recipe)
+    copies = not _teacher_zero(recipe).get("stage3_allgather_sequential")  # which receives a parameter in its own place
     started = copied = released = peak = 0
     buffers: list[tuple[int, int]] = []  # parameters from, to
     for size in [cut.layer] * cut.layers + [cut.last]:
@@ -306,9 +305,16 @@ def gathered(cut: Cut, shards: int, recipe: Recipe, device: Device) -> float:
     return device.number * peak
 
 
-def prefetch_bucket(recipe: Recipe) -> int:
-    """How many parameters of a sharded teacher DeepSpeed may gather before their layer's turn."""
-    return _teacher_zero(recipe).get("stage3_prefetch_bucket_size", 50_000_000)
+def gathered_ahead(cut: Cut, recipe: Recipe) -> float:
+    """The share of a sharded teacher's layer that is on its way, at least, while the layer before it computes."""
+    bucket, limit = _prefetching(recipe)
+    return min(1.0, max(0, min(bucket, limit - cut.layer)) / cut.layer) if cut.layer else 1.0
+
+
+def _prefetching(recipe: Recipe) -> tuple[int, int]:
+    """How many parameters DeepSpeed starts to gather at a layer's turn, and how many may be gathered at a time."""
+    zero = _teacher_zero(recipe)
+    return zero.get("stage3_prefetch_bucket_size", 50_000_000), zero.get("stage3_max_live_parameters", 1_000_000_000)
 
 
 def offloads(recipe: Recipe) -> bool:

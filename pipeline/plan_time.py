@@ -50,7 +50,7 @@ class Gathers:
     """What a sharded teacher costs a step: ``forwards``, and over all of them bytes ``received`` by a GPU, and seconds.
 
     They hide behind arithmetic from ``needed`` tokens a GPU and forward on, if all is gathered ahead of its turn; ``tokens``
-    are there, and ``ahead`` is the share that DeepSpeed's prefetch bucket lets be. ``exposed`` seconds are waited for.
+    are there, and ``ahead`` is the share that DeepSpeed's settings let be. ``exposed`` seconds are waited for.
     """
 
     forwards: int
@@ -89,7 +89,7 @@ def gathers_of(recipe: Recipe, cluster: Cluster, teacher: Cut, hosting: Hosting,
     over_nodes = hosting.shards > cluster.gpus
     seconds = received / cluster.link(over_nodes)
     computing = window * flops / cluster.arithmetic(recipe.precision)
-    ahead = min(1.0, plan_memory.prefetch_bucket(recipe) / max(1, teacher.layer))
+    ahead = plan_memory.gathered_ahead(teacher, recipe)
     return Gathers(
         forwards=forwards,
         received=forwards * received,

@@ -432,14 +432,17 @@ class Fuzz:
         )
 
     def full_disk(self) -> tuple[str, str]:
-        """A disk that is full at some point: a small one of its own, or where none can be mounted a limit for files."""
+        """A disk that is full at some point: a small one of its own, or in the midst of a file a limit for its size.
+
+        The product looks at the free space before a save, with a spare: only the limit meets it in the midst of one.
+        """
         size, kept = _size(self._whole_checkpoint(STEPS)), len(_checkpoints(self._run))
-        if can_mount(self._chain):
+        if self._dice.random() < 0.5 and can_mount(self._chain):
             before, after = self._chain / "before", self._chain / "after"
             self._run.mkdir(exist_ok=True)
             self._run.rename(before)
             self._run.mkdir()
-            room = int(self._dice.uniform(0.05, max(4 - kept, 1)) * size)
+            room = int(self._dice.uniform(0, 2**20 + max(4 - kept, 1) * size))
             launch = self._launch([*SMALL_DISK, str(_size(before) + room), str(self._run), str(before), str(after)])
             code, what = launch.wait(), f"a disk with {room} bytes left"
             self._run.rmdir()

@@ -201,9 +201,7 @@ def test_the_memory_model_is_within_a_tenth_of_a_real_run(tmp_path, ranks, overr
 
 def test_what_a_measuring_run_says_when_it_fails_is_told(tmp_path, monkeypatch):
     path = tiny.make_recipe(tmp_path)
-    with pytest.raises(
-        UserError, match=r"--measure: the run failed: error: .*relation_heads = 3: the teacher's width 32"
-    ):
+    with pytest.raises(UserError, match=r"--measure: the run failed: .*relation_heads = 3: the teacher's width 32"):
         plan_check.compare(str(path), ["relation_heads=3", "student.hidden=24"], 1)
     monkeypatch.setattr(plan_check, "_SECONDS", 0.1)
     with pytest.raises(UserError, match=r"--measure: not done after 0\.1 s; use a smaller micro_batch"):
@@ -372,14 +370,47 @@ def test_gathers_inside_a_node_go_over_nvlink_and_hide(tmp_path):
     assert gathers.needed < gathers.tokens
 
 
-def test_a_small_prefetch_bucket_is_named_with_the_size_that_gathers_all_ahead():
-    made = planned(
-        cluster(4, gpu="H100"), "minilm_12x384", *XXL_OVERRIDES, "teacher.hosting=zero3", "teacher.shard_group=node"
-    )
-    bucket = plan_memory.prefetch_bucket(made.recipes[0])
-    assert made.gathers.ahead == pytest.approx(min(1, bucket / XXL_LAYER))
-    text = squeezed(plan.report(made, [], []))
-    assert (f"stage3_prefetch_bucket_size = {XXL_LAYER} in teacher_zero3.json" in text) == (bucket < XXL_LAYER)
+@pytest.mark.parametrize(
+    ("bucket", "limit", "ahead"),
+    [
+        (50_000_000, 10**9, 50e6 / XXL_LAYER),
+        (XXL_LAYER, 300_000_000, (300e6 - XXL_LAYER) / XXL_LAYER),
+        (XXL_LAYER, 2 * XXL_LAYER, 1.0),
+        (10**9, XXL_LAYER, 0.0),
+    ],
+)
+def test_settings_that_gather_too_little_ahead_are_named_with_those_that_do(tmp_path, bucket, limit, ahead):
+    zero = {"stage": 3, "stage3_prefetch_bucket_size": bucket, "stage3_max_live_parameters": limit}
+    (tmp_path / "own.json").write_text(json.dumps({"zero_optimization": zero}))
+    overrides = [
+        *XXL_OVERRIDES,
+        "teacher.hosting=zero3",
+        "teacher.shard_group=node",
+        f"teacher.ds_config={tmp_path}/own.json",
+    ]
+    made = planned(cluster(4, gpu="H100"), "minilm_12x384", *overrides)
+    assert made.gathers.ahead == pytest.approx(ahead)
+    assert made.gathers.exposed == pytest.approx(made.gathers.seconds * (1 - ahead))
+    advice = f"stage3_prefetch_bucket_size = {XXL_LAYER} and stage3_max_live_parameters = {2 * XXL_LAYER}"
+    assert (advice in squeezed(plan.report(made, [], []))) == (ahead < 1)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "limit", "layers"),
+    [
+        (10**9, 10**9, 2 * 6 + 1),  # all six are copied out while their buffers are there, and the first's buffer
+        (500, 10**9, 2),  # half a layer ahead: a layer, and the buffers that it came in
+        (1000, 2000, 3),  # one ahead: as before, and the next one's buffer
+        (0, 10**9, 2),
+    ],
+)
+def test_gathered_layers_follow_what_is_started_ahead(tmp_path, bucket, limit, layers):
+    zero = {"stage": 3, "stage3_prefetch_bucket_size": bucket, "stage3_max_live_parameters": limit}
+    (tmp_path / "own.json").write_text(json.dumps({"zero_optimization": zero}))
+    recipe = load_recipe("minilm_6x384", [f"teacher.ds_config={tmp_path}/own.json"])
+    cut = plan_memory.Cut(6, 8, 8, 1, 0, 1000, 0, 0, 0)
+    assert plan_memory.gathered(cut, 4, recipe, Device(2)) == 2 * 1000 * layers
+    assert plan_memory.gathered(cut, 1, recipe, Device(2)) == 0
 
 
 def test_more_sequences_in_a_teachers_forward_gather_less_often():
