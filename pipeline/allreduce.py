@@ -72,7 +72,7 @@ def main(token: str, mib: int) -> None:
 
     def say(**content) -> None:
         # One write of a whole line, so that ranks which share a pipe do not cut each other's lines.
-        os.write(1, f"\n{token} {json.dumps({'rank': rank, **content})}\n".encode())
+        os.write(1, f"{token} {json.dumps({'rank': rank, **content})}\n".encode())
 
     def beat() -> None:  # a rank that waits for another one is alive, the other may not be
         while True:

@@ -274,9 +274,8 @@ def read_lines(pipe: Iterable[str], keep: Callable[[str | None], object]) -> Non
 
 def read_line(line: str, token: str) -> dict | None:
     """What a line of a host's output says behind the token; None for whatever else a host prints."""
-    _, found, content = line.partition(f"{token} ")
     try:
-        return json.loads(content) if found else None
+        return json.loads(line.partition(f"{token} ")[2])
     except ValueError:
         return None
 

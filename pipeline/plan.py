@@ -294,8 +294,9 @@ def about_gathers(plan: Plan) -> list[str]:
         lines.append(
             _told(
                 "",
-                f"Only {gathers.ahead:.0%} of a layer is gathered ahead of its turn; all of it with stage3_prefetch_bucket_size = "
-                f"{layer} and stage3_max_live_parameters = {2 * layer} in {recipe.teacher.ds_config}",
+                f"Only {gathers.ahead:.0%} of a layer is gathered ahead of its turn; all of it with "
+                f"stage3_prefetch_bucket_size = {layer} and stage3_max_live_parameters = {2 * layer} in "
+                f"{recipe.teacher.ds_config}",
             )
         )
     if gathers.over_nodes and gathers.exposed:

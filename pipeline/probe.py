@@ -44,8 +44,7 @@ def serve(token: str, questions: TextIO, answers: TextIO) -> None:
             reply = {"answer": getattr(host, question.pop("ask"))(**question)}
         except OSError as error:
             reply = {"error": error.strerror or str(error)}
-        # A line of its own, whatever a library or a login script has printed before.
-        print(f"\n{token} {json.dumps(reply)}", file=answers, flush=True)
+        print(f"{token} {json.dumps(reply)}", file=answers, flush=True)
 
 
 class Answers:
@@ -338,6 +337,4 @@ def addresses_of(name: str) -> list[str]:
 
 
 def main(token: str) -> None:
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
-    serve(token, sys.stdin, answers)
+    serve(token, sys.stdin, sys.stdout)

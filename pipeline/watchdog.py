@@ -40,6 +40,7 @@ class Watchdog:
         self._ranks, self._timeout = ranks, timeout
         self._failed, self._stopped, self._told = False, threading.Event(), threading.Event()
         self._watchers: list[threading.Thread] = []
+        self._ending = threading.Lock()
 
     def __enter__(self) -> "Watchdog":
         if self._ranks.world == 1:
@@ -103,6 +104,8 @@ class Watchdog:
                     counts[rank], self._heard[rank] = beat, now
             self._failure_known = failed != b"0"
             if verdict:
+                if not self._ranks.first:
+                    self._try(lambda: self._store.add(self._own("told"), 1))
                 self._end(verdict.decode().splitlines()[0])
 
     def _judge(self) -> None:
@@ -119,14 +122,23 @@ class Watchdog:
                 line = f"{', '.join(self._names[rank] for rank in silent)} has not been heard of for {seconds:.0f} s"
                 if self._ranks.first:
                     self._try(lambda line=line: self._store.append(self._own("verdict"), line + "\n"))
-                    self._stopped.wait(2 * INTERVAL)  # the store is this process's: let the others read it
-                self._end(line)
+                self._end(line, len(silent))
 
-    def _end(self, line: str) -> None:
-        """Tell ``line`` and end this process, whatever its main thread waits for; not if it is leaving of itself."""
+    def _end(self, line: str, gone: int = 1) -> None:
+        """Tell ``line`` and end this process, whatever its main thread waits for; not if it is leaving of itself.
+
+        Rank 0 keeps the store: it stays until the others, but for the ``gone``, have read why.
+        """
+        if not self._ending.acquire(blocking=False):
+            return  # the other thread is at it
         self._told.set()
         if self._stopped.wait(2 * INTERVAL if "has ended" in line else 0) and not self._failed:
             return
+        deadline = time.monotonic() + FAILED
+        while self._ranks.first and time.monotonic() < deadline:
+            if self._store.add(self._own("told"), 0) >= self._ranks.world - 1 - gone:
+                break
+            time.sleep(0.1)
         print(
             f"error: {line}; {self._me()} ends too, and the same command goes on from the newest checkpoint",
             file=sys.stderr,

@@ -362,8 +362,20 @@ def test_a_port_answers_if_it_is_the_probes_own():
 
 def test_a_port_that_does_not_answer_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        found = probe.Answers(TOKEN).reach([silent.getsockname()[:2]], patience=0.5)
-    assert found == ["no answer within 0 s"]
+        begin = time.monotonic()
+        found = probe.Answers(TOKEN).reach([silent.getsockname()[:2]], patience=1)
+    assert found == ["no answer within 1 s"] and time.monotonic() - begin < 10
+
+
+def test_a_file_counts_as_seen_with_the_right_content_and_may_take_a_moment(tmp_path):
+    here = probe.Answers(TOKEN)
+    (tmp_path / "one").write_text("old")
+    (tmp_path / "two").write_text("new")
+    files = {"folder": str(tmp_path), "contents": {"one": "new", "two": "new", "three": "new"}}
+    assert here.read(**files, patience=0.1) == ["two"]
+    late = threading.Timer(0.3, lambda: [(tmp_path / name).write_text("new") for name in ("one", "three")])
+    late.start()
+    assert here.read(**files, patience=10) == ["one", "two", "three"]
 
 
 # --- the conversation -------------------------------------------------------------------------------------------------

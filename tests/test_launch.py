@@ -391,15 +391,27 @@ def test_other_nodes_take_the_record_of_the_first(tmp_path, monkeypatch, folder)
 LONG = ("steps=4000", "eval_every=4000", "checkpoint_every=4000")
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.launch", "tiny.toml", *arguments],
-        cwd=folder,
-        env=launching.environment() | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture
+def start(folder):
+    """Start a launch of tiny.toml with further arguments. What a failed test leaves of it ends with the test."""
+    started = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.launch", "tiny.toml", *arguments],
+            cwd=folder,
+            env=launching.environment() | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def read_until(process: subprocess.Popen, word: str) -> str:
@@ -411,34 +423,34 @@ def read_until(process: subprocess.Popen, word: str) -> str:
     pytest.fail(f"ended without {word!r}: {said}")
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(folder):
+def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(folder, start):
     out = '$(touch executed) `touch executed` "it\'s"'  # a value that a shell would not leave as it is
-    process = start(folder, f"out={out}", *LONG, "--ranks", "2")
+    process = start(f"out={out}", *LONG, "--ranks", "2")
     said = read_until(process, "tokens/s")
     process.send_signal(signal.SIGINT)
     said += process.communicate(timeout=120)[0]
     assert process.returncode == 75, said
     assert "Traceback" not in said and "[launch.py" not in said and "error" not in said
     assert list((folder / out / "checkpoints").glob("step-*")) and not (folder / "executed").exists()
-    process = start(folder, f"out={out}", *LONG, "--ranks", "2", "--max-hours", "1e-5")
+    process = start(f"out={out}", *LONG, "--ranks", "2", "--max-hours", "1e-5")
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 75 and "Going on from" in said, said
 
 
-def test_a_mistake_that_the_ranks_find_is_one_line_and_code_2(folder):
-    process = start(folder, "data=absent", "--ranks", "2")
+def test_a_mistake_that_the_ranks_find_is_one_line_and_code_2(start):
+    process = start("data=absent", "--ranks", "2")
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 2
     assert said.count("error:") == 1 and said.startswith("error: absent") and said.count("\n") == 1, said
 
 
 @pytest.mark.parametrize("victim", ["pipeline.launch", "deepspeed.launcher.runner"])
-def test_when_the_launch_or_the_launcher_is_killed_nothing_lives_on(folder, victim):
-    process = start(folder, f"out=killed-{victim}", *LONG, "--ranks", "2")
+def test_when_the_launch_or_the_launcher_is_killed_nothing_lives_on(start, victim):
+    process = start(f"out=killed-{victim}", *LONG, "--ranks", "2")
     read_until(process, "tokens/s")
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     assert len(family) == 5  # launch, the launcher's two parts, two ranks
-    (chosen,) = [one for one in family if victim in " ".join(one.cmdline())]
+    (chosen,) = [one for one in family if f"-m {victim}" in " ".join(one.cmdline())]
     chosen.kill()
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive

@@ -246,7 +246,7 @@ def test_a_sharded_teacher_keeps_its_embeddings_whole_and_gathers_layer_by_layer
             where, "minilm_12x384", *XXL_OVERRIDES, "teacher.hosting=zero3", f"teacher.shard_group={group}"
         ).memory.parts
         assert parts["teacher's weights"] == pytest.approx(2 * (XXL_EMBEDDINGS + (47 * XXL_LAYER + XXL_LAST) / shards))
-        assert 2 * XXL_LAYER < parts["teacher's gathered layers"] <= 2 * 2 * (XXL_LAYER + 4096 * 16384)
+        assert 2 * XXL_LAYER <= parts["teacher's gathered layers"] <= 2 * 2 * (XXL_LAYER + 4096 * 16384)
 
 
 def test_offloaded_shards_lie_on_the_host(tmp_path):
@@ -320,7 +320,11 @@ WAYS = [  # nodes, GPUs of a node, GB of one, recipe, overrides; the ways out
 
 
 @pytest.mark.parametrize(("nodes", "gpus", "memory", "recipe", "overrides", "ways"), WAYS)
-def test_each_way_out_of_what_does_not_fit_makes_it_fit(nodes, gpus, memory, recipe, overrides, ways):
+def test_each_way_out_of_what_does_not_fit_makes_it_fit(tmp_path, nodes, gpus, memory, recipe, overrides, ways):
+    config = {"stage": 3, "stage3_prefetch_bucket_size": 50_000_000, "stage3_max_live_parameters": 300_000_000}
+    (tmp_path / "own.json").write_text(json.dumps({"zero_optimization": config}))
+    overrides = [*overrides, f"teacher.ds_config={tmp_path}/own.json"]
+
     def fits(*more: str, nodes: int = nodes, memory: float = memory, recipe: str = recipe) -> bool:
         return planned(cluster(nodes, gpus, "V100", memory), recipe, *overrides, *more).fits
 
@@ -351,7 +355,8 @@ def test_gathers_of_the_largest_teacher_by_hand():
     # tokens a GPU and forward ≥ FLOP/s ÷ gather bytes/s: two bytes and two operations for each weight
     assert gathers.needed == pytest.approx(0.4 * 989e12 / 12.5e9, rel=0.1)
     assert gathers.tokens == 8 * 512
-    assert gathers.exposed == pytest.approx(gathers.seconds - gathers.ahead * made.times.teacher / 0.99, rel=0.3)
+    hidden = min(gathers.ahead * gathers.seconds, made.times.teacher)
+    assert gathers.exposed == pytest.approx(gathers.seconds - hidden)
 
 
 def test_gathers_inside_a_node_go_over_nvlink_and_hide(tmp_path):
@@ -398,9 +403,10 @@ def test_settings_that_gather_too_little_ahead_are_named_with_those_that_do(tmp_
 @pytest.mark.parametrize(
     ("bucket", "limit", "layers"),
     [
-        (10**9, 10**9, 2 * 6 + 1),  # all six are copied out while their buffers are there, and the first's buffer
+        (10**9, 10**9, 10),  # the other five start together and are copied out together, beside their buffer
         (500, 10**9, 2),  # half a layer ahead: a layer, and the buffers that it came in
-        (1000, 2000, 3),  # one ahead: as before, and the next one's buffer
+        (1000, 2000, 2),  # one ahead: a layer, and the next one's buffer
+        (1500, 10**9, 5),  # half a layer more at each turn: two copied out at the third, beside two buffers of 1.5
         (0, 10**9, 2),
     ],
 )
