@@ -11,6 +11,7 @@ import functools
 import queue
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class Windows:
         self._before_piece = np.cumsum(np.concatenate([[0], *pieces], dtype=np.int64))  # windows
         self._before_shard = np.cumsum([0, *map(len, pieces)])  # pieces
         self.shards = [shard for source in kept for shard in source.shards]
+        self._marks = {path: _mark(path) for shard in self.shards for path in (shard.path, shard.docs_path)}
         self.tokens = functools.cache(lambda shard: _mapped(self.shards[shard].open()))
         self._grid = functools.cache(self._as_grid)
 
@@ -61,6 +63,10 @@ class Windows:
         if tokens.max() >= self.vocab_size:
             self._refuse(tokens, shard, start, size)
         return torch.from_numpy(self._framed(tokens, rows, size))
+
+    def changed(self) -> Path | None:
+        """A file that is no longer the one that it was when this was made, by its size and time."""
+        return next((path for path, mark in self._marks.items() if _mark(path) != mark), None)
 
     def locate(self, sources: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, ...]:
         """Where windows lie, shard by shard and from front to back; [n] each.
@@ -175,6 +181,15 @@ class DocWindows(Windows):
 
 
 LAYOUTS: dict[str, type[Windows]] = {"full": Windows, "doc": DocWindows}
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    """Size and time of change: whoever writes to a file, or puts another in its place, changes them."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _mapped(array: np.memmap) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Atomic checkpoints of the student alone, whole and by parameter name.
 
     RUN/checkpoints/step-00000120/state.safetensors   fp32 weights, exp_avg/NAME, exp_avg_sq/NAME, and the untrained tail
-    RUN/checkpoints/step-00000120/state.json          step, samples consumed, corpus, recipe, versions, sha256 of the above
+    RUN/checkpoints/step-00000120/state.json          step, samples consumed, corpus, recipe, versions, sha256 of the above,
+                                                      and "id", the sha256 of all these
 
 No pickle, no file per rank and no ZeRO stage inside: the same folder continues at any number of ranks and any stage, and
 export is a read of it. A folder is written aside, synced and renamed, so a whole name means a whole checkpoint; what is
-torn all the same (its hash does not match) is skipped with a warning and never deleted.
+torn all the same (a hash does not match) is skipped with a warning and never deleted.
 """
 
 import errno
@@ -15,17 +16,22 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_prep.errors import UserError
+from data_prep.shards import sealed
+from pipeline.recipe import recipe_of
 
 STATE, INFO = "state.safetensors", "state.json"
-FORMAT = 1
+FORMAT = 2
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 _SPARE = 2**20  # bytes beside the tensors: state.json, the header, the folders
 
 
@@ -40,12 +46,47 @@ class Checkpoint:
     def step(self) -> int:
         return self.info["step"]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights and moments, by name, on the CPU."""
+    def check(self) -> None:
+        """Raise UserError unless state.json says what a run writes: hashes that fit do not tell who made them."""
+        info, tokens, teacher = self.info, self.info.get("tokens"), self.info.get("teacher")
+        recipe = recipe_of(info.get("recipe"), str(self.path / INFO))
+        fits = {
+            "step": 0 < self.step <= recipe.steps,
+            "samples": info.get("samples") == self.step * recipe.batch,
+            "corpus": isinstance(info.get("corpus"), str),
+            "tokens": isinstance(tokens, dict) and all(isinstance(count, int) for count in tokens.values()),
+            "teacher": isinstance(teacher, dict) and isinstance(teacher.get("weights"), str),
+            "versions": isinstance(info.get("versions"), dict),
+        }
+        for key in (key for key, fit in fits.items() if not fit):
+            raise UserError(
+                f"{self.path / INFO}: {key} = {info.get(key)!r} is not what a run writes; delete this checkpoint's folder"
+            )
+
+    def tensors(self, trained: Iterable[str] = ()) -> dict[str, Tensor]:
+        """Weights and moments, by name, on the CPU. Raises UserError if the moments of a ``trained`` weight are missing."""
         try:
-            return load_file(self.path / STATE)
+            tensors = load_file(self.path / STATE)
         except SafetensorError as error:
             raise UserError(f"{self.path / STATE}: cannot be read ({error}); delete this checkpoint's folder") from None
+        for name in (f"{moment}/{name}" for name in trained for moment in _MOMENTS):
+            if name not in tensors:
+                self._refuse(name)
+        return tensors
+
+    def load_into(self, model: nn.Module) -> None:
+        """Give ``model`` these weights. Raises UserError if they, or their moments, are not those of such a model."""
+        tensors, shapes = self.tensors(), {name: tensor.shape for name, tensor in model.state_dict().items()}
+        for key, tensor in tensors.items():
+            moment, _, name = key.rpartition("/")
+            if moment not in ("", *_MOMENTS) or shapes.get(name) != tensor.shape:
+                self._refuse(key)
+        for name in sorted(shapes.keys() - tensors.keys()):
+            self._refuse(name)
+        model.load_state_dict({name: tensors[name] for name in shapes})
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise UserError(f"{self.path / STATE}: not this student's {name}; delete this checkpoint's folder")
 
     def weights(self) -> dict[str, Tensor]:
         """The fp32 weights of the whole student, without the optimizer's moments."""
@@ -79,7 +120,7 @@ def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int, keep_ever
         save_file(tensors, aside / STATE)
         (aside / INFO).write_text(
             json.dumps(
-                info | {"format": FORMAT, "sha256": _sha256(aside / STATE)},
+                sealed(info | {"format": FORMAT, "sha256": _sha256(aside / STATE)}),
                 indent=1,
                 sort_keys=True,
             )
@@ -123,10 +164,14 @@ def _torn(folder: Path) -> str | None:
         info = json.loads((folder / INFO).read_text())
         if info["format"] != FORMAT:
             return f"format {info['format']!r}"
+        if sealed(info) != info or info["step"] != _step(folder):
+            return f"{INFO} is not as it was written"
         return None if _sha256(folder / STATE) == info["sha256"] else f"{STATE} does not match its sha256"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, TypeError):
+    except OSError as error:
+        return f"{Path(error.filename).name}: {error.strerror}"
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"{INFO} is not readable"
 
 

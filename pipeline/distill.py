@@ -115,7 +115,7 @@ def train(
             runs.check_same_teacher(checkpoint, teacher_hash, one)
             trainee.start = checkpoint.step
             engines.prime_optimizer(trainee.engine)
-            engines.write_state(trainee.engine, names, checkpoint.tensors(), trainee.start)
+            engines.write_state(trainee.engine, names, checkpoint.tensors(names.values()), trainee.start)
         trainees.append(trainee)
 
     # What is read, and what is seen.
@@ -205,6 +205,7 @@ def train(
         if evaluates:
             evaluate(students, done)
         if saves:
+            stop_if_data_changed(windows, ranks)
             for trainee in students:
                 save(trainee, done)
         if leaves:
@@ -264,7 +265,7 @@ def build_student(
     """The whole student, fp32, as it starts: from ``checkpoint``, from layers of ``teacher``, or from random numbers."""
     student = encoders.build_student(recipe.student_config(teacher_config), recipe.seed)
     if checkpoint:
-        student.load_state_dict(checkpoint.weights())
+        checkpoint.load_into(student)
     elif recipe.student.init == "teacher":
         encoders.copy_every_kth_layer(teacher, student, recipe.teacher.layer)
     return student
@@ -324,6 +325,17 @@ def stop_if_not_finite(trainee: Trainee, ranks: Ranks) -> None:
         raise UserError(
             f"{recipe.out}: the loss is not finite in step {step + 1} on rank {rank}, samples {first} to "
             f"{first + recipe.micro_batch - 1}; {_NOT_FINITE}, or look at these samples"
+        )
+
+
+def stop_if_data_changed(windows: batches.Windows, ranks: Ranks) -> None:
+    """Raise on every rank if, for any, a shard is no longer the file that it was: what was read of it may be anything."""
+    found: list = [None] * ranks.world
+    dist.all_gather_object(found, windows.changed())
+    for path in filter(None, found):
+        raise UserError(
+            f"{path}: was changed while the run was reading it; no checkpoint was written since, the former ones are kept: "
+            "put the former file back and run the same command again"
         )
 
 

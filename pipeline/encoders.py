@@ -273,6 +273,12 @@ def load_tokenizer(model: str, revision: str = "main"):
         return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
 
 
+def load_folder_tokenizer(folder: str | Path):
+    """The tokenizer of a folder that need not hold a model."""
+    with _one_line(str(folder)):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
 class _one_line:
     """Turns what transformers raises for a folder, file or download that is not there or not whole into a UserError."""
 

@@ -89,9 +89,26 @@ def start_ranks() -> Ranks:
     # compiling at the first start, and 66 MiB of /dev/shm lost with every process.
     deepspeed.ops.__compatible_ops__ = {}
     # The timeout must outlast the slowest rank's reading of a large teacher; the default is 10 minutes.
+    timeout = timedelta(minutes=30)
+    if not dist.is_initialized() and (store := _store_on_loopback(world, timeout)):
+        dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=world, timeout=timeout)
     with _quietly():
-        deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(minutes=30))
+        deepspeed.init_distributed(backend, verbose=False, timeout=timeout)
     return Ranks(dist.get_rank(), world, local_world, device)
+
+
+def _store_on_loopback(world: int, timeout: timedelta) -> dist.Store | None:
+    """Where ranks that are all on this machine meet: torch's own store would listen on every interface.
+
+    None if they are on several, or if torchrun has a store already.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if host not in ("127.0.0.1", "localhost") or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    if os.environ["RANK"] != "0":
+        return dist.TCPStore("127.0.0.1", port, world, is_master=False, timeout=timeout)
+    listener = socket.create_server(("127.0.0.1", port), backlog=2048)
+    return dist.TCPStore("127.0.0.1", port, world, is_master=True, timeout=timeout, master_listen_fd=listener.detach())
 
 
 def on_first_rank(ranks: Ranks, work: Callable[[], object]):

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import UserError, run_command
@@ -35,6 +35,7 @@ def export(run: Path, out: Path) -> Checkpoint:
     checkpoint = checkpoints.latest(run)
     if checkpoint is None:
         raise UserError(f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?")
+    checkpoint.check()
     out = out.resolve()
     if out.exists() and not _may_be_replaced(out, run):
         raise UserError(f"{out}: exists and is not an exported student of {run.name}; choose a new folder")
@@ -43,7 +44,7 @@ def export(run: Path, out: Path) -> Checkpoint:
     try:
         model = load_student(run, checkpoint)
         model.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(run / "student").save_pretrained(aside)
+        encoders.load_folder_tokenizer(run / "student").save_pretrained(aside)
         (aside / "README.md").write_text(model_card(run, checkpoint, model), encoding="utf-8")
         check_export(aside, model)
         former = out.with_name(f".{out.name}.former")
@@ -71,17 +72,19 @@ def load_student(run: Path, checkpoint: Checkpoint) -> PreTrainedModel:
     """The student of a checkpoint as a transformers model, fp32, in eval mode."""
     config = encoders.load_folder_config(run / "student")
     model = AutoModel.from_config(config, dtype=torch.float32)
-    model.load_state_dict(checkpoint.weights())
+    checkpoint.load_into(model)
     return model.eval()
 
 
 def check_export(folder: Path, model: PreTrainedModel) -> None:
     """Reload the folder as a user would: every weight and the output on a probe must be the same, bit for bit."""
-    reloaded = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+    reloaded = AutoModel.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    ).eval()
     for (name, ours), theirs in zip(model.state_dict().items(), reloaded.state_dict().values(), strict=True):
         if not torch.equal(ours, theirs):
             raise RuntimeError(f"{folder}: {name} changed on the way to disk and back")
-    probe = AutoTokenizer.from_pretrained(folder)(
+    probe = encoders.load_folder_tokenizer(folder)(
         ["The student is small.", "Read back."], padding=True, return_tensors="pt"
     )
     with torch.no_grad():

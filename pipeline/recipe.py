@@ -267,6 +267,15 @@ def load_recipes(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) 
     return recipes
 
 
+def recipe_of(values: object, source: str) -> Recipe:
+    """The recipe that ``Recipe.to_dict`` gave these values of. Raises UserError naming ``source`` if none can have."""
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: recipe = {values!r} is not what a run writes")
+    recipe = _build(Recipe, values, source, "")
+    recipe.check()
+    return recipe
+
+
 def _one_by_one(values: dict, source: str) -> Iterator[tuple[dict, str]]:
     """The tables of each student's own recipe, and what to call it in messages."""
     students = values.get("student")

@@ -56,7 +56,7 @@ def sole_writer(runs: list[Path], ranks: Ranks, patience: float | None = None):
 
 def _refuse_foreign(run: Path) -> None:
     """Raise UserError if ``run`` holds something, but not a run."""
-    own = {".lock", ENDED, STOP}
+    own = {".lock", ENDED, f"{ENDED}.writing", STOP}
     names = sorted(path.name for path in run.iterdir() if path.name not in own) if run.is_dir() else []
     if names and not {"recipe.json", "checkpoints"} & set(names):
         raise UserError(f"{run}: holds {names[0]} and no recipe.json; name a new or an empty folder with out=")
@@ -86,6 +86,7 @@ def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint |
                 f"{run}: marked {COMPLETE}, but no checkpoint is whole; use another out or delete the folder"
             )
         return None
+    checkpoint.check()
     before, now = _flat(checkpoint.info["recipe"]), _flat(recipe.to_dict())
     for key in now:
         if key not in _FREE and before.get(key) != now[key]:

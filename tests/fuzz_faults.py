@@ -339,6 +339,12 @@ class Fuzz:
         if code == 0 and not (self._run / "COMPLETE").exists():
             raise Wrong("code 0 without COMPLETE")
 
+    def _too_late(self, launch: Launch, what: str) -> tuple[str, str]:
+        """The launch had ended before the fault came: then it must have come to its end by itself."""
+        code = launch.wait()
+        self._expect(launch, code, 0)
+        return self._result(launch, code, f"{what} (too late)")
+
     def _result(self, launch: Launch, code: int, what: str) -> tuple[str, str]:
         told = launch.error.removeprefix("error: ").replace(f"{self._chain}/", "")
         return ("refused", f"{what}: {told}") if code == 2 else ("same", f"{what}: code {code}")
@@ -382,7 +388,9 @@ class Fuzz:
             launch.rank(0), launch.rank(1)
         hit = launch.until(reached)
         time.sleep(delay if hit else 0)
-        what = f"{target if isinstance(target, str) else f'rank {target}'} {where}" + ("" if hit else " (too late)")
+        what = f"{target if isinstance(target, str) else f'rank {target}'} {where}"
+        if not hit:
+            return self._too_late(launch, what)
         if target == "all":
             launch.end()
             return "same", f"{what}: killed"
@@ -393,11 +401,10 @@ class Fuzz:
             launch.wait(self.duration + 120)  # the ranks live on and come to their end
             return "same", f"{what}: killed"
         process = launch.rank(target)
-        if process is None and hit:
+        if process is None:
             launch.end()
             return "same", f"{what}: there was no such process yet, so all were killed"
-        if process is not None:
-            _send(process, signal.SIGKILL)
+        _send(process, signal.SIGKILL)
         code = launch.wait(self.start_up + TIMEOUT + SLACK if moment == "start" else TIMEOUT + SLACK)
         if code == 0 and not (self._run / "COMPLETE").exists():
             raise Wrong("code 0 without COMPLETE")
@@ -528,7 +535,7 @@ class Fuzz:
         stopped = launch.rank(target)
         hit = launch.until(lambda: launch.step >= aim)
         if not hit or stopped is None:
-            return self._result(launch, launch.wait(), "too late")
+            return self._too_late(launch, f"rank {target} after step {aim}")
         _send(stopped, signal.SIGSTOP)
         since = time.monotonic()
         _, alive = psutil.wait_procs([other for other in others if other], timeout=TIMEOUT + SLACK)
@@ -559,14 +566,15 @@ class Fuzz:
         launch = self._launch()
         launch.until(lambda: launch.step > 0)
         processes = [launch.rank(target) for target in targets]
-        hit = launch.until(lambda: launch.step >= aim)
+        if not launch.until(lambda: launch.step >= aim):
+            return self._too_late(launch, f"{how} after step {aim}")
         if how == "STOP":
             (self._run / "STOP").touch()
         else:
             for process in filter(None, processes):
                 _send(process, getattr(signal, how))
         code = launch.wait(TIMEOUT + SLACK)
-        what = (how if how == "STOP" else f"{how} to {targets}") + f" after step {aim}" + ("" if hit else " (too late)")
+        what = (how if how == "STOP" else f"{how} to {targets}") + f" after step {aim}"
         self._expect(launch, code, 75, 0)
         if code == 75:
             ended = json.loads((self._run / ".ended").read_text())["code"]

@@ -57,6 +57,25 @@ def test_a_run_can_begin_at_any_step(corpus):
     assert all(torch.equal(a, b) for a, b in zip(whole[6:], later, strict=True))
 
 
+@pytest.mark.parametrize("change", ["written to", "replaced", "gone"])
+@pytest.mark.parametrize("layout", batches.LAYOUTS)
+def test_a_shard_that_is_changed_under_a_run_is_told(tmp_path, layout, change):
+    corpus = shards.open_corpus(make_corpus(tmp_path / "data"))
+    windows = batches.training_windows(corpus, 16, layout)
+    windows.read(np.array([0]), np.array([0]))
+    assert windows.changed() is None
+    path = corpus.sources["a"].shards[1].path
+    content = np.load(path)
+    if change == "written to":
+        np.load(path, mmap_mode="r+")[:] = content[::-1]
+    elif change == "replaced":
+        np.save(tmp_path / "other.npy", content[::-1])
+        (tmp_path / "other.npy").replace(path)
+    else:
+        path.unlink()
+    assert windows.changed() == path
+
+
 def test_what_will_not_be_read_is_said(corpus, tmp_path):
     windows = batches.training_windows(corpus, 16)
     notes = list(batches.notes(corpus, windows, batches.order_of(windows, 30.0, 3), batch=10_000))

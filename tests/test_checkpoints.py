@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
+from data_prep.shards import sealed
 from pipeline import checkpoints
 from tests import launching
 
@@ -130,7 +131,7 @@ def test_a_pickle_in_a_checkpoint_is_never_loaded(tmp_path):
     torch.save(Bomb(), folder / "state.safetensors")
     info = json.loads((folder / "state.json").read_text())
     info["sha256"] = checkpoints._sha256(folder / "state.safetensors")
-    (folder / "state.json").write_text(json.dumps(info))
+    (folder / "state.json").write_text(json.dumps(sealed(info)))
     with pytest.raises(UserError, match="cannot be read"):
         checkpoints.latest(tmp_path).tensors()
     assert not (tmp_path / "exploded").exists()

@@ -556,6 +556,18 @@ def test_of_three_clocks_the_one_that_is_wrong_is_red(probes):
     assert " s ahead of " in found["a"].text and "start chrony or ntpd there" in found["a"].text
 
 
+def test_an_offset_is_measured_from_the_middle_of_the_round_trip():
+    class Ahead:
+        def ask(self, question):
+            time.sleep(0.01)
+            there = time.time() + 5
+            time.sleep(0.01)
+            return there
+
+    offset, error = doctor.clock_offset(Ahead())
+    assert abs(offset - 5) <= error and 0.01 <= error < 0.5
+
+
 def test_a_clock_that_cannot_be_read_in_time_is_warned_of():
     class Slow:
         def __init__(self, name):
