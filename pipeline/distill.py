@@ -35,11 +35,15 @@ TIMEOUT = 120.0  # seconds
 
 
 def distill(
-    recipes: list[Recipe], stop_at: int | None = None, max_hours: float | None = None, timeout: float = TIMEOUT
+    recipes: list[Recipe],
+    stop_at: int | None = None,
+    max_hours: float | None = None,
+    timeout: float = TIMEOUT,
+    launch: str | None = None,
 ) -> int:
     """Run ``recipes``, which differ in their student only, to their end, or leave after update ``stop_at``.
 
-    Returns the exit code: 0, or runs.EARLY if it was asked to stop (see watchdog.EarlyStop) or ``max_hours`` are over; the
+    Returns the exit code, which is also put on record for ``launch``: 0, or runs.EARLY if it was asked to stop (see watchdog.EarlyStop) or ``max_hours`` are over; the
     same call goes on. A rank that is silent for ``timeout`` s ends the process. Raises UserError for whatever the user can
     mend, on every rank, with the checkpoints so far kept.
     """
@@ -76,8 +80,11 @@ def distill(
         if ranks.first and step == recipe.steps:
             for one in recipes:
                 (Path(one.out) / runs.COMPLETE).write_text(f"{recipe.steps} steps\n")
+        code = 0 if step == last else runs.EARLY
+        if ranks.first:  # before any rank leaves: launchers end the others as soon as one has left with a code
+            runs.record_end(runs.root_of(recipes), launch, code)
         watchdog.leave()
-    return 0 if step == last else runs.EARLY
+    return code
 
 
 def train(
@@ -434,15 +441,13 @@ def main() -> int:
     transformers_logging.disable_progress_bar()
     if "DISTILL_PARENT" in os.environ:
         runs.die_with(int(os.environ["DISTILL_PARENT"]))
-    recipes, code = load_recipes(options.recipe, options.overrides), 1
+    recipes = load_recipes(options.recipe, options.overrides)
     try:
-        code = distill(recipes, options.stop_at, options.max_hours, options.timeout)
-    except UserError:
-        code = 2
-        raise
-    finally:
+        code = distill(recipes, options.stop_at, options.max_hours, options.timeout, options.launch)
+    except Exception as error:
         if os.environ.get("RANK", "0") == "0":
-            runs.record_end(runs.root_of(recipes), options.launch, code)
+            runs.record_end(runs.root_of(recipes), options.launch, 2 if isinstance(error, UserError) else 1)
+        raise
     if dist.is_initialized():
         dist.destroy_process_group()
     return code
