@@ -43,9 +43,9 @@ def distill(
 ) -> int:
     """Run ``recipes``, which differ in their student only, to their end, or leave after update ``stop_at``.
 
-    Returns the exit code, which is also put on record for ``launch``: 0, or runs.EARLY if it was asked to stop (see watchdog.EarlyStop) or ``max_hours`` are over; the
-    same call goes on. A rank that is silent for ``timeout`` s ends the process. Raises UserError for whatever the user can
-    mend, on every rank, with the checkpoints so far kept.
+    Returns the exit code, which is also put on record for ``launch``: 0, or runs.EARLY if it was asked to stop (see
+    watchdog.EarlyStop) or ``max_hours`` are over; the same call goes on. A rank that is silent for ``timeout`` s ends the
+    process. Raises UserError for whatever the user can mend, on every rank, with the checkpoints so far kept.
     """
     # What can be wrong is told before anything heavy starts.
     recipe = recipes[0]  # where they agree
