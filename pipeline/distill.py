@@ -66,6 +66,7 @@ def distill(
         EarlyStop(ranks, runs.root_of(recipes), max_hours) as early,
         Watchdog(ranks, timeout) as watchdog,
         runs.sole_writer([Path(one.out) for one in recipes], ranks),
+        runs.failure_on_record(runs.root_of(recipes), ranks, launch),
     ):
         early.forget()
         on_first_rank(ranks, lambda: batches.check_bytes(corpus))
@@ -442,12 +443,7 @@ def main() -> int:
     if "DISTILL_PARENT" in os.environ:
         runs.die_with(int(os.environ["DISTILL_PARENT"]))
     recipes = load_recipes(options.recipe, options.overrides)
-    try:
-        code = distill(recipes, options.stop_at, options.max_hours, options.timeout, options.launch)
-    except Exception as error:
-        if os.environ.get("RANK", "0") == "0":
-            runs.record_end(runs.root_of(recipes), options.launch, 2 if isinstance(error, UserError) else 1)
-        raise
+    code = distill(recipes, options.stop_at, options.max_hours, options.timeout, options.launch)
     if dist.is_initialized():
         dist.destroy_process_group()
     return code

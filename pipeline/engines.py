@@ -44,6 +44,8 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
     set_z3_leaf_modules,
 )
 
@@ -456,17 +458,32 @@ def _tensor_slot(tensor: Tensor) -> _Slot:
 
 
 def _zero_weight_slot(parameter: nn.Parameter) -> _Slot:
+    put = safe_set_full_fp32_param if not hasattr(parameter, "ds_tensor") else safe_set_local_fp32_param
     return _Slot(
         lambda: safe_get_full_fp32_param(parameter),
-        lambda value: safe_set_full_fp32_param(parameter, value.to(parameter.device)),
+        lambda value: put(parameter, _own_part(parameter, value)),
     )
 
 
 def _zero_moment_slot(parameter: nn.Parameter, moment: str) -> _Slot:
+    put = safe_set_full_optimizer_state if not hasattr(parameter, "ds_tensor") else safe_set_local_optimizer_state
     return _Slot(
         lambda: safe_get_full_optimizer_state(parameter, moment),
-        lambda value: safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment),
+        lambda value: put(parameter, _own_part(parameter, value), moment),
     )
+
+
+def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """``value`` whole; of a ZeRO-3 ``parameter`` this rank's part, the last ones padded.
+
+    DeepSpeed's own setters of whole tensors do not pad, and fail where the ranks do not divide the size.
+    """
+    value = value.to(parameter.device)
+    if not hasattr(parameter, "ds_tensor"):
+        return value
+    size, group = parameter.ds_tensor.numel(), parameter.ds_process_group
+    padded = nn.functional.pad(value.flatten(), (0, size * dist.get_world_size(group) - value.numel()))
+    return padded.split(size)[dist.get_rank(group)]
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ from typing import NoReturn
 import psutil
 
 from data_prep.errors import UserError, run_command
-from pipeline import checkpoints, hosts
+from pipeline import checkpoints, hosts, worker
 from pipeline.places import PORT, TIMEOUT, choose_place
 from pipeline.recipe import Recipe, load_ds_config, load_recipes
 
@@ -107,7 +107,7 @@ def follow(command: list[str], environment: dict[str, str], token: str, stop: Pa
     told, most, complete = False, 0, time.monotonic()
     while process.poll() is None:
         urgent = [number for number in signals if number != signal.SIGUSR1]
-        if len(urgent) > 1 or (parent and not psutil.pid_exists(parent)):
+        if len(urgent) > 1 or (parent and not worker.is_alive(parent)):
             end_all(token)
         elif signals:
             stop.parent.mkdir(parents=True, exist_ok=True)

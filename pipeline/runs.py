@@ -30,6 +30,7 @@ from pipeline import checkpoints
 from pipeline.checkpoints import Checkpoint
 from pipeline.engines import Ranks, on_first_rank
 from pipeline.recipe import Recipe
+from pipeline.worker import is_alive
 
 COMPLETE, STOP, ENDED = "COMPLETE", "STOP", ".ended"
 EARLY = 75  # exit code of a run that has more to do: EX_TEMPFAIL of sysexits.h, "try again"
@@ -71,10 +72,20 @@ def root_of(recipes: list[Recipe]) -> Path:
 
 def record_end(root: Path, launch: str | None, code: int) -> None:
     """Write ROOT/.ended: the launch's token and its exit code."""
-    if root.is_dir():
-        aside = root / f"{ENDED}.writing"
-        aside.write_text(json.dumps({"launch": launch, "code": code}) + "\n")
-        aside.replace(root / ENDED)
+    aside = root / f"{ENDED}.writing"
+    aside.write_text(json.dumps({"launch": launch, "code": code}) + "\n")
+    aside.replace(root / ENDED)
+
+
+@contextlib.contextmanager
+def failure_on_record(root: Path, ranks: Ranks, launch: str | None):
+    """Record what ends the block with an error. Of its own folder alone: enter when it is held."""
+    try:
+        yield
+    except Exception as error:
+        if ranks.first:
+            record_end(root, launch, 2 if isinstance(error, UserError) else 1)
+        raise
 
 
 def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint | None:
@@ -140,12 +151,9 @@ def die_with(parent: int) -> None:
     """Leave when process ``parent`` is gone, so that killing a script that started this run ends the run too."""
 
     def watch() -> None:
-        while True:
-            try:
-                os.kill(parent, 0)
-            except (ProcessLookupError, PermissionError):  # gone, or its number is another's by now
-                os._exit(1)
+        while is_alive(parent):
             time.sleep(0.5)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -77,6 +77,7 @@ class Watchdog:
                 self._try(lambda: self._store.add(self._own("failed"), 1))
                 if self._told.wait(3 * FAILED):
                     time.sleep(10 * FAILED)  # the thread that tells it ends this process
+                self._try(lambda: self._store.append(self._own("verdict"), f"{self._me()} has ended: {error}\n"))
         self._stopped.set()
         for watcher in self._watchers[1:]:
             watcher.join()

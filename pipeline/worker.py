@@ -61,6 +61,14 @@ def connection() -> int:
     return os.getppid()
 
 
+def is_alive(pid: int) -> bool:
+    """Whether the process runs. One that has ended and was not waited for does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def main() -> None:
     if len(sys.argv) != 2:
         raise UserError(

@@ -74,9 +74,18 @@ class TwoHosts:
         """Start the host's sshd, as the first process of a new process namespace, and wait until it answers."""
         log = (self.folder / f"sshd-{name}.log").open("w")
         shell = f'hostname {name} && exec "$0" -D -e -f "$1"'
-        core = sorted(os.sched_getaffinity(0))[NAMES.index(name) % len(os.sched_getaffinity(0))]
-        command = ["taskset", "--cpu-list", str(core)]  # as a rank alone on a host takes all its cores
-        command += ["ip", "netns", "exec", _namespace(name), "unshare", "--uts", "--pid", "--fork", "--mount-proc"]
+        command = [
+            *_on_own_core(name),
+            "ip",
+            "netns",
+            "exec",
+            _namespace(name),
+            "unshare",
+            "--uts",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+        ]
         command += ["--kill-child", "sh", "-c", shell, _find("sshd"), str(self.folder / "sshd_config")]
         outer = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
         deadline = time.monotonic() + 10
@@ -114,7 +123,7 @@ class TwoHosts:
         """``command`` as it is run on the host, in ``folder``."""
         inside = ["--target", str(self.inits[name]), "--net", "--uts", "--pid", "--mount"]
         # The folder is entered there: one that is handed over would be of another mount, from which nothing is renamed.
-        return ["nsenter", *inside, "sh", "-c", 'cd "$0" && exec "$@"', str(folder), *command]
+        return [*_on_own_core(name), "nsenter", *inside, "sh", "-c", 'cd "$0" && exec "$@"', str(folder), *command]
 
     def ssh_options(self) -> str:
         """What ssh needs to reach the hosts by name, without a look at the user's own configuration and keys."""
@@ -139,6 +148,12 @@ class TwoHosts:
         for name, address in zip(NAMES, ADDRESSES, strict=True):
             ssh += f"Host {name}\n  HostName {address}\n"
         (self.folder / "ssh_config").write_text(ssh)
+
+
+def _on_own_core(name: str) -> list[str]:
+    """A rank that is alone on its host takes all its cores; and with more threads it would round otherwise."""
+    cores = sorted(os.sched_getaffinity(0))
+    return ["taskset", "--cpu-list", str(cores[NAMES.index(name) % len(cores)])]
 
 
 def _namespace(name: str) -> str:

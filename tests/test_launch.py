@@ -411,7 +411,8 @@ def start(folder):
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def read_until(process: subprocess.Popen, word: str) -> str:
@@ -452,9 +453,9 @@ def test_when_the_launch_or_the_launcher_is_killed_nothing_lives_on(start, victi
     assert len(family) == 5  # launch, the launcher's two parts, two ranks
     (chosen,) = [one for one in family if f"-m {victim}" in " ".join(one.cmdline())]
     chosen.kill()
-    _, alive = psutil.wait_procs(family, timeout=30)
+    said = process.communicate(timeout=60)[0]  # first: psutil would take its exit code
+    _, alive = psutil.wait_procs(family[1:], timeout=30)
     assert not alive
-    said = process.communicate()[0]
     if victim != "pipeline.launch":
         assert process.returncode == 1
         assert "error: the run has ended early; killed-deepspeed.launcher.runner has no checkpoint yet" in said
