@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.description import Description, parse_source, read_description, select, shipped
-from data_prep.errors import UserError, run_command
+from data_prep.errors import Parser, UserError, run_command
 from data_prep.forecast import amount, forecast, free_bytes, measure_all, table
 from data_prep.formats import FORMATS
 from data_prep.prepare import Share, asked_plan, budget, extend, planned_again, prepare, say
@@ -137,19 +137,12 @@ def _description(arguments: argparse.Namespace) -> Description:
     return replace(described, **{key: value for key, value in said.items() if value is not None})
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, as everything else here."""
-
-    def error(self, message: str):
-        raise UserError(f"{message}; see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(
+    parser = Parser(
         "python -m data_prep", description="Raw text to token shards.", epilog=_EXAMPLE, formatter_class=raw
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
 
     def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=text, description=text, formatter_class=raw)

@@ -1,7 +1,10 @@
 """How a user's mistake is told: one line on stderr, exit code 2, no traceback."""
 
+import argparse
+import difflib
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +13,17 @@ from typing import NoReturn
 
 class UserError(Exception):
     """Something the user can mend. The message names the file, key or offset, the value and the way out."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, with the option that was meant or where to look."""
+
+    def error(self, message: str) -> NoReturn:
+        known = set(re.findall(r"--[a-z][a-z-]*", self.format_usage()))
+        unknown = [word.partition("=")[0].replace("_", "-") for word in message.split() if word.startswith("-")]
+        near = [hint for word in unknown for hint in difflib.get_close_matches(word, known, 1)]
+        hint = f"did you mean {near[0]}?" if "unrecognized" in message and near else f"see {self.prog} --help"
+        raise UserError(f"{message}; {hint}")
 
 
 def some(items: Sequence[object], count: int = 3, apart: str = ", ", others: str = "others") -> str:

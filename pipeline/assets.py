@@ -8,7 +8,6 @@ again.
 * gensim 4.4.0: among its tests' data, 206 pages of an English Wikipedia dump (text CC BY-SA).
 """
 
-import argparse
 import hashlib
 import os
 import subprocess
@@ -18,7 +17,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.errors import UserError, run_command
+from data_prep.errors import Parser, UserError, run_command
 
 FOLDER = Path(".cache/demo")
 
@@ -156,7 +155,7 @@ def _made(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.assets", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m pipeline.assets", description=__doc__.splitlines()[0])
     parser.add_argument(
         "folder",
         nargs="?",

@@ -16,15 +16,10 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep.errors import UserError, run_command
+from data_prep.errors import Parser, run_command
 from pipeline import bench_data
 from pipeline.bench_tools import Row, machine
 from pipeline.relations import PAIRS
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{self.prog}: {message}; --help lists the options")
 
 
 def _whole_number(least: int) -> Callable[[str], int]:
@@ -66,7 +61,7 @@ def _dropout(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         "python -m pipeline.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher passes it

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from data_prep.errors import UserError
-from pipeline import encoders, engines
+from pipeline import encoders, engines, hosts
 from pipeline.bench_tools import Row, free_memory, return_at_once
 from pipeline.precision import DTYPES
 from pipeline.recipe import Recipe, Student, Teacher
@@ -42,7 +42,7 @@ def teacher(options) -> Iterator[Row]:
             )  # fmt: skip
             make_model(Path(folder), config)
             command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_gpus", str(options.ranks)]
-            command += ["--master_addr", "127.0.0.1", "--master_port", str(engines._free_port())]
+            command += ["--master_addr", "127.0.0.1", "--master_port", str(hosts.free_port())]
             ended = subprocess.run([*command, "--module", "pipeline.bench", *sys.argv[1:], "--folder", folder])
         sys.exit(ended.returncode)
     yield from _measure(options)

@@ -19,19 +19,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from data_prep.errors import UserError, run_command
+from data_prep.errors import Parser, UserError, run_command
 from data_prep.shards import Corpus, open_corpus, vocabulary_hash
 from pipeline import batches, checkpoints, encoders, engines, runs, slurm
 from pipeline.engines import Ranks, Teach, on_first_rank
 from pipeline.maps import SENTENCE, relation_image, relation_maps
 from pipeline.monitor import Monitor
+from pipeline.places import TIMEOUT
 from pipeline.precision import lacks_bf16_units
 from pipeline.recipe import Recipe, load_ds_config, load_recipes
 from pipeline.step import Clock, Trainee, divergence_of, update
 from pipeline.watchdog import EarlyStop, Watchdog
 from pipeline.weights import Weights
-
-TIMEOUT = 120.0  # seconds
 
 
 def distill(
@@ -398,7 +397,7 @@ def all_mean(x: Tensor, ranks: Ranks) -> Tensor:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pipeline.distill",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -29,7 +29,7 @@ from statistics import median_low
 from types import ModuleType
 from typing import TypeVar
 
-from data_prep.errors import UserError, run_command, some
+from data_prep.errors import Parser, UserError, run_command, some
 from pipeline import probe
 from pipeline.fitness import FAIL, OK, WARN, Finding, address_of, judge, usual_value
 from pipeline.hosts import Host, check_plain, exports_plainly, read_hostfile, ssh_environment
@@ -49,11 +49,6 @@ class NoAnswer(Exception):
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{self.prog}: {message}; --help lists the options")
-
-
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
@@ -61,7 +56,7 @@ def _number(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         "python -m pipeline.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(

@@ -27,8 +27,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
+from pipeline import hosts
 from pipeline.compiling import Compiled
 from pipeline.encoders import CutEncoder, weights_hash
+from pipeline.plan_memory import Hosting, hosting_of
 from pipeline.precision import DTYPES, fit_arithmetic
 from pipeline.recipe import Recipe, load_ds_config
 from pipeline.relations import QKV
@@ -50,6 +52,7 @@ from deepspeed.utils import (
 )
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MEETING = timedelta(minutes=5)  # hosts do not start at the same moment
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)  # DeepSpeed's own calls
 
@@ -77,7 +80,7 @@ def start_ranks() -> Ranks:
             "WORLD_SIZE": "1",
             "LOCAL_WORLD_SIZE": "1",
         }
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(hosts.free_port())}
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
     accelerator = get_accelerator()
@@ -92,25 +95,34 @@ def start_ranks() -> Ranks:
     deepspeed.ops.__compatible_ops__ = {}
     # The timeout must outlast the slowest rank's reading of a large teacher; the default is 10 minutes.
     timeout = timedelta(minutes=30)
-    if not dist.is_initialized() and (store := _store_on_loopback(world, timeout)):
+    if not dist.is_initialized() and (store := _meet(world)):
+        store.set_timeout(timeout)
         dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=world, timeout=timeout)
     with _quietly():
         deepspeed.init_distributed(backend, verbose=False, timeout=timeout)
     return Ranks(dist.get_rank(), world, local_world, device)
 
 
-def _store_on_loopback(world: int, timeout: timedelta) -> dist.Store | None:
-    """Where ranks that are all on this machine meet: torch's own store would listen on every interface.
+def _meet(world: int) -> dist.Store | None:
+    """The store in which all ranks have met, or None if torchrun has one already.
 
-    None if they are on several, or if torchrun has a store already.
+    If all are on this machine it listens on loopback, where torch's own would on every interface. Raises UserError if
+    somebody does not come.
     """
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    if host not in ("127.0.0.1", "localhost") or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    host, port, first = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), os.environ["RANK"] == "0"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None
-    if os.environ["RANK"] != "0":
-        return dist.TCPStore("127.0.0.1", port, world, is_master=False, timeout=timeout)
-    listener = socket.create_server(("127.0.0.1", port), backlog=2048)
-    return dist.TCPStore("127.0.0.1", port, world, is_master=True, timeout=timeout, master_listen_fd=listener.detach())
+    listener = {}
+    try:
+        if first and host in ("127.0.0.1", "localhost"):
+            listener["master_listen_fd"] = socket.create_server(("127.0.0.1", port), backlog=2048).detach()
+        return dist.TCPStore(host, port, world, is_master=first, timeout=MEETING, **listener)
+    except (OSError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(
+            f"{host}:{port}: the {world} processes of this run have not met there within {MEETING.seconds} s ({why}); is each "
+            "host up, started, and the port open to it? ./run.sh doctor --hostfile FILE looks"
+        ) from None
 
 
 def on_first_rank(ranks: Ranks, work: Callable[[], object]):
@@ -149,43 +161,10 @@ def check_zero_keys(zero: dict, file: Path) -> None:
 Teach = Callable[[Tensor], QKV]
 
 
-@dataclass(frozen=True)
-class Hosting:
-    """How the teacher is kept, ``replicate`` or ``zero3``, and why.
-
-    ``parameters``: up to its layer; ``per_rank``: those that one rank holds; ``shards``: over how many ranks.
-    """
-
-    kind: str
-    reason: str
-    parameters: int
-    per_rank: float
-    shards: int = 1
-
-
 def choose_hosting(recipe: Recipe, ranks: Ranks, teacher: CutEncoder) -> Hosting:
-    """What the recipe says, or with ``auto`` a replica unless it takes more than a quarter of a rank's memory.
-
-    Raises UserError if a node has one rank only, over which nothing can be sharded.
-    """
+    """plan_memory.hosting_of for this ``teacher`` and these ``ranks``."""
     parameters, embeddings = (sum(p.numel() for p in part.parameters()) for part in (teacher, teacher.embeddings))
-    wanted, reason = recipe.teacher.hosting, "the recipe says so"
-    if wanted == "auto":
-        weights, memory = parameters * DTYPES[recipe.precision].itemsize, _memory_per_rank(ranks)
-        large = weights > memory / 4
-        wanted = "zero3" if large and ranks.world > 1 else "replicate"
-        reason = f"its weights take {weights / 2**30:.2f} GiB of {memory / 2**30:.1f} GiB a rank"
-        reason += ", more than a quarter" if large else ""
-        reason += ", and there is one rank only" if ranks.world == 1 else ""
-    if wanted == "replicate":
-        return Hosting(wanted, reason, parameters, parameters)
-    shards = ranks.world if recipe.teacher.shard_group == "world" else ranks.local_world
-    if shards == 1 < ranks.world:
-        raise UserError(
-            f"{recipe.source}: teacher.shard_group = 'node': there is one rank on each node, so nothing is sharded; "
-            "use 'world', or hosting = 'replicate'"
-        )
-    return Hosting(wanted, reason, parameters, embeddings + (parameters - embeddings) / shards, shards)
+    return hosting_of(recipe, parameters, embeddings, _memory_per_rank(ranks), ranks.world, ranks.local_world)
 
 
 def check_memory(recipes: list[Recipe], ranks: Ranks, hosting: Hosting, students: list[nn.Module]) -> None:
@@ -194,8 +173,9 @@ def check_memory(recipes: list[Recipe], ranks: Ranks, hosting: Hosting, students
     for recipe, student in zip(recipes, students, strict=True):
         zero = load_ds_config(recipe.student.ds_config, recipe).get("zero_optimization", {}).get("stage", 0)
         low = DTYPES[recipe.precision].itemsize
-        # Weights, gradients, and fp32 weights (of bf16) and moments: sharded from stage 3, 2 and 1 on.
-        parts = ((low, 3), (low, 2), (8 if recipe.precision == "fp32" else 12, 1))
+        # Weights, gradients, and fp32 weights (of bf16) and moments: sharded from stage 3, 2 and 1 on. DeepSpeed's optimizer
+        # for bf16 at stage 1 keeps fp32 gradients.
+        parts = ((low, 3), (4 if zero == 1 else low, 2), (8 if recipe.precision == "fp32" else 12, 1))
         share = sum(size / (ranks.world if zero >= stage else 1) for size, stage in parts)
         needs[Path(recipe.out).name] = sum(p.numel() for p in student.parameters()) * share
     memory = _memory_per_rank(ranks)
@@ -496,9 +476,3 @@ def _quietly(ds_config: str = ""):
         what = error.errors()[0]
         key = ".".join(str(part) for part in what["loc"])
         raise UserError(f"{ds_config}: DeepSpeed refuses {key} = {what['input']!r}: {what['msg']}") from None
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from data_prep.errors import UserError, run_command
+from data_prep.errors import Parser, UserError, run_command
 from pipeline import checkpoints, encoders
 from pipeline.checkpoints import Checkpoint
 from pipeline.monitor import heldout_rows
@@ -143,7 +143,7 @@ model = AutoModel.from_pretrained("path/to/this/folder")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pipeline.export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

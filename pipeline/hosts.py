@@ -13,6 +13,7 @@ import ipaddress
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -136,6 +137,13 @@ def ssh_environment(timeout: float) -> dict[str, str]:
     ours = f"-oBatchMode=yes -oServerAliveInterval={interval} -oServerAliveCountMax=3 -oControlMaster=no -oControlPath=none"
     former = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
     return {"PDSH_RCMD_TYPE": "ssh", "PDSH_SSH_ARGS_APPEND": f"{former} {ours}".strip()}
+
+
+def free_port() -> int:
+    """A port of loopback on which nobody listens now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def meet(names: list[str], timeout: float) -> tuple[str, int]:

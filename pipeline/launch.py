@@ -23,21 +23,18 @@ exit codes: 0 done; 2 a mistake, told in a line `error: …`; 75 stopped early w
 
 import argparse
 import contextlib
-import difflib
 import json
 import os
-import re
 import secrets
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
 
 import psutil
 
-from data_prep.errors import UserError, run_command
+from data_prep.errors import Parser, UserError, run_command
 from pipeline import checkpoints, hosts, worker
 from pipeline.places import PORT, TIMEOUT, choose_place
 from pipeline.recipe import Recipe, load_ds_config, load_recipes
@@ -174,17 +171,6 @@ def tell(line: str) -> None:
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, with a hint."""
-
-    def error(self, message: str) -> NoReturn:
-        known = set(re.findall(r"--[a-z][a-z-]*", self.format_usage()))
-        unknown = [word.partition("=")[0].replace("_", "-") for word in message.split() if word.startswith("-")]
-        near = [hint for word in unknown for hint in difflib.get_close_matches(word, known, 1)]
-        hint = f"did you mean {near[0]}?" if "unrecognized" in message and near else "see ./run.sh distill --help"
-        raise UserError(f"{message}; {hint}")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

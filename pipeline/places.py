@@ -6,7 +6,6 @@ Processes get their arguments and variables packed (worker.py): no shell reads t
 import argparse
 import os
 import re
-import socket
 import sys
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from pipeline import hosts, worker
 
 FORWARDED = ("NCCL_", "GLOO_", "DS_", "TORCH", "OMP_", "MKL_", "HF_", "TOKENIZERS_", "UCX_", "FI_")
 PORT = 29500  # DeepSpeed's own, where each node must be told the same without asking another
-TIMEOUT = 120.0  # seconds; as in pipeline.distill
+TIMEOUT = 120.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def this_machine(ranks: int | None, environment: dict[str, str], named: dict[str
         ranks = ranks or 1
         where = ["--num_gpus", str(ranks)]
     # Without a hostfile DeepSpeed would read /job/hostfile, if there is one.
-    where += ["--hostfile", os.devnull, "--master_addr", "127.0.0.1", "--master_port", str(_free_port())]
+    where += ["--hostfile", os.devnull, "--master_addr", "127.0.0.1", "--master_port", str(hosts.free_port())]
     return Place(ranks, where, launcher, {"DISTILL_PARENT": str(os.getpid())} | named)
 
 
@@ -137,9 +136,3 @@ def _of_hostfile(options: argparse.Namespace, slots: hosts.Slots, address: str, 
 
 def _count(slots: hosts.Slots) -> int:
     return sum(map(len, slots.values()))
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

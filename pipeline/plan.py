@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import UserError, run_command
+from data_prep.errors import Parser, UserError, run_command
 from data_prep.shards import MANIFEST, open_corpus
 from pipeline import encoders, plan_memory
 from pipeline.hardware import GPUS, find_gpu, gpu_with
@@ -401,13 +401,8 @@ def report_check(rows: list, ranks: int) -> str:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{self.prog}: {message}; --help lists the options")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         "python -m pipeline.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", help="a TOML file, or the name of a shipped recipe")

@@ -5,7 +5,6 @@ look at their resident memory. It rises by what the model should foretell; what 
 since the same is done first with tiny models. Nothing is compiled: a compiler's own memory is not the models'.
 """
 
-import argparse
 import contextlib
 import ctypes
 import dataclasses
@@ -21,8 +20,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data_prep.errors import UserError, run_command
-from pipeline import encoders, engines, plan_memory, relations
+from data_prep.errors import Parser, UserError, run_command
+from pipeline import encoders, engines, hosts, plan_memory, relations
 from pipeline.bench_tools import return_at_once
 from pipeline.precision import lacks_bf16_units
 from pipeline.recipe import Recipe, load_recipes
@@ -53,7 +52,7 @@ def compare(recipe: str, overrides: list[str], ranks: int) -> list[Comparison]:
     load_recipes(recipe, overrides)
     environment = os.environ | {
         "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(engines._free_port()), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
+        "MASTER_PORT": str(hosts.free_port()), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
         "MALLOC_ARENA_MAX": "1",  # one heap: what a thread frees can be given back
     }  # fmt: skip
     command = [sys.executable, "-m", "pipeline.plan_check", recipe, *overrides]
@@ -202,7 +201,7 @@ def _status(key: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.plan_check", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m pipeline.plan_check", description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()

@@ -206,12 +206,13 @@ def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> S
             update=8 * min(student.largest / world, share),
         )
     if n == 2 and stage == 1:  # DeepSpeed takes its BF16_Optimizer, which keeps whole fp32 gradients
+        buckets = min(count, bucket + student.largest)  # a bucket is sent with the gradient that overfills it
         return State(
             weights=n * count,
             **sharded,
             gradients=4 * count,
             accumulated=n * count,
-            reduction=n * count + copy,
+            reduction=n * count + (4 + n) * buckets,
             update=n * count + (n * count if device.cpu and world > 1 else 0),
         )
     if n == 2:

@@ -3,7 +3,6 @@
 ``python -m pipeline.recipe FILE [key=value …]`` prints the resolved recipe and the numbers that follow from it.
 """
 
-import argparse
 import dataclasses
 import difflib
 import json
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.errors import UserError, run_command
+from data_prep.errors import Parser, UserError, run_command
 from pipeline import encoders
 from pipeline.relations import PAIRS
 
@@ -514,7 +513,7 @@ def describe(recipe: Recipe, teacher_config) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.recipe", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m pipeline.recipe", description=__doc__.splitlines()[0])
     parser.add_argument("recipe", help="a TOML file, or the name of a shipped recipe")
     parser.add_argument(
         "overrides",

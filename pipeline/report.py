@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from data_prep.errors import UserError, run_command
+from data_prep.errors import Parser, UserError, run_command
 from pipeline import checkpoints, encoders
 from pipeline.maps import SENTENCE, relation_maps, save_figure
 from pipeline.monitor import heldout_rows
@@ -131,7 +131,7 @@ def draw(path: Path, recipe: dict, teacher, student, student_folder: Path) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pipeline.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 from data_prep import shards
 from data_prep.errors import UserError
-from pipeline import batches, checkpoints, encoders, engines, runs
+from pipeline import batches, checkpoints, encoders, engines, hosts, runs
 from pipeline.distill import distill
 from pipeline.engines import Ranks
 from pipeline.export import export
@@ -309,6 +310,32 @@ def test_more_students_than_memory_are_refused_with_their_sizes(folder, monkeypa
         UserError, match=r"\(teacher 0.00 GiB, deep .*, wide .*, plain .*\); train fewer students at once"
     ):
         engines.check_memory(recipes, alone, hosting, models)
+
+
+@pytest.mark.parametrize(("stage", "number"), [(0, 16), (1, 18), (2, 16), (3, 16)])
+def test_the_gradients_that_deepspeed_keeps_in_fp32_count(folder, monkeypatch, stage, number):
+    """Bytes of a parameter in bf16 on one rank: weight 2, gradient 2 (4 at stage 1), fp32 weight 4, moments 8."""
+    (recipe,) = load_recipes(folder / "tiny.toml", engine_options("replicate", stage, "bf16"))
+    model = encoders.build_student(recipe.student_config(encoders.load_config(recipe.teacher.model)), 1)
+    alone, hosting = Ranks(0, 1, 1, torch.device("cpu")), engines.Hosting("replicate", "", 1000, 1000)
+    need = 1000 * 2 + number * sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr(engines, "_memory_per_rank", lambda ranks: need)
+    engines.check_memory([recipe], alone, hosting, [model])
+    monkeypatch.setattr(engines, "_memory_per_rank", lambda ranks: need - 1)
+    with pytest.raises(UserError, match="train fewer students at once"):
+        engines.check_memory([recipe], alone, hosting, [model])
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_ranks_that_never_come_are_told(monkeypatch, rank):
+    port = hosts.free_port()
+    for key, value in {"RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(engines, "MEETING", timedelta(seconds=2))
+    with pytest.raises(
+        UserError, match=rf"127\.0\.0\.1:{port}: the 2 processes of this run have not met there within 2 s"
+    ):
+        engines._meet(2)
 
 
 # --- the teacher's window, compiling ----------------------------------------------------------------------------------

@@ -565,7 +565,10 @@ def test_it_runs_by_its_name_without_importing_deepspeed():
         (["--measure", "--ranks", "0"], "--ranks 0: must be at least 1"),
         (["--gpu", "H100", "--nic", "0"], "--nic 0: must be above 0"),
         (["--gpu", "H100", "--share-of-peak", "1.5"], "--share-of-peak 1.5: must be above 0 and at most 1"),
-        (["--gpu", "H100", "--nodes", "many"], "argument --nodes: invalid int value: 'many'; --help lists the options"),
+        (
+            ["--gpu", "H100", "--nodes", "many"],
+            "argument --nodes: invalid int value: 'many'; see python -m pipeline.plan --help",
+        ),
         (["--gpu", "H100", "length=600"], "length = 600: must be at most the teacher's 512 positions"),
     ],
 )
