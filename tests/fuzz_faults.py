@@ -80,7 +80,7 @@ class Launch:
         self._mark = f"{os.getpid()}-{Launch._count}"
         self._paths = folder / f"{Launch._count:03d}.out", folder / f"{Launch._count:03d}.err"
         self._began, self._ranks = time.monotonic(), {}
-        own = {"FUZZ_LAUNCH": self._mark, "OMP_NUM_THREADS": "1"}
+        own = {"FUZZ_LAUNCH": self._mark}
         with self._paths[0].open("w") as out, self._paths[1].open("w") as err:
             self._launcher = subprocess.Popen(
                 command,

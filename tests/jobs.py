@@ -1,10 +1,11 @@
-"""Runs several distillations in one launch: `deepspeed --num_gpus N --module tests.jobs JOBS.json`. Starting costs seconds.
+"""Runs several distillations in one start: `python -m tests.jobs JOBS.json`, as a rank. Starting costs seconds.
 
 JOBS.json is a list of {"recipe", "overrides", "stop_at"}. What goes wrong in a job is written to JOBS.json.RANK.errors,
 a list of messages or null, and so is whether torch.nn.functional.linear is still torch's own.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -23,11 +24,11 @@ def steep(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return losses | {"loss": losses["loss"] + torch.sqrt(losses["loss"] - losses["loss"].detach())}
 
 
-def main() -> None:
-    path = Path(next(argument for argument in sys.argv[1:] if not argument.startswith("--")))
+def run(jobs: list[dict]) -> list:
+    """Do ``jobs`` as this rank."""
     rank = engines.start_ranks().rank
     errors = []
-    for job in json.loads(path.read_text()):
+    for job in jobs:
         build_student, relation_loss = encoders.build_student, step.relation_loss
         if job.get("ranks_differ"):
             encoders.build_student = lambda config, seed, build=build_student: build(config, seed + rank)
@@ -40,9 +41,9 @@ def main() -> None:
             errors.append(str(error))
         finally:
             encoders.build_student, step.relation_loss = build_student, relation_loss
-    errors.append(torch.nn.functional.linear is LINEAR)
-    Path(f"{path}.{rank}.errors").write_text(json.dumps(errors))
+    return [*errors, torch.nn.functional.linear is LINEAR]
 
 
 if __name__ == "__main__":
-    main()
+    path = Path(sys.argv[1])
+    Path(f"{path}.{os.environ['RANK']}.errors").write_text(json.dumps(run(json.loads(path.read_text()))))

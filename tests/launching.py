@@ -1,29 +1,37 @@
-"""Starting real processes from tests: the DeepSpeed launcher, on a free port, with a clean environment."""
+"""Starting real processes from tests, with a clean environment: by the DeepSpeed launcher, or ranks alone."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from pipeline import hosts
 
 ROOT = Path(__file__).parent.parent
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what a launcher or an earlier test has set."""
+    """This process's environment without what a launcher or an earlier test has set; one thread, so that bits can agree."""
     gone = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DISTILL_PARENT"}
     kept = {key: value for key, value in os.environ.items() if key not in gone}
-    return kept | {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return kept | {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def command(ranks: int, module: str, *arguments: str) -> list[str]:
     """`deepspeed` for ``ranks`` processes of ``module`` on this machine."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_gpus", str(ranks)]
-    return [*launcher, "--master_addr", "127.0.0.1", "--master_port", str(port), "--module", module, *arguments]
+    return [
+        *launcher,
+        "--master_addr",
+        "127.0.0.1",
+        "--master_port",
+        str(hosts.free_port()),
+        "--module",
+        module,
+        *arguments,
+    ]
 
 
 def run(ranks: int, module: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -32,10 +40,36 @@ def run(ranks: int, module: str, *arguments: str) -> subprocess.CompletedProcess
     )
 
 
+def start_ranks(world: int, *arguments: str, local: int | None = None) -> list[subprocess.Popen]:
+    """`python -m` these ``arguments``, ``world`` times, as ranks of each other; a launcher, and its start, are spared.
+
+    ``local`` ranks are told that they share a node. What they say is piped, as text.
+    """
+    processes = []
+    port, local = hosts.free_port(), local or world
+    for rank in range(world):
+        place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank % local, "LOCAL_WORLD_SIZE": local}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                env=environment() | {key: str(value) for key, value in place.items()},
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    return processes
+
+
 def run_jobs(folder: Path, ranks: int, jobs: list[dict]) -> list:
-    """Run ``jobs`` (see jobs.py) by ``ranks`` processes; rank 0's error messages, and last whether F.linear was kept."""
+    """Run ``jobs`` (see jobs.py) by ``ranks`` processes, a single one being this; rank 0's error messages, and last whether F.linear was kept."""
+    if ranks == 1:
+        from tests import jobs as runner
+
+        return runner.run(jobs)
     path = folder / f"jobs{ranks}.json"
     path.write_text(json.dumps(jobs))
-    result = run(ranks, "tests.jobs", str(path))
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    processes = start_ranks(ranks, "tests.jobs", str(path))
+    with ThreadPoolExecutor() as pool:  # each pipe has its reader
+        told = list(pool.map(lambda process: "".join(process.communicate(timeout=400))[-3000:], processes))
+    assert not any(process.returncode for process in processes), "\n".join(told)
     return json.loads(Path(f"{path}.0.errors").read_text())

@@ -117,9 +117,7 @@ def test_the_command_exits_with_2_at_a_bad_option():
     command = [sys.executable, "-m", "pipeline.bench", "data", "--batch", "many"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith(
-        "error: python -m pipeline.bench data: argument --batch: 'many' is not a whole number"
-    )
+    assert result.stderr.startswith("error: argument --batch: 'many' is not a whole number")
 
 
 # --- loss and step ----------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ DOC = ("layout=doc", "precision=fp32", "student.dropout=0.0", "teacher.hosting=z
 HOSTINGS = ("replicate", "zero3")
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
+RESUMED = (("fp32", 1), ("fp32", 3), *(("bf16", stage) for stage in STAGES))
 STAGE_CHANGES = ((1, 3), (3, 0), (2, 1), (0, 2))
 # Unequal in everything that a student may have of its own.
 STUDENTS = {
@@ -63,17 +64,18 @@ def engine_options(hosting: str, stage: int, precision: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def two_ranks(folder):
-    """Every hosting × stage × precision on two ranks, and at each stage one run that was interrupted after step 3."""
+    """Every hosting × stage × precision on two ranks, and runs that were interrupted after step 3."""
     jobs = []
     for precision in PRECISIONS:
         for stage in STAGES:
             for hosting in HOSTINGS:
                 options = [*engine_options(hosting, stage, precision), "student.dropout=0.0"]
                 jobs.append(job(folder, f"w2-{hosting}-{stage}-{precision}", *options))
-            options = engine_options("zero3", stage, precision)
-            jobs.append(job(folder, f"whole-{stage}-{precision}", *options))
-            jobs.append(job(folder, f"halves-{stage}-{precision}", *options, stop_at=3))
-            jobs.append(job(folder, f"halves-{stage}-{precision}", *options))
+    for precision, stage in RESUMED:
+        options = engine_options("zero3", stage, precision)
+        jobs.append(job(folder, f"whole-{stage}-{precision}", *options))
+        jobs.append(job(folder, f"halves-{stage}-{precision}", *options, stop_at=3))
+        jobs.append(job(folder, f"halves-{stage}-{precision}", *options))
     jobs.append(job(folder, "differ", ranks_differ=True))
     for first, second in STAGE_CHANGES:
         for stage, stop_at in ((first, 3), (second, None)):
@@ -175,7 +177,7 @@ def test_the_untrained_tail_is_neither_trained_nor_decayed(folder, two_ranks, st
     recipe = load_recipe(folder / "tiny.toml")
     student = encoders.build_student(recipe.student_config(encoders.load_config(recipe.teacher.model)), recipe.seed)
     _, names, tail = encoders.split(student)
-    state = final_state(folder / f"whole-{stage}-fp32")
+    state = final_state(folder / f"w2-replicate-{stage}-fp32")
     for name, tensor in tail.items():
         assert torch.equal(state[name], tensor), name
     moved = [name for name in names.values() if not torch.equal(state[name], student.state_dict()[name])]
@@ -359,8 +361,7 @@ def test_the_shares_of_time_are_told(folder, two_ranks):
 # --- resume -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("precision, stage", RESUMED)
 def test_an_interrupted_run_gives_the_same_student_bit_for_bit(folder, two_ranks, stage, precision):
     whole, halves = (final_state(folder / f"{name}-{stage}-{precision}") for name in ("whole", "halves"))
     assert whole.keys() == halves.keys()
@@ -417,18 +418,11 @@ def test_a_killed_run_goes_on_to_the_same_student(folder, two_ranks):
     assert (folder / "killed" / "COMPLETE").exists()
 
 
-def test_a_finished_run_has_nothing_to_do(folder, two_ranks):
+def test_a_finished_run_has_nothing_to_do(folder, two_ranks, capsys):
     before = (folder / "whole-1-fp32" / "metrics.jsonl").read_bytes()
     options = [str(folder / "tiny.toml"), f"out={folder / 'whole-1-fp32'}", "teacher.hosting=zero3"]
-    result = subprocess.run(
-        [sys.executable, "-m", "pipeline.distill", *options],
-        env=launching.environment(),
-        cwd=launching.ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0
-    assert "nothing to do" in result.stdout
+    assert distill(load_recipes(options[0], options[1:])) == 0
+    assert "nothing to do" in capsys.readouterr().out
     assert (folder / "whole-1-fp32" / "metrics.jsonl").read_bytes() == before
 
 
@@ -437,7 +431,7 @@ def test_torchrun_starts_it_too(folder):
     options = [str(folder / "tiny.toml"), f"out={folder / 'torchrun'}", "steps=2"]
     result = subprocess.run(
         [*torchrun, "-m", "pipeline.distill", *options],
-        env=launching.environment() | {"OMP_NUM_THREADS": "1"},
+        env=launching.environment(),
         cwd=launching.ROOT,
         capture_output=True,
         text=True,
@@ -566,11 +560,8 @@ def test_a_corpus_of_another_vocabulary_is_named_even_if_the_probe_agrees(folder
 def test_a_run_never_mixes_into_a_folder_of_something_else(folder, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "n0.txt").write_text("mine")
-    result = launching.run(1, "pipeline.distill", str(folder / "tiny.toml"), f"out={tmp_path / 'notes'}")
-    assert result.returncode == 2
-    assert (
-        f"error: {tmp_path / 'notes'}: holds n0.txt and no recipe.json; name a new or an empty folder" in result.stderr
-    )
+    with pytest.raises(UserError, match="notes: holds n0.txt and no recipe.json; name a new or an empty folder"):
+        distill(load_recipes(folder / "tiny.toml", [f"out={tmp_path / 'notes'}"]), launch="mine")
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["n0.txt"]
 
 
@@ -619,11 +610,8 @@ def test_a_second_run_on_the_same_folder_is_refused_naming_the_first(tmp_path):
         pass
 
 
-def test_a_corpus_without_held_out_documents_still_trains(folder, tmp_path):
+def test_a_corpus_without_held_out_documents_still_trains(folder, tmp_path, capsys):
     data = make_corpus(tmp_path / "data", heldout=0)
-    result = launching.run(
-        1, "pipeline.distill", str(folder / "tiny.toml"), f"data={data}", f"out={tmp_path / 'run'}", "steps=2"
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "no held-out window" in result.stdout
+    assert distill(load_recipes(folder / "tiny.toml", [f"data={data}", f"out={tmp_path / 'run'}", "steps=2"])) == 0
+    assert "no held-out window" in capsys.readouterr().out
     assert losses(tmp_path / "run", "heldout").size == 0

@@ -882,12 +882,9 @@ def test_a_machine_whose_own_probe_fails_is_red(monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (
-            ["--nosuch"],
-            "error: python -m pipeline.doctor: unrecognized arguments: --nosuch; --help lists",
-        ),
-        (["--size", "0"], "error: python -m pipeline.doctor: argument --size: '0' is not a whole number of at least 1"),
-        (["--timeout", "soon"], "error: python -m pipeline.doctor: argument --timeout: 'soon' is not a whole number"),
+        (["--nosuch"], "error: unrecognized arguments: --nosuch; see python -m pipeline.doctor --help"),
+        (["--size", "0"], "error: argument --size: '0' is not a whole number of at least 1; see"),
+        (["--timeout", "soon"], "error: argument --timeout: 'soon' is not a whole number"),
         (["--hostfile", "/nosuch"], "error: /nosuch: cannot be read as a hostfile"),
         (["--hostfile", "README.md"], "error: README.md:"),
     ],

@@ -400,7 +400,7 @@ def start(folder):
         process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.launch", "tiny.toml", *arguments],
             cwd=folder,
-            env=launching.environment() | {"OMP_NUM_THREADS": "1"},
+            env=launching.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

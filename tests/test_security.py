@@ -307,7 +307,7 @@ def launched(tmp_path_factory):
     (parts / f"{nasty}.toml").write_text(text)
     command = [sys.executable, "-m", "pipeline.launch", str(parts / f"{nasty}.toml"), "--ranks", "2"]
     overrides = [f"out={parts / nasty}", "steps=100", "eval_every=1000", "--stop-at", "40"]
-    variables = launching.environment() | {"OMP_NUM_THREADS": "1"}
+    variables = launching.environment()
     addresses = set()
     with (folder / "log").open("w+") as log:
         process = subprocess.Popen([*command, *overrides], cwd=folder, env=variables, stdout=log, stderr=log)

@@ -113,7 +113,7 @@ def test_two_tasks_train_together(tmp_path):
     recipe = make_recipe(tmp_path)
     script(tmp_path / "scontrol", "echo localhost")
     step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": "here"}
-    step |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
+    step |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
     step |= {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     tasks = [
         subprocess.Popen(

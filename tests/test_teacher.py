@@ -1,9 +1,6 @@
 """A teacher hosted by four processes on two nodes, in every way: exact, read once a group, a share on each rank."""
 
 import json
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -23,18 +20,9 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     make_teacher(folder / "teacher", "xlm-roberta-xl", pad_token_id=1)
     recipe = make_recipe(folder)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    processes = []
-    for rank in range(4):
-        place = {"RANK": rank, "WORLD_SIZE": 4, "LOCAL_RANK": rank % 2, "LOCAL_WORLD_SIZE": 2}
-        own = {key: str(value) for key, value in place.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-m", "tests.teacher_ranks", str(recipe), str(folder / "out")]
-        environment = launching.environment() | own | {"OMP_NUM_THREADS": "1"}
-        processes.append(subprocess.Popen(command, env=environment, cwd=launching.ROOT, stderr=subprocess.PIPE))
+    processes = launching.start_ranks(4, "tests.teacher_ranks", str(recipe), str(folder / "out"), local=2)
     errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert all(process.returncode == 0 for process in processes), b"".join(errors)[-3000:]
+    assert all(process.returncode == 0 for process in processes), "".join(errors)[-3000:]
     return [json.loads((folder / f"out.{rank}.json").read_text()) for rank in range(4)]
 
 

@@ -62,7 +62,7 @@ def alone(folder):
 
 
 def variables() -> dict[str, str]:
-    return launching.environment() | {"OMP_NUM_THREADS": "1"}
+    return launching.environment()
 
 
 class Launch:

@@ -33,7 +33,7 @@ def folder(tmp_path):
 def start(hosts, folder: Path, *arguments: str, ssh: str = "", **variables: str) -> subprocess.Popen:
     """`python -m pipeline.doctor --json` on the host alpha, for the hosts of ``folder``/hosts."""
     command = [sys.executable, "-m", "pipeline.doctor", "--json", "--hostfile", str(folder / "hosts"), *arguments]
-    environment = {"PDSH_SSH_ARGS_APPEND": ssh or hosts.ssh_options(), "OMP_NUM_THREADS": "1"} | variables
+    environment = {"PDSH_SSH_ARGS_APPEND": ssh or hosts.ssh_options()} | variables
     return subprocess.Popen(
         inside(hosts, "alpha", *command),
         env=launching.environment() | environment,

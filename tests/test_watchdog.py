@@ -27,20 +27,7 @@ class Group:
     """Processes of one module that are ranks of each other, without a launcher that would end them."""
 
     def __init__(self, world: int, module: str, *arguments: str):
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = str(listener.getsockname()[1])
-        self.processes = []
-        for rank in range(world):
-            place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
-            own = {key: str(value) for key, value in place.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", module, *arguments],
-                    env=launching.environment() | own | {"OMP_NUM_THREADS": "1"},
-                    cwd=launching.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                )
-            )  # fmt: skip
+        self.processes = launching.start_ranks(world, module, *arguments)
 
     def __enter__(self) -> "Group":
         return self
