@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what a launcher or an earlier test has set; one thread, so that bits can agree."""
+    """This process's, without what a launcher or an earlier test has set; one thread, so that bits can agree."""
     gone = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DISTILL_PARENT"}
     kept = {key: value for key, value in os.environ.items() if key not in gone}
     return kept | {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -61,7 +61,7 @@ def start_ranks(world: int, *arguments: str, local: int | None = None) -> list[s
 
 
 def run_jobs(folder: Path, ranks: int, jobs: list[dict]) -> list:
-    """Run ``jobs`` (see jobs.py) by ``ranks`` processes, a single one being this; rank 0's error messages, and last whether F.linear was kept."""
+    """Run ``jobs`` (see jobs.py) by ``ranks`` processes, a single one being this; what rank 0 returns."""
     if ranks == 1:
         from tests import jobs as runner
 

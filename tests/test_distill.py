@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -394,30 +392,6 @@ def test_a_run_goes_on_at_another_stage(folder, two_ranks, first, second):
     assert other["zero_optimization"]["stage"] == second
 
 
-def test_a_killed_run_goes_on_to_the_same_student(folder, two_ranks):
-    options = [str(folder / "tiny.toml"), f"out={folder / 'killed'}", *engine_options("zero3", 1, "bf16"), "steps=6"]
-    process = subprocess.Popen(
-        launching.command(2, "pipeline.distill", *options, "checkpoint_every=2"),
-        env=launching.environment(),
-        cwd=launching.ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not list((folder / "killed" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (folder / "killed" / "COMPLETE").exists()
-    result = launching.run(2, "pipeline.distill", *options, "checkpoint_every=2")
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "Going on from" in result.stdout
-    whole, resumed = final_state(folder / "whole-1-bf16"), final_state(folder / "killed")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert (folder / "killed" / "COMPLETE").exists()
-
-
 def test_a_finished_run_has_nothing_to_do(folder, two_ranks, capsys):
     before = (folder / "whole-1-fp32" / "metrics.jsonl").read_bytes()
     options = [str(folder / "tiny.toml"), f"out={folder / 'whole-1-fp32'}", "teacher.hosting=zero3"]
@@ -465,16 +439,6 @@ def test_a_gradient_that_is_not_finite_is_never_kept(folder, one_rank, stage):
         not list((folder / f"steep-{stage}").glob("checkpoints/step-*"))
         and not (folder / f"steep-{stage}/COMPLETE").exists()
     )
-
-
-def test_under_the_launcher_a_mistake_is_one_line_and_code_2(folder):
-    result = launching.run(2, "pipeline.distill", str(folder / "tiny.toml"), "batch=6")
-    assert result.returncode == 2
-    told = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert told == [
-        "error: tiny.toml: batch = 6: not a multiple of 2 ranks × micro_batch = 2; use a multiple of 4 or another micro_batch"
-    ]
-    assert "Traceback" not in result.stderr
 
 
 # --- refusing to start ------------------------------------------------------------------------------------------------
@@ -560,7 +524,7 @@ def test_a_corpus_of_another_vocabulary_is_named_even_if_the_probe_agrees(folder
 def test_a_run_never_mixes_into_a_folder_of_something_else(folder, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "n0.txt").write_text("mine")
-    with pytest.raises(UserError, match="notes: holds n0.txt and no recipe.json; name a new or an empty folder"):
+    with pytest.raises(UserError, match=r"notes: holds n0\.txt and no recipe.json; name a new or an empty folder"):
         distill(load_recipes(folder / "tiny.toml", [f"out={tmp_path / 'notes'}"]), launch="mine")
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["n0.txt"]
 

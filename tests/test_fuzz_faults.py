@@ -24,9 +24,8 @@ def test_after_faults_the_run_comes_to_the_same_student_or_says_why_not(fuzz):
     assert not fuzz.wrong, "\n".join(outcome.text for outcome in fuzz.outcomes)
 
 
-@pytest.mark.parametrize("broken", ["hash", "position"])
-def test_a_broken_product_is_found_out(fuzz, broken):
-    fuzz.broken = broken  # round 6 flips a bit of a tensor
+def test_a_broken_product_is_found_out(fuzz):
+    fuzz.broken = "hash"  # and round 6 flips a bit of a tensor
     try:
         outcome = fuzz.round(6, "torn-newest")
     finally:
