@@ -307,10 +307,10 @@ WAYS = [  # nodes, GPUs of a node, GB of one, recipe, overrides; the ways out
     (
         1,
         1,
-        30,
+        32,
         "minilm_table3",
         [*REPLICAS, "batch=32", "steps=8000"],
-        ["one student at a time", "--nodes 4", "GPUs of 35 GB"],
+        ["one student at a time", "--nodes 2", "GPUs of 35 GB"],
     ),
     (2, 8, 16, "minilm_12x384", REPLICAS, ["teacher.hosting=zero3", "GPUs of 26 GB"]),
     (1, 8, 8, "minilm_12x384", SHARDED, ["student.ds_config=student_zero2.json", "--nodes 2", "GPUs of 9 GB"]),
