@@ -100,6 +100,7 @@ case $verb in
     test)
         set_up
         cd "$root"
+        [ $# -gt 0 ] || set -- -n 2 --dist loadfile # processes of a launch wait for each other much of the time
         exec python -m pytest "$@"
         ;;
     prep)

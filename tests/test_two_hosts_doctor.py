@@ -189,7 +189,7 @@ def test_a_host_that_is_cut_off_during_the_all_reduce_is_named_in_time(hosts, fo
         hosts.plug("beta")
     assert re.match(r"FAIL rank 1 on beta: silent for \d+ s, after '", found["", "all-reduce"][0])
     assert took < timeout + 5
-    deadline = time.monotonic() + timeout + 20
+    deadline = time.monotonic() + timeout + 40  # connections that were cut try again after as long as they have waited
     while left := ranks(hosts, "alpha") + ranks(hosts, "beta"):
         assert time.monotonic() < deadline, left
         time.sleep(0.5)
