@@ -100,7 +100,10 @@ case $verb in
     test)
         set_up
         cd "$root"
-        [ $# -gt 0 ] || set -- -n 2 --dist loadfile # processes of a launch wait for each other much of the time
+        if [ $# -eq 0 ]; then # processes of a launch wait for each other much of the time
+            set -- -n 2 --dist loadfile
+            export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+        fi
         exec python -m pytest "$@"
         ;;
     prep)

@@ -11,10 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline import engines, runs
-from pipeline.precision import DTYPES
+from pipeline import runs
+from pipeline.ranks import Ranks, start_ranks
 
 SMALL = 1000  # elements; no power of two, so that no rank's share is like another's
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 REPEATS = {"small": 20, "large": 3}
 
 
@@ -43,9 +44,7 @@ def bus_bandwidth(size: int, seconds: float, world: int) -> float:
     return 2 * (world - 1) / world * size / seconds
 
 
-def measure(
-    ranks: engines.Ranks, count: int, dtype: torch.dtype, repeats: int, say: Callable[..., None]
-) -> tuple[float, int]:
+def measure(ranks: Ranks, count: int, dtype: torch.dtype, repeats: int, say: Callable[..., None]) -> tuple[float, int]:
     """Median seconds of the all-reduce of ``count`` elements, after one that warms up, and how many sums were wrong."""
     own, right = (
         part.to(ranks.device) for part in (addend(ranks.rank, ranks.world, count, dtype), total(count, dtype))
@@ -72,7 +71,10 @@ def main(token: str, mib: int) -> None:
 
     def say(**content) -> None:
         # One write of a whole line, so that ranks which share a pipe do not cut each other's lines.
-        os.write(1, f"{token} {json.dumps({'rank': rank, **content})}\n".encode())
+        try:
+            os.write(1, f"{token} {json.dumps({'rank': rank, **content})}\n".encode())
+        except OSError:  # the doctor, or the way to it, is gone
+            os._exit(1)
 
     def beat() -> None:  # a rank that waits for another one is alive, the other may not be
         while True:
@@ -82,7 +84,7 @@ def main(token: str, mib: int) -> None:
     say(stage="started")
     threading.Thread(target=beat, daemon=True).start()
     try:
-        ranks = engines.start_ranks()
+        ranks = start_ranks()
         say(stage="joined", backend=dist.get_backend(), world=ranks.world)
         for name, dtype in DTYPES.items():
             large = mib * 2**20 // dtype.itemsize

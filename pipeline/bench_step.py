@@ -20,6 +20,7 @@ from pipeline import batches, checkpoints, encoders, engines
 from pipeline.bench_data import make_corpus
 from pipeline.bench_tools import Row, Setting, added, interleaved, ratio, settings_of
 from pipeline.precision import DTYPES
+from pipeline.ranks import Ranks, start_ranks
 from pipeline.recipe import Recipe, Student, Teacher
 from pipeline.relations import QKV
 from pipeline.step import Clock, Trainee, divergence_of, update
@@ -34,7 +35,7 @@ def step(options) -> Iterator[Row]:
     """Measure an update of the students under each setting; rows are meant for the first rank."""
     widths = {"teacher": options.teacher[1]} | {f"student {_shown(size)}": size[1] for size in options.student}
     settings = settings_of(options.heads, options.pairs, widths)
-    ranks = engines.start_ranks()
+    ranks = start_ranks()
     bench = Bench(options, settings, ranks)
     times = interleaved(bench.works(), options.repeats, ranks.device)
     students = range(len(options.student))
@@ -80,7 +81,7 @@ class Bench:
     ``trainees`` has a list for each setting; the engines of all settings are the same.
     """
 
-    def __init__(self, options, settings: list[Setting], ranks: engines.Ranks):
+    def __init__(self, options, settings: list[Setting], ranks: Ranks):
         self.ranks = ranks
         config = _bert(options)
         recipes = [[_recipe(options, size, setting, ranks.world) for size in options.student] for setting in settings]
@@ -140,7 +141,7 @@ class Bench:
 class Plain:
     """A student in plain torch: mixed precision with fp32 master weights, clipping of the global norm, fused AdamW."""
 
-    def __init__(self, student: encoders.CutEncoder, recipe: Recipe, ranks: engines.Ranks):
+    def __init__(self, student: encoders.CutEncoder, recipe: Recipe, ranks: Ranks):
         dtype, self._clip = DTYPES[recipe.precision], recipe.gradient_clipping
         self._student = student.to(ranks.device).train()
         self._masters = list(student.parameters())
@@ -190,7 +191,7 @@ def save_times(bench: "Bench", repeats: int) -> list[float]:
 # --- where the time goes ----------------------------------------------------------------------------------------------
 
 
-def shares(trainees: list[Trainee], teach: engines.Teach, ranks: engines.Ranks) -> dict[str, float]:
+def shares(trainees: list[Trainee], teach: engines.Teach, ranks: Ranks) -> dict[str, float]:
     """Each part's share of the time of updates in a row that read a random corpus; the wait for data is one."""
     recipe, clock, waited = trainees[0].recipe, Clock(ranks.device), 0.0
     clock.running = True
@@ -221,7 +222,7 @@ _COLLECTIVES = (
 )  # fmt: skip
 
 
-def communication(work: Callable, ranks: engines.Ranks) -> float:
+def communication(work: Callable, ranks: Ranks) -> float:
     """Seconds that ``work`` spends in DeepSpeed's collectives, each waited for."""
     spent = 0.0
     backend = engines.deepspeed.comm.comm.cdb
@@ -248,7 +249,7 @@ def communication(work: Callable, ranks: engines.Ranks) -> float:
     return spent
 
 
-def _synchronize(ranks: engines.Ranks) -> None:
+def _synchronize(ranks: Ranks) -> None:
     if ranks.device.type == "cuda":
         torch.cuda.synchronize(ranks.device)
 

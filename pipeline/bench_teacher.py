@@ -24,6 +24,7 @@ from data_prep.errors import UserError
 from pipeline import encoders, engines, hosts
 from pipeline.bench_tools import Row, free_memory, return_at_once
 from pipeline.precision import DTYPES
+from pipeline.ranks import Ranks, start_ranks
 from pipeline.recipe import Recipe, Student, Teacher
 
 SEED = 42
@@ -76,7 +77,7 @@ def make_model(folder: Path, config) -> None:
 
 
 def _measure(options) -> Iterator[Row]:
-    ranks = engines.start_ranks()
+    ranks = start_ranks()
     return_at_once()
     folder, config = options.folder, encoders.load_folder_config(options.folder)
     layer = config.num_hidden_layers
@@ -152,7 +153,7 @@ def _measure(options) -> Iterator[Row]:
 
     same = torch.tensor(1, device=ranks.device)
     if ranks.first and free_memory(ranks.device) > 3 * (whole + embeddings):
-        one = engines.Ranks(0, 1, 1, ranks.device)
+        one = Ranks(0, 1, 1, ranks.device)
         replica, _ = encoders.empty_encoder(config, layer)
         teach_alone, _ = engines.host_teacher(
             recipe, one, replica, engines.Hosting("replicate", "", 0, 0), lambda name: weights.tensor(names[name])

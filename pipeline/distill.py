@@ -22,12 +22,14 @@ from transformers.utils import logging as transformers_logging
 from data_prep.errors import Parser, UserError, run_command
 from data_prep.shards import Corpus, open_corpus, vocabulary_hash
 from pipeline import batches, checkpoints, encoders, engines, runs, slurm
-from pipeline.engines import Ranks, Teach, on_first_rank
+from pipeline.ds_config import load_ds_config
+from pipeline.engines import Teach
 from pipeline.maps import SENTENCE, relation_image, relation_maps
 from pipeline.monitor import Monitor
 from pipeline.places import TIMEOUT
 from pipeline.precision import lacks_bf16_units
-from pipeline.recipe import Recipe, load_ds_config, load_recipes
+from pipeline.ranks import Ranks, on_first_rank, start_ranks
+from pipeline.recipe import Recipe, load_recipes
 from pipeline.step import Clock, Trainee, divergence_of, update
 from pipeline.watchdog import EarlyStop, Watchdog
 from pipeline.weights import Weights
@@ -59,7 +61,7 @@ def distill(
     check_vocabulary(recipe, corpus, tokenizer, teacher_config)
     recipe.accumulation(int(os.environ.get("WORLD_SIZE", 1)))
 
-    ranks = engines.start_ranks()
+    ranks = start_ranks()
     last = min(recipe.steps, stop_at or recipe.steps)
     with (
         EarlyStop(ranks, runs.root_of(recipes), max_hours) as early,

@@ -1,4 +1,4 @@
-"""Every DeepSpeed call: the process group, the teacher's hosting, the student's engine, and its whole state.
+"""DeepSpeed's engines: the teacher's hosting, the student's engine, and its whole state.
 
 Two engines, not one. A small student wants ZeRO-0 or 1; a large teacher may have to be sharded over all ranks (ZeRO-3).
 The comments name the behaviour of DeepSpeed 0.19 that made the code as it is. What is not used, and why:
@@ -10,16 +10,10 @@ The comments name the behaviour of DeepSpeed 0.19 that made the code as it is. W
 * leaving a ZeRO-3 forward by an exception, after which its engine is lost: what can be refused is refused outside.
 """
 
-import contextlib
 import hashlib
-import io
-import logging
 import os
-import socket
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -27,20 +21,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from pipeline import hosts
 from pipeline.compiling import Compiled
+from pipeline.ds_config import load_ds_config
 from pipeline.encoders import CutEncoder, weights_hash
 from pipeline.plan_memory import Hosting, hosting_of
 from pipeline.precision import DTYPES, fit_arithmetic
-from pipeline.recipe import Recipe, load_ds_config
+from pipeline.ranks import Ranks, on_first_rank, quietly
+from pipeline.recipe import Recipe
 from pipeline.relations import QKV
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# ranks, imported first, has chosen the accelerator
+# isort: split
 import deepspeed
-import pydantic
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -52,92 +45,6 @@ from deepspeed.utils import (
 )
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-MEETING = timedelta(minutes=5)  # hosts do not start at the same moment
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)  # DeepSpeed's own calls
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among all: its number, how many there are, how many share this machine, and its device."""
-
-    rank: int
-    world: int
-    local_world: int
-    device: torch.device
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-
-def start_ranks() -> Ranks:
-    """Join the process group that `deepspeed`, torchrun or nobody (one process) has set up in the environment."""
-    if "RANK" not in os.environ:
-        os.environ |= {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_WORLD_SIZE": "1",
-        }
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(hosts.free_port())}
-    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
-    accelerator = get_accelerator()
-    device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
-    if device.type == "cpu":  # two ranks that each take every core wait for each other all the time
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
-    else:
-        accelerator.set_device(local)
-    backend = accelerator.communication_backend_name() if device.type != "cpu" else "gloo"
-    # On CPUs DeepSpeed would build and load an op of its own, for an all-reduce that only its inference uses: a minute of
-    # compiling at the first start, and 66 MiB of /dev/shm lost with every process.
-    deepspeed.ops.__compatible_ops__ = {}
-    # The timeout must outlast the slowest rank's reading of a large teacher; the default is 10 minutes.
-    timeout = timedelta(minutes=30)
-    if not dist.is_initialized() and (store := _meet(world)):
-        store.set_timeout(timeout)
-        dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=world, timeout=timeout)
-    with _quietly():
-        deepspeed.init_distributed(backend, verbose=False, timeout=timeout)
-    return Ranks(dist.get_rank(), world, local_world, device)
-
-
-def _meet(world: int) -> dist.Store | None:
-    """The store in which all ranks have met, or None if torchrun has one already.
-
-    If all are on this machine it listens on loopback, where torch's own would on every interface. Raises UserError if
-    somebody does not come.
-    """
-    host, port, first = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), os.environ["RANK"] == "0"
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return None
-    listener = {}
-    try:
-        if first and host in ("127.0.0.1", "localhost"):
-            listener["master_listen_fd"] = socket.create_server(("127.0.0.1", port), backlog=2048).detach()
-        return dist.TCPStore(host, port, world, is_master=first, timeout=MEETING, **listener)
-    except (OSError, RuntimeError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(
-            f"{host}:{port}: the {world} processes of this run have not met there within {MEETING.seconds} s ({why}); is each "
-            "host up, started, and the port open to it? ./run.sh doctor --hostfile FILE looks"
-        ) from None
-
-
-def on_first_rank(ranks: Ranks, work: Callable[[], object]):
-    """Run ``work`` on rank 0 and return its result on every rank; a UserError or OSError there is raised on all."""
-    outcome = [None, None]
-    if ranks.first:
-        try:
-            outcome[0] = work()
-        except (UserError, OSError) as error:
-            outcome[1] = error
-    if ranks.world > 1:
-        dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
 
 
 def check_same_weights(ranks: Ranks, student: nn.Module) -> str:
@@ -147,12 +54,6 @@ def check_same_weights(ranks: Ranks, student: nn.Module) -> str:
     if len(set(hashes)) > 1:
         raise RuntimeError(f"ranks hold different students: {hashes}")
     return hashes[0]
-
-
-def check_zero_keys(zero: dict, file: Path) -> None:
-    """Raise UserError for a key of zero_optimization that DeepSpeed does not know, or whose value it does not take."""
-    with _quietly(f"{file}: zero_optimization"):
-        DeepSpeedZeroConfig(**zero)
 
 
 # --- the teacher ------------------------------------------------------------------------------------------------------
@@ -230,7 +131,7 @@ def host_teacher(
                     dist.broadcast(filled, reader, group)
                 setattr(module, key, nn.Parameter(filled, requires_grad=False))
         if sharded:  # sends the first rank's and keeps a share of each
-            with _quietly(recipe.teacher.ds_config):
+            with quietly(recipe.teacher.ds_config):
                 deepspeed.zero.Init(block, data_parallel_group=group, config_dict_or_path=config, dtype=dtype)
     for module in teacher.modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -240,7 +141,7 @@ def host_teacher(
     if hosting.kind == "zero3":
         if len(body.layers):
             set_z3_leaf_modules(body, [type(body.layers[0])])
-        with _quietly(recipe.teacher.ds_config):
+        with quietly(recipe.teacher.ds_config):
             body, *_ = deepspeed.initialize(model=body, config=config, dist_init_required=False)
         body.eval()
 
@@ -288,7 +189,7 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
         eps=recipe.adam_eps,
         fused=True,
     )
-    with _quietly(recipe.student.ds_config):
+    with quietly(recipe.student.ds_config):
         engine, *_ = deepspeed.initialize(
             model=student,
             optimizer=optimizer,
@@ -464,15 +365,3 @@ def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
     size, group = parameter.ds_tensor.numel(), parameter.ds_process_group
     padded = nn.functional.pad(value.flatten(), (0, size * dist.get_world_size(group) - value.numel()))
     return padded.split(size)[dist.get_rank(group)]
-
-
-@contextlib.contextmanager
-def _quietly(ds_config: str = ""):
-    """Without what DeepSpeed prints on stdout while it starts; what it refuses in a ``ds_config`` is told in one line."""
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    except pydantic.ValidationError as error:
-        what = error.errors()[0]
-        key = ".".join(str(part) for part in what["loc"])
-        raise UserError(f"{ds_config}: DeepSpeed refuses {key} = {what['input']!r}: {what['msg']}") from None

@@ -36,8 +36,9 @@ import psutil
 
 from data_prep.errors import Parser, UserError, run_command
 from pipeline import checkpoints, hosts, worker
+from pipeline.ds_config import load_ds_config
 from pipeline.places import PORT, TIMEOUT, choose_place
-from pipeline.recipe import Recipe, load_ds_config, load_recipes
+from pipeline.recipe import Recipe, load_recipes
 
 MARK = "DISTILL_LAUNCH"  # the variable that tells the processes of a launch from all others on this machine
 
@@ -62,8 +63,7 @@ def main() -> int:
             arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     command = place.command("pipeline.distill", arguments)
 
-    os.environ |= {key: place.environment[key] for key in ("DS_ACCELERATOR",) if key in place.environment}
-    from pipeline import runs  # imports DeepSpeed, which takes its time
+    from pipeline import runs  # imports DeepSpeed
 
     root = runs.root_of(recipes)
     former = read_record(root / runs.ENDED)

@@ -24,6 +24,7 @@ from data_prep.errors import Parser, UserError, run_command
 from pipeline import encoders, engines, hosts, plan_memory, relations
 from pipeline.bench_tools import return_at_once
 from pipeline.precision import lacks_bf16_units
+from pipeline.ranks import Ranks, start_ranks
 from pipeline.recipe import Recipe, load_recipes
 from pipeline.step import Trainee, update
 
@@ -78,7 +79,7 @@ def compare(recipe: str, overrides: list[str], ranks: int) -> list[Comparison]:
 # --- in the processes -------------------------------------------------------------------------------------------------
 
 
-def measured(recipes: list[Recipe], ranks: engines.Ranks) -> list[Comparison]:
+def measured(recipes: list[Recipe], ranks: Ranks) -> list[Comparison]:
     """Model beside run for ``recipes``, on the rank that held most."""
     config = encoders.load_config(recipes[0].teacher.model, recipes[0].teacher.revision)
     for recipe in recipes:
@@ -110,7 +111,7 @@ def _tiny(recipes: list[Recipe], config) -> tuple[list[Recipe], object]:
     return [dataclasses.replace(one, length=16) for one in made], small
 
 
-def _rises(recipes: list[Recipe], config, ranks: engines.Ranks) -> dict[str, int]:
+def _rises(recipes: list[Recipe], config, ranks: Ranks) -> dict[str, int]:
     """Bytes by which this process's resident memory is higher than at the call, at each stage of a run."""
     recipe, start = recipes[0], _resident()
     cut, _ = encoders.empty_encoder(config, recipe.teacher.layer)
@@ -161,7 +162,7 @@ class _Peaks:
         return peaks | {"peak": max(peaks.values())}
 
 
-def _model(recipes: list[Recipe], config, ranks: engines.Ranks) -> dict[str, float]:
+def _model(recipes: list[Recipe], config, ranks: Ranks) -> dict[str, float]:
     """What plan_memory says of this run on this machine."""
     recipe, number = recipes[0], plan_memory.NUMBER[recipes[0].precision]
     teacher = plan_memory.cut_of(config, recipe.teacher.layer)
@@ -206,7 +207,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()
     return_at_once()
-    ranks = engines.start_ranks()
+    ranks = start_ranks()
     rows = measured(load_recipes(options.recipe, options.overrides), ranks)
     if ranks.first:
         print(json.dumps([dataclasses.asdict(row) for row in rows]), flush=True)

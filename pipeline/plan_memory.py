@@ -10,7 +10,8 @@ from transformers import PreTrainedConfig
 
 from data_prep.errors import UserError
 from pipeline import encoders
-from pipeline.recipe import Recipe, load_ds_config
+from pipeline.ds_config import load_ds_config
+from pipeline.recipe import Recipe
 
 NUMBER = {"bf16": 2, "fp32": 4}  # bytes of a weight, activation or gradient
 GIB, MIB = 2**30, 2**20

@@ -215,15 +215,13 @@ def accelerator() -> dict:
     driver = nvidia_driver()
     try:
         import torch
-
-        from pipeline.precision import lacks_bf16_units
     except Exception as error:  # whatever a broken installation raises
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0], "devices": [], "driver": driver}
     devices = []
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         devices.append({"name": properties.name, "memory": properties.total_memory})
-    bf16 = torch.cuda.is_bf16_supported(False) if devices else not lacks_bf16_units(torch.device("cpu"))
+    bf16 = torch.cuda.is_bf16_supported(False) if devices else torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return {"error": None, "devices": devices, "driver": driver, "bf16": bf16, "build": torch.version.cuda}
 
 

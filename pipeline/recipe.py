@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.errors import Parser, UserError, run_command
-from pipeline import encoders
 from pipeline.relations import PAIRS
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -173,6 +172,8 @@ class Recipe:
             "relation heads",
             f"the teacher's width {width}",
         )
+        from pipeline import encoders  # importing transformers' models takes seconds
+
         longest = encoders.longest_input(config)
         self._need(
             "length",
@@ -202,6 +203,8 @@ class Recipe:
             )
 
     def student_config(self, teacher_config):
+        from pipeline import encoders
+
         s = self.student
         return encoders.student_config(teacher_config, s.layers, s.hidden, s.heads, s.ffn, s.dropout)
 
@@ -383,96 +386,13 @@ def _describe(kind) -> str:
     return names.get(kind, f"a table [{kind.__name__.lower()}]")
 
 
-# --- DeepSpeed configs ------------------------------------------------------------------------------------------------
-
-# What these files may hold: what only DeepSpeed knows. DeepSpeed itself ignores a misspelt top-level key in silence.
-_DS_KEYS = {
-    "zero_optimization", "communication_data_type", "prescale_gradients", "gradient_predivide_factor", "aio",
-    "comms_logger", "flops_profiler", "memory_breakdown", "dump_state",
-}  # fmt: skip
-_RECIPE_KEYS = {
-    "train_batch_size": "batch", "train_micro_batch_size_per_gpu": "micro_batch", "optimizer": "learning_rate",
-    "gradient_accumulation_steps": "batch and micro_batch", "gradient_clipping": "gradient_clipping",
-    "scheduler": "warmup_steps", "bf16": "precision", "fp16": "precision", "data_types": "precision",
-    "torch_autocast": "precision",
-}  # fmt: skip
-
-
-# What DeepSpeed would take in zero_optimization, and this project does not.
-_ZERO_REFUSED = {
-    "offload_optimizer": "not supported; the student is small, remove it",
-    "cpu_offload": "a former key, which DeepSpeed drops; a teacher is offloaded by offload_param",
-    "cpu_offload_param": "a former key, which DeepSpeed drops; a teacher is offloaded by offload_param",
-    "memory_efficient_linear": "would replace torch's linear layer for the whole process, student and teacher; remove it",
-    "zero_hpz_partition_size": "a second way to shard within a node; use the recipe's teacher.shard_group = 'node'",
-    "zero_quantized_weights": "a sharded teacher must be exact; remove it",
-    "zero_quantized_nontrainable_weights": "a sharded teacher must be exact; remove it",
-    "zero_quantized_gradients": "gradients are not quantized here; remove it",
-}
-
-
-def load_ds_config(name: str, recipe: Recipe) -> dict:
-    """A native DeepSpeed config: a file in ds_configs/ by its bare name, or a path. Raises UserError on a clash."""
-    file = Path(name) if "/" in name else DS_CONFIGS / name
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        shipped = ", ".join(sorted(p.name for p in DS_CONFIGS.glob("*.json")))
-        raise UserError(f"{recipe.source}: ds_config = {name!r}: no such file; shipped are {shipped}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid JSON: {error}") from None
-    zero = config.get("zero_optimization", {}) if isinstance(config, dict) else None
-    if not isinstance(zero, dict):
-        raise UserError(f"{file}: must be a JSON object whose zero_optimization, if any, is an object too")
-    for key in config:
-        if key in _RECIPE_KEYS:
-            raise UserError(
-                f"{file}: {key}: belongs to the recipe ({recipe.source}: {_RECIPE_KEYS[key]}); remove it here"
-            )
-        if key not in _DS_KEYS:
-            near = difflib.get_close_matches(key, _DS_KEYS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(sorted(_DS_KEYS))}"
-            raise UserError(f"{file}: {key}: unknown or removed DeepSpeed key; {hint}")
-    _refuse_auto(config, file, "")
-    stage = zero.get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise UserError(f"{file}: zero_optimization.stage = {stage!r}: must be 0, 1, 2 or 3")
-    if name == recipe.teacher.ds_config and stage != 3:
-        # Without an optimizer DeepSpeed refuses stages 1 and 2, and stage 0 is what hosting = "replicate" does.
-        raise UserError(
-            f"{file}: zero_optimization.stage = {stage}: a teacher is hosted at stage 3, or hosting = 'replicate'"
-        )
-    if name == recipe.student.ds_config and stage == 3 and recipe.compile == "all":
-        raise UserError(
-            f"{recipe.source}: compile = 'all': a student at stage 3 ({file}) gathers its weights between operations, which "
-            "cannot be compiled; use compile = 'loss' or a lower stage"
-        )
-    for key, why in _ZERO_REFUSED.items():
-        if zero.get(key):
-            raise UserError(f"{file}: zero_optimization.{key}: {why}")
-    if "offload_param" in zero and stage != 3:
-        raise UserError(
-            f"{file}: zero_optimization.offload_param: does nothing at stage {stage}; use stage 3, or remove it"
-        )
-    from pipeline import engines  # importing DeepSpeed takes seconds
-
-    engines.check_zero_keys(zero, file)
-    return config
-
-
-def _refuse_auto(value, file: Path, key: str) -> None:
-    if value == "auto":
-        raise UserError(f'{file}: {key} = "auto": DeepSpeed drops it silently; write the value')
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            _refuse_auto(inner, file, f"{key}.{name}".lstrip("."))
-
-
 # --- printing ---------------------------------------------------------------------------------------------------------
 
 
 def describe(recipe: Recipe, teacher_config) -> str:
     """The resolved recipe as TOML-like lines, and what follows from it."""
+    from pipeline import encoders
+
     lines = []
     tables = {}
     for key, value in recipe.to_dict().items():
@@ -523,6 +443,9 @@ def main() -> None:
     )
     options = parser.parse_intermixed_args()
     recipes = load_recipes(options.recipe, options.overrides)
+    from pipeline import encoders
+    from pipeline.ds_config import load_ds_config
+
     config = encoders.load_config(recipes[0].teacher.model, recipes[0].teacher.revision)
     for recipe in recipes:
         recipe.check_teacher(config)

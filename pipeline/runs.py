@@ -17,18 +17,15 @@ import json
 import os
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
-
-import deepspeed
-import torch
-import transformers
 
 from data_prep.errors import UserError
 from data_prep.locks import sole_process
 from data_prep.shards import Corpus
 from pipeline import checkpoints
 from pipeline.checkpoints import Checkpoint
-from pipeline.engines import Ranks, on_first_rank
+from pipeline.ranks import Ranks, on_first_rank
 from pipeline.recipe import Recipe
 from pipeline.worker import is_alive
 
@@ -135,7 +132,7 @@ def checkpoint_info(recipe: Recipe, corpus: Corpus, ranks: Ranks, step: int, tea
             "weights": teacher_hash,
         },
         "ranks": ranks.world,
-        "versions": {m.__name__: m.__version__ for m in (torch, deepspeed, transformers)},
+        "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
     }
 
 

@@ -18,6 +18,7 @@ from pipeline.batches import unpadded
 from pipeline.compiling import Compiled
 from pipeline.engines import Teach
 from pipeline.monitor import Monitor
+from pipeline.ranks import Ranks
 from pipeline.recipe import Recipe
 from pipeline.relations import QKV, Divergence, divergence_and_gradient, relation_loss
 
@@ -57,7 +58,7 @@ def update(
     teach: Teach,
     samples: Tensor,
     step: int,
-    ranks: engines.Ranks,
+    ranks: Ranks,
     padding: int | None,
     clock: "Clock",
 ) -> list[Tensor]:

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.errors import UserError
-from pipeline.engines import Ranks
+from pipeline.ranks import Ranks
 
 INTERVAL = 1.0  # seconds between two beats
 FAILED = 5.0  # seconds without a beat that tell the lost from the others once a collective has failed

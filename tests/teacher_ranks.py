@@ -10,6 +10,7 @@ import sys
 import torch
 
 from pipeline import encoders, engines
+from pipeline.ranks import start_ranks
 from pipeline.recipe import load_recipe
 from pipeline.weights import Weights
 
@@ -33,7 +34,7 @@ def noting(read: list[str], weights: Weights, names: dict[str, str]):
 
 def main() -> None:
     path, out = sys.argv[1:3]
-    ranks, result = engines.start_ranks(), {}
+    ranks, result = start_ranks(), {}
     for way, overrides in WAYS.items():
         for precision in ("fp32", "bf16"):
             recipe = load_recipe(path, [*overrides, f"precision={precision}"])

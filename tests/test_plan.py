@@ -16,6 +16,7 @@ from data_prep.errors import UserError
 from pipeline import encoders, engines, plan, plan_check, plan_memory, plan_time, precision
 from pipeline.hardware import GPUS, gpu_with
 from pipeline.plan_memory import GIB, MIB, Device
+from pipeline.ranks import Ranks
 from pipeline.recipe import load_recipe, load_recipes
 
 XXL = "facebook/xlm-roberta-xxl"
@@ -228,7 +229,7 @@ def test_the_plan_hosts_the_teacher_as_the_run_does(hosting, group, world, local
     sizes = plan_memory.cut_of(config, 12)
     bytes_ = memory * 4 * 2 * sizes.parameters
     monkeypatch.setattr(engines, "_memory_per_rank", lambda ranks: bytes_)
-    ranks = engines.Ranks(0, world, local, torch.device("cpu"))
+    ranks = Ranks(0, world, local, torch.device("cpu"))
     real = engines.choose_hosting(recipe, ranks, encoders.empty_encoder(config, 12)[0])
     ours = plan_memory.hosting_of(recipe, sizes.parameters, sizes.embeddings, bytes_, world, local)
     assert dataclasses.asdict(ours) == dataclasses.asdict(real)

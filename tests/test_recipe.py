@@ -9,7 +9,8 @@ import pytest
 
 from data_prep.errors import UserError
 from pipeline import encoders
-from pipeline.recipe import DS_CONFIGS, SHIPPED, describe, load_ds_config, load_recipe, load_recipes
+from pipeline.ds_config import load_ds_config
+from pipeline.recipe import DS_CONFIGS, SHIPPED, describe, load_recipe, load_recipes
 from tests.tiny import make_recipe, make_teacher
 
 

@@ -7,7 +7,7 @@ import torch
 
 from data_prep.errors import UserError
 from pipeline import encoders, engines
-from pipeline.engines import Ranks
+from pipeline.ranks import Ranks
 from pipeline.recipe import load_recipe
 from tests import launching
 from tests.teacher_ranks import WAYS

@@ -13,7 +13,7 @@ import torch
 from data_prep.errors import UserError
 from pipeline import runs
 from pipeline.distill import distill
-from pipeline.engines import Ranks
+from pipeline.ranks import Ranks, start_ranks
 from pipeline.recipe import load_recipe
 from pipeline.watchdog import EarlyStop
 from tests import launching
@@ -100,9 +100,8 @@ def test_when_all_is_well_nobody_is_missed():
 
 @pytest.fixture
 def alone():
-    from pipeline import engines
 
-    engines.start_ranks()
+    start_ranks()
     return Ranks(0, 1, 1, torch.device("cpu"))
 
 

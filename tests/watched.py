@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 
 from data_prep.errors import UserError, run_command
-from pipeline import engines
+from pipeline.ranks import start_ranks
 from pipeline.watchdog import Watchdog
 
 
 def main() -> None:
     timeout, fault = float(sys.argv[1]), sys.argv[2]
-    ranks = engines.start_ranks()
+    ranks = start_ranks()
     with Watchdog(ranks, timeout) as watchdog:
         for step in range(100 if fault == "none" else 10**6):
             dist.all_reduce(torch.ones(4))
