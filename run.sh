@@ -77,7 +77,7 @@ demo() {
         --source wikipedia=wikipedia:.cache/demo/enwiki-sample.xml.bz2
     python -m data_prep verify data/demo --deep
     say "3/6 Distillation: a ZeRO-3 teacher beside a ZeRO-1 student, first half ($RANKS processes)"
-    python -m pipeline.launch demo --stop-at 100
+    python -m pipeline.launch demo --stop-at 60
     say "4/6 The same run, continued from its checkpoint"
     python -m pipeline.launch demo
     say "5/6 The student as a Hugging Face folder"

@@ -14,6 +14,7 @@ from data_prep import shards
 from data_prep.errors import UserError
 from pipeline import batches, bench, bench_data, bench_loss, bench_step, bench_tools, encoders
 from pipeline.bench_tools import Setting
+from pipeline.ranks import start_ranks
 from tests.launching import ROOT, environment
 from tests.literal_relations import literal_relation_loss
 
@@ -242,9 +243,7 @@ def test_several_students_are_measured_together_and_alone(monkeypatch, capsys):
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_the_floor_is_a_whole_update_in_plain_torch(precision):
     arguments = [*STEP, "--student", "2x48", "--heads", "12", "--dropout", "0", "--precision", precision]
-    made = bench_step.Bench(
-        bench._parser().parse_args(arguments), [Setting(("qk", "vv"), 12)], bench_step.engines.start_ranks()
-    )
+    made = bench_step.Bench(bench._parser().parse_args(arguments), [Setting(("qk", "vv"), 12)], start_ranks())
     plain, engine = made.plain[0], made.engines[0]
     names = {name: name for name, _ in engine.module.named_parameters()}
 
