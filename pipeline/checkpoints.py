@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from data_prep.errors import UserError
 from data_prep.shards import sealed
 from pipeline.recipe import recipe_of
+from pipeline.relations import VALUE_PROJECTION
 
 STATE, INFO = "state.safetensors", "state.json"
 FORMAT = 2
@@ -64,14 +65,15 @@ class Checkpoint:
             )
 
     def tensors(self, trained: Iterable[str] = ()) -> dict[str, Tensor]:
-        """Weights and moments, by name, on the CPU. Raises UserError if the moments of a ``trained`` weight are missing."""
+        """Weights and moments, by name, on the CPU. Raises UserError if a ``trained`` weight or its moments are missing."""
         try:
             tensors = load_file(self.path / STATE)
         except SafetensorError as error:
             raise UserError(f"{self.path / STATE}: cannot be read ({error}); delete this checkpoint's folder") from None
-        for name in (f"{moment}/{name}" for name in trained for moment in _MOMENTS):
-            if name not in tensors:
-                self._refuse(name)
+        for name in trained:
+            for key in (name, *(f"{moment}/{name}" for moment in _MOMENTS)):
+                if key not in tensors:
+                    self._refuse(key)
         return tensors
 
     def load_into(self, model: nn.Module) -> None:
@@ -79,7 +81,7 @@ class Checkpoint:
         tensors, shapes = self.tensors(), {name: tensor.shape for name, tensor in model.state_dict().items()}
         for key, tensor in tensors.items():
             moment, _, name = key.rpartition("/")
-            if moment not in ("", *_MOMENTS) or shapes.get(name) != tensor.shape:
+            if name != VALUE_PROJECTION and (moment not in ("", *_MOMENTS) or shapes.get(name) != tensor.shape):
                 self._refuse(key)
         for name in sorted(shapes.keys() - tensors.keys()):
             self._refuse(name)
@@ -89,8 +91,8 @@ class Checkpoint:
         raise UserError(f"{self.path / STATE}: not this student's {name}; delete this checkpoint's folder")
 
     def weights(self) -> dict[str, Tensor]:
-        """The fp32 weights of the whole student, without the optimizer's moments."""
-        return {name: tensor for name, tensor in self.tensors().items() if "/" not in name}
+        """The fp32 weights of the whole student, without the optimizer's moments and what the loss alone has trained."""
+        return {name: x for name, x in self.tensors().items() if "/" not in name and name != VALUE_PROJECTION}
 
 
 def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int, keep_every: int = 0) -> Path:

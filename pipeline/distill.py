@@ -11,6 +11,7 @@ leave with exit code 75. The smallest real run: ./run.sh demo
 
 import argparse
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -24,13 +25,15 @@ from data_prep.shards import Corpus, open_corpus, vocabulary_hash
 from pipeline import batches, checkpoints, encoders, engines, runs, slurm
 from pipeline.ds_config import load_ds_config
 from pipeline.engines import Teach
+from pipeline.export import export, is_export_of
 from pipeline.maps import SENTENCE, relation_image, relation_maps
 from pipeline.monitor import Monitor
 from pipeline.places import TIMEOUT
 from pipeline.precision import lacks_bf16_units
 from pipeline.ranks import Ranks, on_first_rank, start_ranks
-from pipeline.recipe import Recipe, load_recipes
-from pipeline.step import Clock, Trainee, divergence_of, update
+from pipeline.recipe import Recipe, load_stages, taught_layers
+from pipeline.relations import QKV, VALUE_PROJECTION
+from pipeline.step import Clock, Trainee, divergence_of, trained_part, update
 from pipeline.watchdog import EarlyStop, Watchdog
 from pipeline.weights import Weights
 
@@ -41,16 +44,18 @@ def distill(
     max_hours: float | None = None,
     timeout: float = TIMEOUT,
     launch: str | None = None,
+    more: bool = False,
 ) -> int:
     """Run ``recipes``, which differ in their student only, to their end, or leave after update ``stop_at``.
 
-    Returns the exit code, which is also put on record for ``launch``: 0, or runs.EARLY if it was asked to stop (see
-    watchdog.EarlyStop) or ``max_hours`` are over; the same call goes on. A rank that is silent for ``timeout`` s ends the
-    process. Raises UserError for whatever the user can mend, on every rank, with the checkpoints so far kept.
+    Returns the exit code, which is also put on record for ``launch``, unless ``more`` stages follow this one: 0, or
+    runs.EARLY if it was asked to stop (see watchdog.EarlyStop) or ``max_hours`` are over; the same call goes on. A rank that
+    is silent for ``timeout`` s ends the process. The students of a finished stage are exported. Raises UserError for
+    whatever the user can mend, on every rank, with the checkpoints so far kept.
     """
     # What can be wrong is told before anything heavy starts.
     recipe = recipes[0]  # where they agree
-    teacher_config = encoders.load_config(recipe.teacher.model, recipe.teacher.revision)
+    teacher_config = recipe.teacher_config()
     for one in recipes:
         one.check_teacher(teacher_config)
         for name in (one.teacher.ds_config, one.student.ds_config):
@@ -79,11 +84,11 @@ def distill(
             elif ranks.first:
                 print(f"{one.out} already has its checkpoint of step {checkpoint.step}: nothing to do", flush=True)
         step = train(due, ranks, corpus, windows, tokenizer, last, early) if due else last
-        if ranks.first and step == recipe.steps:
-            for one in recipes:
-                (Path(one.out) / runs.COMPLETE).write_text(f"{recipe.steps} steps\n")
+        if step == recipe.steps:
+            on_first_rank(ranks, lambda: finish(recipes))
         code = 0 if step == last else runs.EARLY
-        if ranks.first:  # before any rank leaves: launchers end the others as soon as one has left with a code
+        if ranks.first and not (more and step == recipe.steps):
+            # Before any rank leaves: launchers end the others as soon as one has left with a code.
             runs.record_end(runs.root_of(recipes), launch, code)
         watchdog.leave()
     return code
@@ -101,13 +106,14 @@ def train(
     """Each student from its checkpoint, or from its start, to step ``last``, or an ``early`` one, which is returned."""
     # The models: the teacher still without its weights, the students whole.
     recipe = due[0][0]
-    teacher_config = encoders.load_config(recipe.teacher.model, recipe.teacher.revision)
-    teacher, in_file = encoders.empty_encoder(teacher_config, recipe.teacher.layer, windows.padding)
+    teacher_config = recipe.teacher_config()
+    *earlier, layer = taught = taught_layers([one for one, _ in due])
+    teacher, in_file = encoders.empty_encoder(teacher_config, layer, windows.padding, tuple(earlier))
     weights = encoders.weights_of(recipe.teacher.model, recipe.teacher.revision, teacher_config)
     on_first_rank(ranks, lambda: weights.check({in_file[name]: p.shape for name, p in teacher.named_parameters()}))
     models = [build_student(one, checkpoint, teacher_config, weights) for one, checkpoint in due]
     hashes = [engines.check_same_weights(ranks, model) for model in models]
-    flops = encoders.forward_flops(teacher_config, recipe.teacher.layer, recipe.length) * recipe.batch
+    flops = encoders.forward_flops(teacher_config, layer, recipe.length, len(earlier)) * recipe.batch
 
     # An engine for the teacher and one for each student.
     hosting = engines.choose_hosting(recipe, ranks, teacher)
@@ -118,13 +124,17 @@ def train(
     divergence = divergence_of(recipe)
     trainees = []
     for (one, checkpoint), model in zip(due, models, strict=True):
-        student, names, tail = encoders.split(model, windows.padding)
-        trainee = Trainee(one, engines.student_engine(one, ranks, student), divergence, names, tail)
+        student, names, tail = trained_part(one, model, teacher_config.hidden_size, windows.padding)
         if checkpoint:
             runs.check_same_teacher(checkpoint, teacher_hash, one)
+            state = checkpoint.tensors(names.values())
+            if student.value_projection is not None:  # the rest has been loaded with the model
+                student.value_projection.weight.data.copy_(state[VALUE_PROJECTION])
+        trainee = Trainee(one, engines.student_engine(one, ranks, student), divergence, names, tail, taught)
+        if checkpoint:
             trainee.start = checkpoint.step
             engines.prime_optimizer(trainee.engine)
-            engines.write_state(trainee.engine, names, checkpoint.tensors(names.values()), trainee.start)
+            engines.write_state(trainee.engine, names, state, trainee.start)
         trainees.append(trainee)
 
     # What is read, and what is seen.
@@ -136,10 +146,9 @@ def train(
         corpus, recipe.length, recipe.eval_samples, recipe.sampling_alpha, recipe.seed, recipe.layout
     )
     if ranks.first:
-        for model in models:  # a backward takes twice what a forward does
-            flops += (
-                3 * encoders.forward_flops(model.config, model.config.num_hidden_layers, recipe.length) * recipe.batch
-            )
+        for (one, _), model in zip(due, models, strict=True):  # a backward takes twice what a forward does
+            cut = model.config.num_hidden_layers, recipe.length, len(one.layers) - 1
+            flops += 3 * encoders.forward_flops(model.config, *cut) * recipe.batch
         for number, (trainee, model) in enumerate(zip(trainees, models, strict=True)):
             run = Path(trainee.recipe.out)
             runs.prepare_folder(run, trainee.recipe, trainee.engine.resolved_config, model.config, tokenizer)
@@ -232,7 +241,7 @@ def train(
     for trainee in trainees:
         if trainee.monitor:
             next_one = f" Next: python -m pipeline.export {trainee.recipe.out} STUDENT_FOLDER"
-            trainee.monitor.say(end + (next_one if done == recipe.steps else ""))
+            trainee.monitor.say(end + (next_one if done == recipe.steps and not recipe.stage else ""))
             trainee.monitor.close()
     return done
 
@@ -278,6 +287,16 @@ def build_student(
     elif recipe.student.init == "teacher":
         encoders.copy_every_kth_layer(teacher, student, recipe.teacher.layer)
     return student
+
+
+def finish(recipes: list[Recipe]) -> None:
+    """Mark runs as complete. The student of a stage is exported, if it is not yet: it is the next one's teacher."""
+    for recipe in recipes:
+        run = Path(recipe.out)
+        if recipe.stage and not is_export_of(recipe.exported, checkpoints.latest(run)):
+            export(run, recipe.exported)
+            print(f"{recipe.exported}: the student of stage {recipe.stage}, exported", flush=True)
+        (run / runs.COMPLETE).write_text(f"{recipe.steps} steps\n")
 
 
 def everywhere(trainees: list[Trainee], line: str) -> None:
@@ -382,7 +401,8 @@ def probe_images(trainees: list[Trainee], ranks: Ranks, tokenizer, teach: Teach)
     teacher = teach(ids)
     for trainee in trainees:
         trainee.engine.eval()
-        maps = relation_maps(teacher, trainee.engine(ids), recipe.pairs, recipe.relation_heads)
+        of_last = (QKV(*(x[-1:] for x in qkv[:3])) for qkv in (teacher, trainee.engine(ids)))
+        maps = relation_maps(*of_last, recipe.relations, recipe.relation_heads)
         images.append(relation_image(maps))
     return images
 
@@ -396,6 +416,20 @@ def all_mean(x: Tensor, ranks: Ranks) -> Tensor:
     """The mean of ``x`` over all ranks."""
     dist.all_reduce(x)
     return x / ranks.world
+
+
+def distill_stages(stages: list[list[Recipe]], options: argparse.Namespace) -> int:
+    """Each stage to its end, or until one is left early. One that is complete is passed over."""
+    began, code = time.monotonic(), 0
+    for number, recipes in enumerate(stages, 1):
+        hours = options.max_hours
+        if hours is not None:  # of all stages together
+            hours = max(hours - (time.monotonic() - began) / 3600, 1e-6)
+        more = number < len(stages)
+        code = distill(recipes, options.stop_at, hours, options.timeout, options.launch, more)
+        if code or (options.stop_at is not None and options.stop_at < recipes[0].steps):
+            break
+    return code
 
 
 def main() -> int:
@@ -443,8 +477,7 @@ def main() -> int:
     transformers_logging.disable_progress_bar()
     if "DISTILL_PARENT" in os.environ:
         runs.die_with(int(os.environ["DISTILL_PARENT"]))
-    recipes = load_recipes(options.recipe, options.overrides)
-    code = distill(recipes, options.stop_at, options.max_hours, options.timeout, options.launch)
+    code = distill_stages(load_stages(options.recipe, options.overrides), options)
     if dist.is_initialized():
         dist.destroy_process_group()
     return code

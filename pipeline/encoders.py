@@ -26,7 +26,7 @@ from transformers import (
 from transformers.masking_utils import create_bidirectional_mask
 
 from data_prep.errors import UserError
-from pipeline.relations import QKV
+from pipeline.relations import QKV, VALUE_PROJECTION
 from pipeline.weights import Weights
 
 
@@ -114,19 +114,28 @@ class CutEncoder(nn.Module):
     250,000 rows to read a few hundred of them would be most of its traffic.
     """
 
-    def __init__(self, model: PreTrainedModel, layer: int, padding: int | None = None):
-        """Cut ``model`` at ``layer`` (counted from 1). ``padding``: the id that right-pads its input, if any does."""
+    def __init__(self, model: PreTrainedModel, layer: int, padding: int | None = None, earlier: tuple[int, ...] = ()):
+        """Cut ``model`` at ``layer`` (counted from 1); ``earlier`` layers tell their q, k and v as well.
+
+        ``padding``: the id that right-pads its input, if any does.
+        """
         super().__init__()
         self.config = model.config
         self.padding = padding
         self.embeddings = nn.Sequential(model.embeddings)
         if hasattr(model, "embeddings_project"):  # ELECTRA's small embeddings
             self.embeddings.append(model.embeddings_project)
-        self.body = CutBody(model, layer)
+        self.body = CutBody(model, layer, earlier)
+        self.value_projection: nn.Linear | None = None  # of a student that is compared by value_mse
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> QKV:
-        """[B, T] ids -> q, k, v, each [B, T, width]. The [B, T] mask of real positions follows from ``padding``."""
-        return self.body(*self.embed(input_ids, attention_mask))
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """[B, T] ids -> QKV of [B, T, width]. The [B, T] mask of real positions follows from ``padding``.
+
+        With n − 1 earlier layers QKV of [B · n, T, width]: of each sequence one row for each layer, the last layer's last.
+        With a value projection, (q, k, v, projected v).
+        """
+        qkv = self.body(*self.embed(input_ids, attention_mask))
+        return qkv if self.value_projection is None else (*qkv, self.value_projection(qkv.v))
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What the body reads: embedded ids [B, T, width] and the mask in the form this model's attention wants."""
@@ -139,27 +148,50 @@ class CutEncoder(nn.Module):
 
 
 class CutBody(nn.Module):
-    """Layers 1…L−1 and the three projections of layer L."""
+    """Layers 1…L−1 and the three projections of layer L; of ``earlier`` layers what they project as well."""
 
-    def __init__(self, model: PreTrainedModel, layer: int):
+    def __init__(self, model: PreTrainedModel, layer: int, earlier: tuple[int, ...] = ()):
         super().__init__()
         family = family_of(model.config)
         layers = family.layers(model)
-        self.layers = nn.ModuleList(layers[: layer - 1])
+        below = enumerate(layers[: layer - 1], 1)
+        self.layers = nn.ModuleList(TellingLayer(one, family) if i in earlier else one for i, one in below)
         self.pre_norm = family.pre_norm(layers[layer - 1])
         self.query, self.key, self.value = family.projections(layers[layer - 1])
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> QKV:
+        told = []
         for layer in self.layers:
-            hidden = layer(hidden, mask)
+            if isinstance(layer, TellingLayer):
+                hidden, *qkv = layer(hidden, mask)
+                told.append(qkv)
+            else:
+                hidden = layer(hidden, mask)
         hidden = self.pre_norm(hidden)
-        return QKV(self.query(hidden), self.key(hidden), self.value(hidden))
+        last = QKV(self.query(hidden), self.key(hidden), self.value(hidden))
+        if not told:
+            return last
+        return QKV(*(torch.stack(of_layers, 1).flatten(0, 1) for of_layers in zip(*told, last, strict=True)))
 
 
-def cut_encoder(model: PreTrainedModel, layer: int, padding: int | None = None) -> CutEncoder:
+class TellingLayer(nn.Module):
+    """A whole layer that returns (hidden, q, k, v). It projects twice, which no hook could do safely under ZeRO-3."""
+
+    def __init__(self, layer: nn.Module, family: Family):
+        super().__init__()
+        self.layer, self._family = layer, family
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        normed = self._family.pre_norm(self.layer)(hidden)
+        return self.layer(hidden, mask), *(project(normed) for project in self._family.projections(self.layer))
+
+
+def cut_encoder(
+    model: PreTrainedModel, layer: int, padding: int | None = None, earlier: tuple[int, ...] = ()
+) -> CutEncoder:
     """The cut of ``model`` at ``layer`` (from 1). Raises UserError for a layer that it does not have."""
     check_layer(model.config, layer)
-    return CutEncoder(model, layer, padding)
+    return CutEncoder(model, layer, padding, earlier)
 
 
 def check_layer(config: PreTrainedConfig, layer: int) -> None:
@@ -167,16 +199,28 @@ def check_layer(config: PreTrainedConfig, layer: int) -> None:
         raise UserError(f"teacher.layer = {layer}: the model has layers 1 to {config.num_hidden_layers}")
 
 
-def split(model: PreTrainedModel, padding: int | None = None) -> tuple[CutEncoder, dict[str, str], dict[str, Tensor]]:
+def split(
+    model: PreTrainedModel,
+    padding: int | None = None,
+    earlier: tuple[int, ...] = (),
+    value_width: int = 0,
+    seed: int = 0,
+) -> tuple[CutEncoder, dict[str, str], dict[str, Tensor]]:
     """A student's trained part and its untrained tail.
 
-    Returns the cut at the last layer; the model's own name for each parameter of the cut; and, by the model's name, the
-    parameters that get no gradient (last attention output and FFN, pooler): no optimizer may see them, since DeepSpeed
-    decays parameters without a gradient, yet they are part of the exported model.
+    Returns the cut at the last layer, with a projection of its values to ``value_width`` if that is given, whose numbers
+    follow from ``seed``; the model's own name for each parameter of the cut (the projection's is its own); and, by the
+    model's name, the parameters that get no gradient (last attention output and FFN, pooler): no optimizer may see them,
+    since DeepSpeed decays parameters without a gradient, yet they are part of the exported model.
     """
-    cut = CutEncoder(model, model.config.num_hidden_layers, padding)
+    cut = CutEncoder(model, model.config.num_hidden_layers, padding, earlier)
     names = _names_in(model, cut)
     trained = set(names.values())
+    if value_width:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            cut.value_projection = nn.Linear(model.config.hidden_size, value_width, bias=False)
+        names[VALUE_PROJECTION] = VALUE_PROJECTION
     return (
         cut,
         names,
@@ -185,7 +229,7 @@ def split(model: PreTrainedModel, padding: int | None = None) -> tuple[CutEncode
 
 
 def empty_encoder(
-    config: PreTrainedConfig, layer: int, padding: int | None = None
+    config: PreTrainedConfig, layer: int, padding: int | None = None, earlier: tuple[int, ...] = ()
 ) -> tuple[CutEncoder, dict[str, str]]:
     """The cut at ``layer`` of a model of this shape, without memory for its parameters; and their names in the model.
 
@@ -199,7 +243,7 @@ def empty_encoder(
             for name, buffer in buffers.items():
                 setattr(module, name, torch.empty_like(buffer, device="cpu"))
             model._init_weights(module)  # transformers' own way to fill what no file holds
-    cut = CutEncoder(model, layer, padding)
+    cut = CutEncoder(model, layer, padding, earlier)
     return cut, _names_in(model, cut)
 
 
@@ -366,8 +410,7 @@ def copy_every_kth_layer(teacher: Weights, student: PreTrainedModel, last: int) 
     With 12 layers and ``last`` = 12 a 6-layer student takes layers 2, 4, … 12. Embeddings are copied too, and the pooler
     if the teacher has one.
     """
-    count = student.config.num_hidden_layers
-    chosen = [round((i + 1) * last / count) for i in range(count)]
+    chosen = evenly_spaced(last, student.config.num_hidden_layers)
     prefix = next(n for n, m in student.named_modules() if m is family_of(student.config).layers(student)) + "."
     origins = {}
     for name, tensor in student.state_dict().items():
@@ -381,6 +424,11 @@ def copy_every_kth_layer(teacher: Weights, student: PreTrainedModel, last: int) 
     for origin, tensor in origins.items():
         tensor.copy_(teacher.tensor(origin))
     return chosen
+
+
+def evenly_spaced(last: int, count: int) -> list[int]:
+    """``count`` layers up to ``last``, counted from 1: of 12 layers 6 are 2, 4, … 12."""
+    return [round((i + 1) * last / count) for i in range(count)]
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -401,15 +449,16 @@ def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
     }
 
 
-def forward_flops(config: PreTrainedConfig, layer: int, length: int) -> float:
+def forward_flops(config: PreTrainedConfig, layer: int, length: int, earlier: int = 0) -> float:
     """Floating-point operations of the cut's forward of one sequence: its matrix products, 2 for each multiply-add.
 
-    That is ``layer`` − 1 whole layers and three projections; a backward takes twice as many.
+    That is ``layer`` − 1 whole layers, and three projections of the last and of each of so many ``earlier`` ones that
+    tell theirs; a backward takes twice as many.
     """
     width = config.hidden_size
     ffn = getattr(config, family_of(config).ffn)
     whole = 4 * width**2 + 2 * width * ffn + 2 * length * width  # projections, FFN, q·k and the sum of values
-    return 2.0 * length * ((layer - 1) * whole + 3 * width**2)
+    return 2.0 * length * ((layer - 1) * whole + (1 + earlier) * 3 * width**2)
 
 
 def weights_hash(parameters: Iterable[Tensor]) -> str:

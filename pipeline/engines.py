@@ -140,7 +140,7 @@ def host_teacher(
     fit(teacher, recipe, ranks, "teacher")
     if hosting.kind == "zero3":
         if len(body.layers):
-            set_z3_leaf_modules(body, [type(body.layers[0])])
+            set_z3_leaf_modules(body, list({type(layer) for layer in body.layers}))
         with quietly(recipe.teacher.ds_config):
             body, *_ = deepspeed.initialize(model=body, config=config, dist_init_required=False)
         body.eval()

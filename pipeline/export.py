@@ -3,9 +3,12 @@
     python -m pipeline.export RUN_DIR OUT_DIR
 
 OUT_DIR receives config.json, model.safetensors (fp32), the tokenizer and a model card; AutoModel and AutoTokenizer load it.
+distillation.json there says how it was made: a list with what its checkpoint says of itself (recipe, step, corpus, hashes),
+after the list of its teacher if that was a student too.
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -17,10 +20,13 @@ from data_prep.errors import Parser, UserError, run_command
 from pipeline import checkpoints, encoders
 from pipeline.checkpoints import Checkpoint
 from pipeline.monitor import heldout_rows
+from pipeline.recipe import recipe_of
 
+DISTILLATION = "distillation.json"
 # What an export may hold, and so what it may replace.
 _FILES = {
-    "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "README.md", DISTILLATION, "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json",
     "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "sentencepiece.bpe.model",
 }  # fmt: skip
 
@@ -45,7 +51,9 @@ def export(run: Path, out: Path) -> Checkpoint:
         model = load_student(run, checkpoint)
         model.save_pretrained(aside)
         encoders.load_folder_tokenizer(run / "student").save_pretrained(aside)
-        (aside / "README.md").write_text(model_card(run, checkpoint, model), encoding="utf-8")
+        chain = [*read_distillation(Path(checkpoint.info["recipe"]["teacher"]["model"])), checkpoint.info]
+        (aside / DISTILLATION).write_text(json.dumps(chain, indent=1) + "\n", encoding="utf-8")
+        (aside / "README.md").write_text(model_card(run, checkpoint, model, chain), encoding="utf-8")
         check_export(aside, model)
         former = out.with_name(f".{out.name}.former")
         shutil.rmtree(former, ignore_errors=True)
@@ -56,6 +64,32 @@ def export(run: Path, out: Path) -> Checkpoint:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return checkpoint
+
+
+def read_distillation(folder: Path) -> list[dict]:
+    """How the model of ``folder`` was made, the first teacher's student first; empty if it was not distilled here.
+
+    Raises UserError if the file is not what export writes.
+    """
+    path = folder / DISTILLATION
+    if not path.is_file():
+        return []
+    try:
+        chain = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); export the model again") from None
+    if not isinstance(chain, list) or not all(
+        isinstance(one, dict) and {"id", "recipe"} <= one.keys() for one in chain
+    ):
+        raise UserError(f"{path}: not what export writes; export the model again")
+    for one in chain:
+        recipe_of(one["recipe"], str(path))
+    return chain
+
+
+def is_export_of(out: Path, checkpoint: Checkpoint) -> bool:
+    """Whether ``out`` holds the student of this very checkpoint."""
+    return [one["id"] for one in read_distillation(out)[-1:]] == [checkpoint.info["id"]]
 
 
 def _may_be_replaced(out: Path, run: Path) -> bool:
@@ -93,13 +127,15 @@ def check_export(folder: Path, model: PreTrainedModel) -> None:
         raise RuntimeError(f"{folder}: the reloaded student computes something else")
 
 
-def model_card(run: Path, checkpoint: Checkpoint, model: PreTrainedModel) -> str:
+def model_card(run: Path, checkpoint: Checkpoint, model: PreTrainedModel, chain: list[dict]) -> str:
     """What this model is: teacher, method, data and numbers, all from the run's own files."""
     info, recipe = checkpoint.info, checkpoint.info["recipe"]
     count = encoders.count_parameters(model.config)
     pairs = ", ".join(recipe["pairs"])
     heldout = heldout_rows(run, checkpoint.step)
     names = ["loss", *recipe["pairs"]] if heldout else []
+    shapes = [f"{one['recipe']['student']['layers']} × {one['recipe']['student']['hidden']}" for one in chain]
+    way = " → ".join([chain[0]["recipe"]["teacher"]["model"], *shapes])
     table = "\n".join(
         f"| {row['step']} | " + " | ".join(f"{row[name]:.4f}" for name in names) + " |" for row in heldout
     )
@@ -119,6 +155,8 @@ embeddings, {count["transformer"] / 1e6:.1f} M Transformer layers), trained by d
 |---|---|
 | teacher | {recipe["teacher"]["model"]}, layer {recipe["teacher"]["layer"]}, weights {info["teacher"]["weights"]} |
 | relations | {pairs}; {recipe["relation_heads"]} relation heads |
+| way | {way}{" (by a teacher assistant)" if len(chain) > 1 else ""} |
+| layers | {"each from one of the teacher's" if recipe.get("transfer") == "layer-to-layer" else "the last"} |
 | initialisation | {recipe["student"]["init"]} |
 | data | {", ".join(f"{name}: {tokens:,} tokens" for name, tokens in info["tokens"].items())}; corpus {info["corpus"]} |
 | training | {info["step"]} of {recipe["steps"]} steps × {recipe["batch"]} sequences × {recipe["length"]} tokens |

@@ -38,7 +38,7 @@ from data_prep.errors import Parser, UserError, run_command
 from pipeline import checkpoints, hosts, worker
 from pipeline.ds_config import load_ds_config
 from pipeline.places import PORT, TIMEOUT, choose_place
-from pipeline.recipe import Recipe, load_recipes
+from pipeline.recipe import Recipe, load_stages
 
 MARK = "DISTILL_LAUNCH"  # the variable that tells the processes of a launch from all others on this machine
 
@@ -48,7 +48,8 @@ def main() -> int:
     options = parse(sys.argv[1:])
 
     # A mistake costs no time on a cluster: all that can be told from here is told before anything starts.
-    recipes = load_recipes(options.recipe, options.overrides)
+    stages = load_stages(options.recipe, options.overrides)
+    recipes = [recipe for stage in stages for recipe in stage]
     for recipe in recipes:
         for name in (recipe.teacher.ds_config, recipe.student.ds_config):
             load_ds_config(name, recipe)

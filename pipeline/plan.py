@@ -21,7 +21,7 @@ from pipeline import encoders, plan_memory
 from pipeline.hardware import GPUS, find_gpu, gpu_with
 from pipeline.plan_memory import GIB, MIB, NUMBER, Cut, Device, Hosting, Memory
 from pipeline.plan_time import MAP_BYTES, Cluster, Gathers, Times, gathers_of, times_of
-from pipeline.recipe import Recipe, load_recipes
+from pipeline.recipe import Recipe, load_stages, taught_layers
 
 FRAMEWORK = 1.5 * GIB  # CUDA's context, NCCL's buffers, cuBLAS's workspaces: assumed, not measured
 SPARE = 0.1  # of a GPU's memory: what its allocator loses to fragments, assumed as well
@@ -87,7 +87,7 @@ class Plan:
 def models_of(recipes: list[Recipe]) -> Models:
     """The shapes of a run's models, without their weights. Raises UserError for a recipe that does not suit its teacher."""
     recipe = recipes[0]
-    config = encoders.load_config(recipe.teacher.model, recipe.teacher.revision)
+    config = recipe.teacher_config()
     for one in recipes:
         one.check_teacher(config)
     shapes = [one.student_config(config) for one in recipes]
@@ -118,8 +118,12 @@ def plan_run(recipes: list[Recipe], models: Models, cluster: Cluster) -> Plan:
     largest = next((size for size in divisors if memory_with(size).peak <= cluster.memory * (1 - SPARE)), 0)
     micro = recipe.micro_batch if recipe.micro_batch in divisors else largest or 1
     planned = [with_micro_batch(one, micro) for one in recipes]
-    flops = [encoders.forward_flops(models.config, recipe.teacher.layer, recipe.length)]
-    flops += [3 * encoders.forward_flops(shape, shape.num_hidden_layers, recipe.length) for shape in models.shapes]
+    earlier = len(taught_layers(recipes)) - 1
+    flops = [encoders.forward_flops(models.config, recipe.teacher.layer, recipe.length, earlier)]
+    flops += [
+        3 * encoders.forward_flops(shape, shape.num_hidden_layers, recipe.length, len(one.layers) - 1)
+        for one, shape in zip(recipes, models.shapes, strict=True)
+    ]
     gathers = gathers_of(planned[0], cluster, teacher, hosting, flops[0]) if hosting.shards > 1 else None
     return Plan(
         recipes=planned,
@@ -211,7 +215,8 @@ def ways_out(plan: Plan) -> list[str]:
 
 def report(plan: Plan, others: list[Plan], remedies: list[str]) -> str:
     """The plan for a terminal; ``others`` are the plans for other kinds of GPU."""
-    verdict = f"{plan.recipes[0].source.split(',')[0]} on {plan.cluster}: "
+    first = plan.recipes[0]
+    verdict = f"{first.source.split(',')[0]}{first.stage and f', stage {first.stage}'} on {plan.cluster}: "
     if plan.fits:
         verdict += f"fits, {plan.memory.peak / GIB:.1f} of {plan.cluster.memory / GIB:g} GiB a GPU; "
         verdict += f"{plan.times.days:.2f} days at {plan.cluster.share:.0%} of the peak rate"
@@ -453,14 +458,23 @@ def main() -> int:
         rows = compare(options.recipe, options.overrides, options.ranks)
         print(json.dumps([asdict(row) for row in rows]) if options.json else report_check(rows, options.ranks))
         return 0
-    cluster, recipes = cluster_of(options), load_recipes(options.recipe, options.overrides)
-    models = models_of(recipes)
-    plan = plan_run(recipes, models, cluster)
+    cluster, stages = cluster_of(options), load_stages(options.recipe, options.overrides)
     kinds = [dataclasses.replace(cluster, gpu=gpu, memory=gpu.memory * GIB) for gpu in GPUS.values()]
-    others = [plan_run(recipes, models, kind) for kind in kinds]
-    remedies = [] if plan.fits else ways_out(plan)
-    print(as_json(plan, others, remedies) if options.json else report(plan, others, remedies))
-    return 0 if plan.fits else 1
+    plans, told = [], []
+    for recipes in stages:
+        models = models_of(recipes)
+        plan = plan_run(recipes, models, cluster)
+        others = [plan_run(recipes, models, kind) for kind in kinds]
+        told.append((as_json if options.json else report)(plan, others, [] if plan.fits else ways_out(plan)))
+        plans.append(plan)
+    if len(stages) == 1:
+        print(told[0])
+    elif options.json:
+        print(f"[{', '.join(told)}]")
+    else:
+        total = sum(plan.times.days for plan in plans)
+        print("\n\n\n".join([*told, f"All {len(plans)} stages: {total:.2f} days"]))
+    return 0 if all(plan.fits for plan in plans) else 1
 
 
 if __name__ == "__main__":

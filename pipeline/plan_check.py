@@ -25,8 +25,8 @@ from pipeline import encoders, engines, hosts, plan_memory, relations
 from pipeline.bench_tools import return_at_once
 from pipeline.precision import lacks_bf16_units
 from pipeline.ranks import Ranks, start_ranks
-from pipeline.recipe import Recipe, load_recipes
-from pipeline.step import Trainee, update
+from pipeline.recipe import Recipe, load_recipes, taught_layers
+from pipeline.step import Trainee, trained_part, update
 
 STEPS = 2  # Adam's moments come with the first
 _ACCUMULATION = 2  # micro-batches of a step, at most: more need no more memory
@@ -81,7 +81,7 @@ def compare(recipe: str, overrides: list[str], ranks: int) -> list[Comparison]:
 
 def measured(recipes: list[Recipe], ranks: Ranks) -> list[Comparison]:
     """Model beside run for ``recipes``, on the rank that held most."""
-    config = encoders.load_config(recipes[0].teacher.model, recipes[0].teacher.revision)
+    config = recipes[0].teacher_config()
     for recipe in recipes:
         recipe.check_teacher(config)
     few = ranks.world * recipes[0].micro_batch * min(_ACCUMULATION, recipes[0].accumulation(ranks.world))
@@ -114,7 +114,8 @@ def _tiny(recipes: list[Recipe], config) -> tuple[list[Recipe], object]:
 def _rises(recipes: list[Recipe], config, ranks: Ranks) -> dict[str, int]:
     """Bytes by which this process's resident memory is higher than at the call, at each stage of a run."""
     recipe, start = recipes[0], _resident()
-    cut, _ = encoders.empty_encoder(config, recipe.teacher.layer)
+    *earlier, layer = taught = taught_layers(recipes)
+    cut, _ = encoders.empty_encoder(config, layer, earlier=tuple(earlier))
     shapes = {name: p.shape for name, p in cut.named_parameters()}
     generator = torch.Generator().manual_seed(recipe.seed)
     hosting = engines.choose_hosting(recipe, ranks, cut)
@@ -124,9 +125,12 @@ def _rises(recipes: list[Recipe], config, ranks: Ranks) -> dict[str, int]:
     rises = {"teacher hosted": _resident() - start}
     trainees = []
     for one in recipes:
-        student, names, tail = encoders.split(encoders.build_student(one.student_config(config), one.seed))
-        trainees.append(Trainee(one, engines.student_engine(one, ranks, student), names=names, tail=tail))
-    del student
+        model = encoders.build_student(one.student_config(config), one.seed)
+        student, names, tail = trained_part(one, model, config.hidden_size)
+        trainees.append(
+            Trainee(one, engines.student_engine(one, ranks, student), names=names, tail=tail, taught=taught)
+        )
+    del student, model
     rises["students' engines made"] = _resident() - start
     ids = torch.randint(
         5, min(config.vocab_size, 1000), (recipe.batch // ranks.world, recipe.length), generator=generator

@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 from data_prep.errors import UserError
 from pipeline import encoders
 from pipeline.ds_config import load_ds_config
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, taught_layers
+from pipeline.relations import VALUE_MSE
 
 NUMBER = {"bf16": 2, "fp32": 4}  # bytes of a weight, activation or gradient
 GIB, MIB = 2**30, 2**20
@@ -85,8 +86,8 @@ class Device:
 # --- what passes keep and need ----------------------------------------------------------------------------------------
 
 
-def activations(cut: Cut, batch: int, length: int, dropout: float, device: Device) -> int:
-    """Bytes that autograd keeps of a student's forward of ``batch`` sequences, the q, k, v that it returns included.
+def activations(cut: Cut, batch: int, length: int, dropout: float, device: Device, telling: int = 1) -> int:
+    """Bytes that autograd keeps of a student's forward of ``batch`` sequences, the q, k, v of ``telling`` layers included.
 
     Linear layers keep their input; fused attention q, k, v, its output and the logarithm of each row's sum; a norm its input,
     mean and deviation; GELU its input; dropout a byte for each number.
@@ -107,7 +108,8 @@ def activations(cut: Cut, batch: int, length: int, dropout: float, device: Devic
     layer = (
         read(width, 3) + attention + read(width) + read(width) + n * ffn + read(ffn) + 2 * norm + cut.dropouts * masks
     )
-    token = 16 + norm + masks + cut.layers * layer + read(width, 3) + 3 * n * width
+    told = telling if telling == 1 else 2 * telling  # of several layers they are put together
+    token = 16 + norm + masks + cut.layers * layer + telling * read(width, 3) + told * 3 * n * width
     copies = 4 * (cut.layers * (4 * width**2 + 2 * width * ffn) + 3 * width**2) if device.widens else 0
     return batch * length * token + copies
 
@@ -128,12 +130,14 @@ def teacher_pass(cut: Cut, batch: int, length: int, device: Device) -> int:
 
 def loss_memory(recipe: Recipe, teacher: Cut, student: Cut, device: Device) -> int:
     """Bytes of relation_loss: its blocks of maps, fp32 copies for the sequences of a block, and the gradients it keeps."""
-    batch, length, heads = recipe.micro_batch, recipe.length, recipe.relation_heads
+    batch, length, heads = recipe.micro_batch * len(recipe.layers), recipe.length, recipe.relation_heads
     maps = device.block // (4 * length**2)
     sequences = max(1, min(batch, maps // heads))
     block = min(device.block, 4 * batch * heads * length**2)
     copies = 4 * sequences * length * (4 * teacher.width + 6 * student.width)
-    kept = sum(1 if a == b else 2 for a, b in recipe.pairs) * device.number * batch * length * student.width
+    kept = sum(1 if a == b else 2 for a, b in recipe.relations) * device.number * batch * length * student.width
+    if VALUE_MSE in recipe.pairs:  # projected values, and the difference in fp32 with its square
+        kept += (device.number + 8) * batch * length * teacher.width
     return device.blocks * block + copies + kept
 
 
@@ -369,11 +373,12 @@ def memory_of(
     if hosting.kind == "zero3" and offloads(recipe) and not device.cpu:
         weights = n * teacher.embeddings
     layers = gathered(teacher, hosting.shards, recipe, device)
-    own = qkv(teacher, recipe.teacher_batch, length, device)
+    own = len(taught_layers(recipes)) * qkv(teacher, recipe.teacher_batch, length, device)
     passing = teacher_pass(teacher, recipe.teacher_batch, length, device)
     tails = 4 * sum(cut.tail for cut in students) if device.cpu else 0  # kept beside the engine, on the host
     kept = [
-        activations(cut, micro, length, one.student.dropout, device) for cut, one in zip(students, recipes, strict=True)
+        activations(cut, micro, length, one.student.dropout, device, len(one.layers))
+        for cut, one in zip(students, recipes, strict=True)
     ]
     losses = [loss_memory(one, teacher, cut, device) for cut, one in zip(students, recipes, strict=True)]
 

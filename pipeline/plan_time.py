@@ -134,7 +134,7 @@ def loss_seconds(recipe: Recipe, cluster: Cluster, teacher: Cut, student: Cut) -
     )  # two models' logits, and two products for the gradients
     maps = MAP_BYTES * entries * recipe.relation_heads
     pair = products / cluster.arithmetic("fp32") + maps / (1e9 * cluster.gpu.bandwidth)
-    return len(recipe.pairs) * pair
+    return len(recipe.relations) * len(recipe.layers) * pair
 
 
 def gradient_bytes(recipe: Recipe, student: Cut, world: int) -> float:

@@ -3,6 +3,7 @@
 ``python -m pipeline.recipe FILE [key=value …]`` prints the resolved recipe and the numbers that follow from it.
 """
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.errors import Parser, UserError, run_command
-from pipeline.relations import PAIRS
+from pipeline.relations import PAIRS, VALUE_MSE
 
 SHIPPED = Path(__file__).parent / "recipes"
 DS_CONFIGS = Path(__file__).parent.parent / "ds_configs"
@@ -67,7 +68,10 @@ class Recipe:
     warmup_steps: int
     length: int = 512
     layout: Literal["full", "doc"] = "full"  # windows run across documents, or never do and are padded
-    pairs: tuple[str, ...] = ("qk", "vv")
+    pairs: tuple[str, ...] = ("qk", "vv")  # v_mse among them: values by their squared difference
+    transfer: Literal["last", "layer-to-layer"] = (
+        "last"  # what learns: the last layer, or each from one of the teacher's
+    )
     relation_heads: int = 12
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: Literal["none", "loss", "all"] = "loss"  # torch.compile: of the relation loss, or of the encoders as well
@@ -85,6 +89,9 @@ class Recipe:
     keep_every: int = 0  # those of steps that are multiples of this are kept as well; 0: none
 
     source: str = field(default="recipe", compare=False)  # the file it was read from, for messages
+    root: str = field(default="", compare=False)  # what holds the launch's own files: `out` as the file gives it
+    stage: str = field(default="", compare=False)  # its name, if the file has several
+    former: "Recipe | None" = field(default=None, compare=False)  # the stage whose student is the teacher
 
     def accumulation(self, ranks: int) -> int:
         """Micro-batches that each of ``ranks`` ranks runs in one step. Raises UserError where they do not come out."""
@@ -106,6 +113,20 @@ class Recipe:
         warm = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
         decay = (self.steps - step) / max(1, self.steps - self.warmup_steps)
         return self.learning_rate * min(1.0, warm, decay)
+
+    @property
+    def relations(self) -> tuple[str, ...]:
+        """The pairs that are relations."""
+        return tuple(pair for pair in self.pairs if pair != VALUE_MSE)
+
+    @property
+    def layers(self) -> dict[int, int]:
+        """Which layer of the student learns from which of the teacher, by the former, counted from 1."""
+        if self.transfer == "last":
+            return {self.student.layers: self.teacher.layer}
+        from pipeline import encoders
+
+        return dict(enumerate(encoders.evenly_spaced(self.teacher.layer, self.student.layers), 1))
 
     @property
     def teacher_batch(self) -> int:
@@ -147,8 +168,8 @@ class Recipe:
             len(self.adam_betas) == 2 and all(0 <= b < 1 for b in self.adam_betas),
             "two in [0, 1)",
         )
-        good = self.pairs and set(self.pairs) <= set(PAIRS) and len(set(self.pairs)) == len(self.pairs)
-        self._need("pairs", good, f"different pairs from {', '.join(PAIRS)}")
+        good = self.relations and len(set(self.pairs)) == len(self.pairs) and set(self.pairs) <= {*PAIRS, VALUE_MSE}
+        self._need("pairs", good, f"different pairs from {', '.join(PAIRS)}, with {VALUE_MSE!r} beside them at most")
         student = self.student
         self._need("student.layers", student.layers >= 1, "at least 1")
         self._need("student.dropout", 0 <= student.dropout < 1, "in [0, 1)")
@@ -180,6 +201,10 @@ class Recipe:
             self.length <= longest,
             f"at most the teacher's {longest} positions",
         )
+        if self.transfer == "layer-to-layer":
+            self._need(
+                "student.layers", self.student.layers <= self.teacher.layer, "at most teacher.layer to learn from"
+            )
         if self.student.init == "teacher":
             for name, own, theirs in (
                 ("student.hidden", self.student.hidden, width),
@@ -202,6 +227,19 @@ class Recipe:
                 "at most teacher.layer to copy from",
             )
 
+    def teacher_config(self):
+        """The teacher's transformers config; that of a former stage's student is known before it exists."""
+        from pipeline import encoders
+
+        if self.former:
+            return self.former.student_config(self.former.teacher_config())
+        return encoders.load_config(self.teacher.model, self.teacher.revision)
+
+    @property
+    def exported(self) -> Path:
+        """Where the student of a stage is exported to, to be evaluated, or to be the next one's teacher."""
+        return Path(f"{self.out}-student")
+
     def student_config(self, teacher_config):
         from pipeline import encoders
 
@@ -209,10 +247,9 @@ class Recipe:
         return encoders.student_config(teacher_config, s.layers, s.hidden, s.heads, s.ffn, s.dropout)
 
     def to_dict(self) -> dict:
-        """Plain values, in the order of the fields, without the file's name."""
-        values = json.loads(json.dumps(dataclasses.asdict(self)))
-        values.pop("source")
-        return values
+        """Plain values, in the order of the fields, without what tells where the recipe stands."""
+        values = dataclasses.asdict(dataclasses.replace(self, former=None))
+        return json.loads(json.dumps({key: value for key, value in values.items() if key not in _PLACE}))
 
     def _need(self, key: str, holds: bool, wanted: str) -> None:
         if not holds:
@@ -237,6 +274,14 @@ class Recipe:
         return value
 
 
+_PLACE = ("source", "root", "stage", "former")
+
+
+def taught_layers(recipes: list[Recipe]) -> tuple[int, ...]:
+    """The teacher's layers that students who share its pass learn from, in order; the last one is teacher.layer."""
+    return tuple(sorted({layer for recipe in recipes for layer in recipe.layers.values()}))
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -249,24 +294,139 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def load_recipes(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> list[Recipe]:
-    """Read a recipe file or a shipped recipe's name, apply ``key=value`` overrides, check it.
+    """The recipes of a file that has one stage, or of that which the override ``stage=NAME`` picks.
 
     ``[student]`` gives one recipe. Each of several ``[[student]]`` has a ``name`` and gives one with ``out`` = OUT/NAME: they
     differ in nothing else, share one teacher pass, and each could be run alone.
     """
+    stages = load_stages(path, overrides)
+    if len(stages) > 1:
+        names = ", ".join(recipes[0].stage for recipes in stages)
+        raise UserError(f"{path}: has the stages {names}; this takes one: pick it by stage=NAME")
+    return stages[0]
+
+
+def load_stages(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> list[list[Recipe]]:
+    """Read a recipe file or a shipped recipe's name, apply ``key=value`` overrides, check it; the recipes of each stage.
+
+    ``base`` names a recipe whose tables the file, or a stage, goes over. Each of several ``[[stage]]`` has a ``name``, goes
+    over what the stages have in common, and gives recipes with ``out`` = OUT/NAME; its teacher is the student of the stage
+    before. A file without stages is one stage.
+    """
     file = find_recipe(path)
+    values = _read(file)
+    picked = next((o.partition("=")[2] for o in reversed(overrides) if o.partition("=")[0].strip() == "stage"), None)
+    overrides = [o for o in overrides if o.partition("=")[0].strip() != "stage"]
+    if "stage" not in values:
+        if picked is not None:
+            raise UserError(f"command line: stage={picked}: {file.name} has no stages")
+        for override in overrides:
+            _override(values, override)
+        return [_recipes_of(values, file.name, {"root": values.get("out")})]
+    stages: list[list[Recipe]] = []
+    for number, (name, tables) in enumerate(_stages(values, file, overrides)):
+        root, source, former = tables.pop("root"), f"{file.name}, stage {name}", None
+        if number:
+            if len(stages[-1]) > 1:
+                raise UserError(f"{source}: the stage before has {len(stages[-1])} students; a teacher is one")
+            former = stages[-1][0]
+            own = {"model": str(former.exported), "layer": former.student.layers, "revision": "main"}
+            tables["teacher"] = tables.get("teacher", {}) | own
+        stages.append(_recipes_of(tables, source, {"root": root, "stage": name, "former": former}))
+    names = [recipes[0].stage for recipes in stages]
+    if picked is not None and picked not in names:
+        raise UserError(f"command line: stage={picked}: {file.name} has the stages {', '.join(names)}")
+    return [recipes for recipes, name in zip(stages, names, strict=True) if picked in (None, name)]
+
+
+def _recipes_of(values: dict, source: str, place: dict) -> list[Recipe]:
+    """The checked recipe of each student."""
+    built = [_build(Recipe, one, named, "") for one, named in _one_by_one(values, source)]
+    recipes = [dataclasses.replace(recipe, **place) for recipe in built]
+    for recipe in recipes:
+        recipe.check()
+    return recipes
+
+
+def _read(file: Path, above: tuple[Path, ...] = ()) -> dict:
+    """The tables of a recipe file, over those of its ``base``."""
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{file}: not valid TOML: {error}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 at byte {error.start}") from None
+    return _over_base(values, file, (*above, file.resolve()))
+
+
+def _over_base(values: dict, file: Path, above: tuple[Path, ...]) -> dict:
+    if "base" not in values:
+        return values
+    name = values["base"]
+    if not isinstance(name, str):
+        raise UserError(f"{file}: base = {name!r}: must be a recipe's file or the name of a shipped one")
+    beside = file.parent / name
+    base = beside if beside.is_file() else find_recipe(name)
+    if base.resolve() in above:
+        raise UserError(f"{file}: base = {name!r}: goes around in a circle")
+    return _merged(_read(base, above), {key: value for key, value in values.items() if key != "base"})
+
+
+def _merged(under: dict, over: dict) -> dict:
+    """``over`` over ``under``, table by table."""
+    tables = {
+        key: _merged(under[key], value)
+        for key, value in over.items()
+        if isinstance(value, dict) and isinstance(under.get(key), dict)
+    }
+    return under | over | tables
+
+
+def _stages(values: dict, file: Path, overrides: list[str]) -> Iterator[tuple[str, dict]]:
+    """Name and tables of each stage, and in them the root; overrides reach all, one by stage.NAME.key, or the first."""
+    stages, common = values["stage"], {key: value for key, value in values.items() if key != "stage"}
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise UserError(f"{file.name}: stage = {stages!r}: write each as a table [[stage]] with a name")
+    names = [_named(stage, [other.get("name") for other in stages], "stage", file.name) for stage in stages]
     for override in overrides:
-        _override(values, override)
-    recipes = [_build(Recipe, one, source, "") for one, source in _one_by_one(values, file.name)]
-    for recipe in recipes:
-        recipe.check()
-    return recipes
+        key = override.partition("=")[0].strip().split(".")
+        if key[0] == "stage" and (len(key) < 3 or key[1] not in names):
+            raise UserError(f"command line: {override}: write stage.NAME.key=value; {file.name} has {', '.join(names)}")
+    for number, (name, stage) in enumerate(zip(names, stages, strict=True)):
+        own = {key: value for key, value in stage.items() if key != "name"}
+        teacher = own.get("teacher") if isinstance(own.get("teacher"), dict) else {}
+        given = [key for key in ("model", "layer", "revision") if key in teacher and number]
+        if given or "out" in own:
+            key, why = (
+                (f"teacher.{given[0]}", "its teacher is the student of the stage before")
+                if given
+                else ("out", "its run folder is OUT/NAME")
+            )
+            raise UserError(f"{file.name}, stage {name}: {key} is given; {why}")
+        tables = _merged(_over_base(own, file, (file.resolve(),)), common)
+        tables = copy.deepcopy(_merged(tables, {key: value for key, value in own.items() if key != "base"}))
+        for override in overrides:
+            key, _, value = override.partition("=")
+            parts = key.strip().split(".")
+            if parts[0] == "stage":
+                if parts[1] == name:
+                    _override(tables, f"{'.'.join(parts[2:])}={value}")
+            elif not (number and key.strip() in ("teacher.model", "teacher.layer", "teacher.revision")):
+                _override(tables, override)
+        out = tables.get("out")
+        yield name, tables | {"root": out} | ({"out": str(Path(out, name))} if isinstance(out, str) else {})
+
+
+def _named(table: dict, names: list, kind: str, source: str) -> str:
+    """The name of one of several tables [[kind]], which is that of a folder."""
+    name = table.get("name")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise UserError(
+            f"{source}: [[{kind}]] name = {name!r}: each of several needs a name of letters, digits, '-', '_' and '.'"
+        )
+    if names.count(name) > 1:
+        raise UserError(f"{source}: [[{kind}]] name = {name!r}: is given twice; their run folders are OUT/NAME")
+    return name
 
 
 def recipe_of(values: object, source: str) -> Recipe:
@@ -284,16 +444,11 @@ def _one_by_one(values: dict, source: str) -> Iterator[tuple[dict, str]]:
     if not isinstance(students, list):
         yield values, source
         return
-    names = [student.get("name") if isinstance(student, dict) else None for student in students]
-    if not names:
+    tables = [student if isinstance(student, dict) else {} for student in students]
+    if not tables:
         raise UserError(f"{source}: student = []: name at least one [[student]]")
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
-            raise UserError(
-                f"{source}: [[student]] name = {name!r}: each of several needs a name of letters, digits, '-', '_' and '.'"
-            )
-        if names.count(name) > 1:
-            raise UserError(f"{source}: [[student]] name = {name!r}: is given twice; their run folders are OUT/NAME")
+    for table in tables:
+        _named(table, [other.get("name") for other in tables], "student", source)
     for student in students:
         own = {key: value for key, value in student.items() if key != "name"}
         out = {"out": str(Path(values["out"], student["name"]))} if isinstance(values.get("out"), str) else {}
@@ -339,7 +494,7 @@ def _override(values: dict, override: str) -> None:
 
 def _build(kind: type, values: dict[str, Any], source: str, prefix: str):
     """``kind`` from a TOML table, each key checked against the dataclass's own annotations."""
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.name != "source"}
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.name not in _PLACE}
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
@@ -442,16 +597,16 @@ def main() -> None:
         help="as in steps=100 or student.layers=4",
     )
     options = parser.parse_intermixed_args()
-    recipes = load_recipes(options.recipe, options.overrides)
-    from pipeline import encoders
     from pipeline.ds_config import load_ds_config
 
-    config = encoders.load_config(recipes[0].teacher.model, recipes[0].teacher.revision)
-    for recipe in recipes:
+    described = []
+    for recipe in (recipe for stage in load_stages(options.recipe, options.overrides) for recipe in stage):
+        config = recipe.teacher_config()
         recipe.check_teacher(config)
         for name in (recipe.teacher.ds_config, recipe.student.ds_config):
             load_ds_config(name, recipe)
-    sys.stdout.write("\n\n".join(describe(recipe, config) for recipe in recipes) + "\n")
+        described.append((f"# Stage {recipe.stage}\n" if recipe.stage else "") + describe(recipe, config))
+    sys.stdout.write("\n\n".join(described) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PAIRS = tuple(a + b for a in "qkv" for b in "qkv")
+VALUE_MSE = "v_mse"  # in a recipe's pairs: value_mse instead of a relation
+VALUE_PROJECTION = "value_projection.weight"  # in checkpoints: trained with such a student, not part of it
 
 
 class QKV(NamedTuple):
@@ -84,6 +86,21 @@ def relation_loss(
         operands = teacher[a], teacher[b], student[a], student[b]
         losses[pair] = _PairLoss.apply(*operands, heads, queries, divergence, torch.is_grad_enabled())
     return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+
+def value_mse(teacher: Tensor, student: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """What MiniLM's value relation is compared with (section 4.3): the mean squared difference of the values themselves.
+
+    ``teacher`` [B, T, width] values; ``student`` its values behind a trained linear map to the same width; ``lengths`` as in
+    relation_loss. The mean over width and real positions of each sequence, then over sequences; fp32 or better.
+    Raises ValueError for shapes that differ.
+    """
+    if teacher.shape != student.shape:
+        raise ValueError(f"the teacher's values are {tuple(teacher.shape)}, the student's {tuple(student.shape)}")
+    weight = _queries(student, 1, None if lengths is None else torch.as_tensor(lengths)).weight
+    with torch.autocast(student.device.type, enabled=False):
+        squares = (teacher.detach().to(weight.dtype) - student.to(weight.dtype)).square().mean(-1)
+        return (squares * weight).sum()
 
 
 def relation(a: Tensor, b: Tensor, heads: int) -> Tensor:

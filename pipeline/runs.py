@@ -6,7 +6,7 @@ RUN/checkpoints/                          see checkpoints.py
 RUN/metrics.jsonl, log.txt, tensorboard/  see monitor.py
 RUN/COMPLETE                              written last: the run reached its last step
 
-The root of a run is its `out` as the recipe file gives it: RUN, or for several students the folder that holds theirs.
+The root of a run is its `out` as the recipe file gives it: RUN, or for several students or stages what holds theirs.
 
 ROOT/STOP                                 made by anyone: write a checkpoint and leave (see watchdog.EarlyStop)
 ROOT/.ended                               how the newest launch ended, for the launcher that waits for it
@@ -26,7 +26,7 @@ from data_prep.shards import Corpus
 from pipeline import checkpoints
 from pipeline.checkpoints import Checkpoint
 from pipeline.ranks import Ranks, on_first_rank
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, recipe_of
 from pipeline.worker import is_alive
 
 COMPLETE, STOP, ENDED = "COMPLETE", "STOP", ".ended"
@@ -63,8 +63,8 @@ def _refuse_foreign(run: Path) -> None:
 
 
 def root_of(recipes: list[Recipe]) -> Path:
-    """Where a launch's own files lie: the run folder, or what holds those of several students."""
-    return Path(recipes[0].out) if len(recipes) == 1 else Path(recipes[0].out).parent
+    """Where a launch's own files lie: the run folder, or what holds those of several students and stages."""
+    return Path(recipes[0].root or recipes[0].out)
 
 
 def record_end(root: Path, launch: str | None, code: int) -> None:
@@ -95,11 +95,11 @@ def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint |
             )
         return None
     checkpoint.check()
-    before, now = _flat(checkpoint.info["recipe"]), _flat(recipe.to_dict())
+    before, now = (_flat(one.to_dict()) for one in (recipe_of(checkpoint.info["recipe"], str(run)), recipe))
     for key in now:
-        if key not in _FREE and before.get(key) != now[key]:
+        if key not in _FREE and before[key] != now[key]:
             raise UserError(
-                f"{recipe.source}: {key} = {now[key]!r}, but {checkpoint.path} was made with {before.get(key)!r}; "
+                f"{recipe.source}: {key} = {now[key]!r}, but {checkpoint.path} was made with {before[key]!r}; "
                 "use another out, or the former value"
             )
     if checkpoint.info["corpus"] != corpus.id:

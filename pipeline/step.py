@@ -12,23 +12,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from pipeline import engines
+from pipeline import encoders, engines
 from pipeline.batches import unpadded
 from pipeline.compiling import Compiled
 from pipeline.engines import Teach
 from pipeline.monitor import Monitor
 from pipeline.ranks import Ranks
 from pipeline.recipe import Recipe
-from pipeline.relations import QKV, Divergence, divergence_and_gradient, relation_loss
+from pipeline.relations import QKV, VALUE_MSE, Divergence, divergence_and_gradient, relation_loss, value_mse
 
 
 @dataclass
 class Trainee:
     """A student in training: its recipe, its DeepSpeed engine, the arithmetic of its loss, and what is kept beside them.
 
-    ``names`` and ``tail`` are those of encoders.split; ``start`` is the step it goes on from; ``unchecked`` losses by step
-    are still to be found finite; the first rank has a ``monitor``.
+    ``names`` and ``tail`` are those of encoders.split; ``taught`` are the teacher's layers that its pass tells; ``start`` is
+    the step it goes on from; ``unchecked`` losses by step are still to be found finite; the first rank has a ``monitor``.
     """
 
     recipe: Recipe
@@ -36,14 +37,43 @@ class Trainee:
     divergence: Divergence = divergence_and_gradient
     names: dict[str, str] = field(default_factory=dict)
     tail: dict[str, Tensor] = field(default_factory=dict)
+    taught: tuple[int, ...] = ()
     start: int = 0
     unchecked: dict[int, Tensor] = field(default_factory=dict)
     monitor: Monitor | None = None
 
-    def losses(self, teacher: QKV, output: QKV, lengths: Tensor | None) -> dict[str, Tensor]:
-        """The relation loss of ``output``, the student's q, k, v, and its parts."""
+    def losses(
+        self, teacher: QKV, output: tuple[Tensor, ...], lengths: Tensor | None, part: slice = slice(None)
+    ) -> dict[str, Tensor]:
+        """The loss of ``output``, what the student's engine returned for sequences ``part`` of the ``teacher``'s, by part.
+
+        Several layers are several sequences to the loss, which so takes the mean over them.
+        """
         recipe = self.recipe
-        return relation_loss(teacher, output, recipe.pairs, recipe.relation_heads, lengths, self.divergence)
+        lesson = self.lesson(teacher, part, output[0].shape[1])
+        if lengths is not None:
+            lengths = lengths.repeat_interleave(len(recipe.layers))
+        losses = relation_loss(
+            lesson, QKV(*output[:3]), recipe.relations, recipe.relation_heads, lengths, self.divergence
+        )
+        if VALUE_MSE in recipe.pairs:
+            losses[VALUE_MSE] = value_mse(lesson.v, output[3], lengths)
+            losses["loss"] = losses["loss"] + losses[VALUE_MSE]
+        return {name: losses[name] for name in ("loss", *recipe.pairs)}
+
+    def lesson(self, teacher: QKV, part: slice, length: int) -> QKV:
+        """What this student learns from: ``part`` of the sequences, their first ``length`` positions, its own layers."""
+        if len(self.taught) <= 1:
+            return QKV(*(x[part, :length] for x in teacher))
+        chosen = [self.taught.index(layer) for layer in self.recipe.layers.values()]
+        by_layer = (x.unflatten(0, (-1, len(self.taught)))[part, :, :length] for x in teacher)  # [b, layers, T, width]
+        return QKV(*(x[:, chosen].flatten(0, 1) for x in by_layer))
+
+
+def trained_part(recipe: Recipe, model: PreTrainedModel, teacher_width: int, padding: int | None = None):
+    """encoders.split of a student, as its loss needs it: telling all layers that learn, and its values projected."""
+    earlier = tuple(recipe.layers)[:-1]
+    return encoders.split(model, padding, earlier, teacher_width if VALUE_MSE in recipe.pairs else 0, recipe.seed)
 
 
 def divergence_of(recipe: Recipe) -> Divergence:
@@ -83,11 +113,10 @@ def update(
                 with clock("student"):
                     output = trainee.engine(ids)
                 with clock("loss"):
-                    of_teacher = QKV(*(x[part, : ids.shape[1]] for x in teacher))
-                    relations = trainee.losses(of_teacher, output, lengths)
-                rows.append(torch.stack([loss.detach() for loss in relations.values()]))
+                    named = trainee.losses(teacher, output, lengths, part)
+                rows.append(torch.stack([loss.detach() for loss in named.values()]))
                 with clock("student"):
-                    trainee.engine.backward(relations["loss"])
+                    trainee.engine.backward(named["loss"])
                 with clock("optimizer"):
                     trainee.engine.step()
     return [torch.stack(rows) for rows in losses]

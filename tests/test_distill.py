@@ -28,6 +28,7 @@ from tests.tiny import make_corpus, make_recipe, make_teacher
 
 TIMES = ("tokens_per_second", "data_wait", "model_flops")
 DOC = ("layout=doc", "precision=fp32", "student.dropout=0.0", "teacher.hosting=zero3")
+LAYERS, VALUES = "transfer=layer-to-layer", "pairs=qk,v_mse"
 HOSTINGS = ("replicate", "zero3")
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
@@ -97,6 +98,14 @@ def two_ranks(folder):
     # As after a kill between two checkpoints; and one student is new, as if it had been added to a finished run.
     behind = {"copy_of": str(folder / "several"), "without": ["wide", "plain/checkpoints/step-00000006"]}
     jobs.append(job(folder, "several-behind", *options, recipe="several.toml", **behind))
+    jobs.append(job(folder, "layers-w2", *DOC, LAYERS, "student.ds_config=student_zero3.json", "teacher.micro_batch=4"))
+    jobs.append(job(folder, "layers-several", *options, LAYERS, recipe="several.toml"))
+    own = [f"student.{key}" for key in STUDENTS["deep"].replace(" = ", "=").splitlines()]
+    jobs.append(job(folder, "layers-alone", *options, LAYERS, *own))
+    jobs.append(job(folder, "values-w2", *DOC, VALUES, "student.ds_config=student_zero3.json"))
+    for stop_at in (3, None):
+        jobs.append(job(folder, "values-halves", *options, VALUES, stop_at=stop_at))
+    jobs.append(job(folder, "values-whole", *options, VALUES))
     jobs.append(job(folder, "window", "student.dropout=0.0", "teacher.micro_batch=4"))
     jobs.append(job(folder, "no-window", "student.dropout=0.0"))
     jobs.append(job(folder, "doc-window", *DOC, "teacher.micro_batch=4"))
@@ -117,6 +126,8 @@ def one_rank(folder):
     ]
     jobs += [
         job(folder, "doc-whole", *DOC),
+        job(folder, "layers-w1", *DOC, LAYERS),
+        job(folder, "values-w1", *DOC, VALUES),
         job(folder, "doc-halves", *DOC, stop_at=3),
         job(folder, "doc-halves", *DOC),
     ]
@@ -132,9 +143,9 @@ def one_rank(folder):
     return launching.run_jobs(folder, 1, jobs)
 
 
-def losses(run: Path, kind: str = "train") -> np.ndarray:
-    """[rows, 3]: loss, qk, vv."""
-    return np.array([[row["loss"], row["qk"], row["vv"]] for row in read_metrics(run) if row["kind"] == kind])
+def losses(run: Path, kind: str = "train", names: tuple[str, ...] = ("loss", "qk", "vv")) -> np.ndarray:
+    """[rows, names]."""
+    return np.array([[row[name] for name in names] for row in read_metrics(run) if row["kind"] == kind])
 
 
 def assert_same_state(run: Path, other: Path) -> None:
@@ -213,11 +224,19 @@ def test_a_run_leaves_nothing_in_shared_memory(folder, two_ranks):
 # --- the doc layout ---------------------------------------------------------------------------------------------------
 
 
-def loss_by_hand(recipe, windows: list[list[int]]) -> list[float]:
-    """loss, qk, vv of the untrained student: each window alone and unpadded, by the literal formula, then their mean."""
+def models_by_hand(recipe, student_layer: int, teacher_layer: int):
+    """Teacher and untrained student, each cut at a layer; a student that needs a projection has it."""
     teacher_model = encoders.load_model(recipe.teacher.model, "main", torch.float32)
-    teacher = encoders.cut_encoder(teacher_model, recipe.teacher.layer).eval()
-    student = encoders.split(encoders.build_student(recipe.student_config(teacher_model.config), recipe.seed))[0].eval()
+    student_model = encoders.build_student(recipe.student_config(teacher_model.config), recipe.seed)
+    student = encoders.cut_encoder(student_model, student_layer)
+    if "v_mse" in recipe.pairs:
+        student = encoders.split(student_model, value_width=teacher_model.config.hidden_size, seed=recipe.seed)[0]
+    return encoders.cut_encoder(teacher_model, teacher_layer).eval(), student.eval()
+
+
+def loss_by_hand(recipe, windows: list[list[int]], student_layer: int = 2, teacher_layer: int = 3) -> list[float]:
+    """loss, qk, vv of the untrained student: each window alone and unpadded, by the literal formula, then their mean."""
+    teacher, student = models_by_hand(recipe, student_layer, teacher_layer)
     rows = []
     with torch.no_grad():
         for window in windows:
@@ -258,6 +277,72 @@ def test_in_the_doc_layout_too_ranks_and_interruptions_change_nothing(folder, tw
 def test_the_wait_for_data_is_a_share_of_the_training_time(folder, one_rank):
     shares = [row["data_wait"] for row in read_metrics(folder / "doc-whole") if row["kind"] == "train"]
     assert len(shares) == 6 and all(0 < share < 1 for share in shares)
+
+
+# --- what the papers compare with -------------------------------------------------------------------------------------
+
+
+def first_windows(folder, recipe) -> list[list[int]]:
+    return doc_windows(shards.open_corpus(folder / "data"), "sources", recipe, recipe.batch)
+
+
+def test_layer_to_layer_is_the_mean_of_the_loss_over_the_layers(folder, two_ranks, one_rank):
+    recipe = load_recipe(folder / "tiny.toml", [*DOC, LAYERS])
+    assert recipe.layers == {1: 2, 2: 3}
+    windows = first_windows(folder, recipe)
+    expected = np.mean([loss_by_hand(recipe, windows, *pair) for pair in recipe.layers.items()], axis=0)
+    for run in ("layers-w1", "layers-w2"):
+        np.testing.assert_allclose(losses(folder / run)[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(losses(folder / "layers-w2"), losses(folder / "layers-w1"), rtol=TOLERANCE["fp32"])
+    np.testing.assert_allclose(
+        losses(folder / "layers-w2", "heldout"), losses(folder / "layers-w1", "heldout"), rtol=TOLERANCE["fp32"]
+    )
+
+
+def test_each_of_several_learns_from_its_own_layers(folder, two_ranks):
+    assert [set(recipe.layers.values()) for recipe in load_recipes(folder / "several.toml", [LAYERS])] == [
+        {1, 2, 3}, {3}, {2, 3},
+    ]  # fmt: skip
+    assert_same_state(folder / "layers-several" / "deep", folder / "layers-alone")
+
+
+def test_values_are_compared_behind_a_projection(folder, two_ranks, one_rank):
+    recipe = load_recipe(folder / "tiny.toml", [*DOC, VALUES])
+    teacher, student = models_by_hand(recipe, recipe.student.layers, recipe.teacher.layer)
+    rows = []
+    with torch.no_grad():
+        for window in first_windows(folder, recipe):
+            theirs, ours = (model(torch.tensor([window])) for model in (teacher, student))
+            rows.append(float((theirs.v.double() - ours[3].double()).square().mean()))
+    names = ("loss", "qk", "v_mse")
+    for run in ("values-w1", "values-w2"):
+        loss, attention, values = losses(folder / run, names=names)[0]
+        assert loss == pytest.approx(attention + values, rel=1e-6) and values == pytest.approx(np.mean(rows), rel=1e-5)
+    found = [losses(folder / run, names=names) for run in ("values-w1", "values-w2")]
+    np.testing.assert_allclose(*found, rtol=TOLERANCE["fp32"])
+    assert found[0][-1, 2] < found[0][0, 2]
+
+
+def test_the_projection_is_trained_and_kept_but_not_exported(folder, two_ranks, tmp_path):
+    assert_same_state(folder / "values-halves", folder / "values-whole")
+    name = "value_projection.weight"
+    start = models_by_hand(load_recipe(folder / "tiny.toml", [VALUES]), 2, 3)[1].value_projection.weight
+    assert not torch.equal(final_state(folder / "values-whole")[name], start)
+    export(folder / "values-whole", tmp_path / "student")
+    assert not [key for key in load_file(tmp_path / "student" / "model.safetensors") if "projection" in key]
+
+
+def test_a_checkpoint_without_the_projection_is_refused(folder, two_ranks, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folder / "values-halves", run)
+    checkpoint = checkpoints.latest(run)
+    state = checkpoint.tensors()
+    del state["exp_avg/value_projection.weight"]
+    info = {key: value for key, value in checkpoint.info.items() if key not in ("sha256", "id", "format")}
+    shutil.rmtree(checkpoint.path)
+    checkpoints.save(run, info, state, 1)
+    with pytest.raises(UserError, match=r"not this student's exp_avg/value_projection\.weight"):
+        checkpoints.latest(run).tensors(["value_projection.weight"])
 
 
 # --- several students, one teacher pass -------------------------------------------------------------------------------

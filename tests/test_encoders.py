@@ -77,6 +77,19 @@ def test_padding_never_changes_the_output_at_real_positions(tmp_path, model_type
                     torch.testing.assert_close(ours[row, :real], theirs[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_earlier_layers_tell_what_they_project_bit_for_bit(tmp_path, model_type):
+    folder = make_teacher(tmp_path, model_type, **FAMILIES[model_type])
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    ids, mask = padded_batch(model.config.pad_token_id)
+    with torch.no_grad():
+        several = encoders.cut_encoder(model, 4, earlier=(1, 3))(ids, mask)
+        alone = [encoders.cut_encoder(model, layer)(ids, mask) for layer in (1, 3, 4)]
+    for number, theirs in enumerate(alone):
+        assert all(torch.equal(x[number::3], own) for x, own in zip(several, theirs, strict=True))
+    assert several.q.shape[0] == 3 * len(ids)
+
+
 @pytest.fixture(scope="module")
 def real_teacher():
     try:

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel
 
 from pipeline import relations
 from pipeline.encoders import cut_encoder
-from pipeline.relations import PAIRS, QKV, relation, relation_loss
+from pipeline.relations import PAIRS, QKV, relation, relation_loss, value_mse
 from tests.literal_relations import literal_relation_loss
 
 
@@ -221,3 +221,20 @@ def test_wrong_arguments_are_named(change, message):
 def test_different_batch_shapes_are_named():
     with pytest.raises(ValueError, match=r"student.q is \(2, 5, 8\)"):
         relation_loss(random_qkv(2, 4, 8, 1), random_qkv(2, 5, 8, 2), ("qk",), 2)
+
+
+def test_the_difference_of_values_is_a_mean_over_what_is_real():
+    teacher, student = random_qkv(3, 7, 12, 1).v.requires_grad_(), random_qkv(3, 7, 12, 2, grad=True).v
+    lengths = [7, 1, 4]
+    expected = sum(
+        float(sum((teacher[i, t, j] - student[i, t, j]) ** 2 for t in range(n) for j in range(12))) / (3 * n * 12)
+        for i, n in enumerate(lengths)
+    )
+    loss = value_mse(teacher, student, torch.tensor(lengths))
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    loss.backward()
+    assert teacher.grad is None and not student.grad[1, 1:].any() and student.grad[2, 3].any()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert value_mse(teacher.float(), student.float()).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"the teacher's values are \(3, 7, 12\), the student's \(3, 7, 11\)"):
+        value_mse(teacher, student[..., :11])
