@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from data_prep import shards
 from data_prep.errors import UserError
 from pipeline import batches, checkpoints, encoders, engines, hosts, runs
 from pipeline import ranks as ranks_module
-from pipeline.distill import distill
+from pipeline.distill import distill, distill_stages
 from pipeline.export import export
 from pipeline.monitor import read_metrics
 from pipeline.ranks import Ranks
-from pipeline.recipe import load_recipe, load_recipes
+from pipeline.recipe import load_recipe, load_recipes, load_stages
 from tests import launching
 from tests.literal_relations import literal_relation_loss
 from tests.tiny import make_corpus, make_recipe, make_teacher
@@ -518,6 +519,46 @@ def test_a_gradient_that_is_not_finite_is_never_kept(folder, one_rank, stage):
         not list((folder / f"steep-{stage}").glob("checkpoints/step-*"))
         and not (folder / f"steep-{stage}/COMPLETE").exists()
     )
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_chain_of_stages_is_what_its_parts_make_one_by_one(folder, tmp_path, capsys):
+    text = f'base = "{folder}/tiny.toml"\nout = "{tmp_path}/chain"\n[[stage]]\nname = "assistant"\n'
+    (tmp_path / "chain.toml").write_text(text + '[stage.student]\nlayers = 3\n[[stage]]\nname = "student"\n')
+    stages = load_stages(tmp_path / "chain.toml")
+    told = {"max_hours": None, "timeout": 120, "launch": "mine"}
+    record = tmp_path / "chain" / runs.ENDED
+
+    assert distill_stages(stages, Namespace(stop_at=3, **told)) == 0  # in the middle of the first
+    assert not (tmp_path / "chain" / "student").exists() and json.loads(record.read_text())["code"] == 0
+    assert distill_stages(stages, Namespace(stop_at=None, **told | {"max_hours": 1e-9})) == runs.EARLY
+    assert not (tmp_path / "chain" / "assistant-student").exists() and json.loads(record.read_text())["code"] == 75
+    record.unlink()
+    with pytest.raises(UserError, match="nope"):  # in the second: the first is complete all the same
+        distill_stages(
+            [stages[0], load_recipes(tmp_path / "chain.toml", ["stage=student", "data=nope"])],
+            Namespace(stop_at=None, **told),
+        )
+    assert (tmp_path / "chain" / "assistant-student" / "config.json").exists() and not record.exists()
+    assert distill_stages(stages, Namespace(stop_at=None, **told)) == 0
+    assert f"{tmp_path}/chain/assistant already has its checkpoint of step 6" in capsys.readouterr().out
+    assert (tmp_path / "chain" / "student" / "COMPLETE").exists() and json.loads(record.read_text())["code"] == 0
+
+    made = (tmp_path / "chain" / "assistant-student" / "model.safetensors").stat().st_mtime_ns
+    assert distill_stages(stages, Namespace(stop_at=None, **told)) == 0  # nothing is made again
+    assert (tmp_path / "chain" / "assistant-student" / "model.safetensors").stat().st_mtime_ns == made
+
+    assert distill(load_recipes(folder / "tiny.toml", [f"out={tmp_path}/one", "student.layers=3"])) == 0
+    export(tmp_path / "one", tmp_path / "one-student")
+    own = [f"teacher.model={tmp_path}/one-student", "teacher.layer=3", f"out={tmp_path}/two"]
+    assert distill(load_recipes(folder / "tiny.toml", own)) == 0
+    assert_same_state(tmp_path / "chain" / "student", tmp_path / "two")
+    chain = json.loads((tmp_path / "chain" / "student-student" / "distillation.json").read_text())
+    assert [one["recipe"]["student"]["layers"] for one in chain] == [3, 2]
+    card = (tmp_path / "chain" / "student-student" / "README.md").read_text()
+    assert f"| way | {folder}/teacher → 3 × 16 → 2 × 16 (by a teacher assistant) |" in card
 
 
 # --- refusing to start ------------------------------------------------------------------------------------------------

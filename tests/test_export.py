@@ -38,7 +38,7 @@ def test_the_student_is_a_plain_hugging_face_folder(run, student):
     assert model.config.num_hidden_layers == 2 and model.config.hidden_size == 16
     assert AutoTokenizer.from_pretrained(student)("w1 w7")["input_ids"] == [2, 6, 12, 3]
     assert sorted(path.name for path in student.iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "README.md", "config.json", "distillation.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """pipeline.recipe: what may be written in a recipe, and what is said when it is wrong."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from data_prep.errors import UserError
 from pipeline import encoders
 from pipeline.ds_config import load_ds_config
-from pipeline.recipe import DS_CONFIGS, SHIPPED, describe, load_recipe, load_recipes
+from pipeline.recipe import DS_CONFIGS, SHIPPED, describe, load_recipe, load_recipes, load_stages
 from tests.tiny import make_recipe, make_teacher
 
 
@@ -27,15 +28,18 @@ def tiny(tmp_path_factory):
     return make_recipe(tmp_path_factory.mktemp("recipe"))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("minilm_*x*.toml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("minilm*.toml")))
 def test_every_shipped_recipe_resolves_without_a_network(name):
-    recipe = load_recipe(name)
-    config = encoders.load_config(recipe.teacher.model, recipe.teacher.revision)
-    recipe.check_teacher(config)
-    for ds_config in (recipe.teacher.ds_config, recipe.student.ds_config):
-        load_ds_config(ds_config, recipe)
-    assert recipe.accumulation(8) >= 1
-    assert recipe.student.layers == int(name.removeprefix("minilm_").split("x")[0])
+    stages = load_stages(name)
+    assert {recipe.root for recipes in stages for recipe in recipes} == {f"runs/{name}"}
+    for recipe in (recipe for recipes in stages for recipe in recipes):
+        recipe.check_teacher(recipe.teacher_config())
+        for ds_config in (recipe.teacher.ds_config, recipe.student.ds_config):
+            load_ds_config(ds_config, recipe)
+        assert recipe.accumulation(8) >= 1
+    student = stages[-1][-1]
+    (shape,) = re.findall(r"_(\d+x\d+)(?:_|$)", name) or [Path(student.out).name]
+    assert f"{student.student.layers}x{student.student.hidden}" == shape
     assert name.removeprefix("minilm_") in recipe.out
 
 
@@ -232,6 +236,142 @@ def test_table_3_is_the_papers_four_students_in_one_run():
         assert own.pop("out") == f"runs/minilm_table3/{Path(recipe.out).name}" and others.pop("out")
         assert own == others
     assert [recipe.student.layers for recipe in recipes] == [12, 6, 4, 3]
+
+
+# Batch, peak rate and steps; relations and heads; the teacher's layer: facts of arXiv 2002.10957 and 2012.15828.
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("minilm_no_value_relation", (256, 3e-4, 400_000, ("qk",), 12, 12, [6, 4, 3])),
+        ("minilm_value_mse", (256, 3e-4, 400_000, ("qk", "v_mse"), 12, 12, [6, 4, 3])),
+        ("minilm_layer_to_layer", (256, 3e-4, 400_000, ("qk", "vv"), 12, 12, [6, 4, 3])),
+        ("minilm_multilingual_12x384", (256, 3e-4, 1_000_000, ("qk", "vv"), 12, 12, [12])),
+        ("minilmv2_bert_base", (256, 6e-4, 400_000, ("qq", "kk", "vv"), 48, 12, [6, 6])),
+        ("minilmv2_bert_large", (256, 6e-4, 400_000, ("qq", "kk", "vv"), 64, 21, [6, 6])),
+        ("minilmv2_roberta_large", (256, 6e-4, 400_000, ("qq", "kk", "vv"), 64, 19, [12, 6, 6])),
+        ("minilmv2_xlmr_large", (256, 6e-4, 400_000, ("qq", "kk", "vv"), 64, 19, [12, 6])),
+    ],
+)
+def test_the_other_tables_recipes(name, expected):
+    recipes = load_recipes(name)
+    for one in recipes:
+        found = one.batch, one.learning_rate, one.steps, one.pairs, one.relation_heads, one.teacher.layer
+        assert found == expected[:-1]
+        assert one.transfer == ("layer-to-layer" if name == "minilm_layer_to_layer" else "last")
+    assert [one.student.layers for one in recipes] == expected[-1]
+
+
+@pytest.mark.parametrize("key, value", [("pairs", "v_mse"), ("pairs", "qk,v_mse,v_mse"), ("transfer", "all")])
+def test_what_a_loss_cannot_be_made_of_is_named(tiny, key, value):
+    assert f"tiny.toml: {key} = " in refusal(tiny, f"{key}={value}")
+
+
+def test_layer_to_layer_needs_as_many_layers_of_the_teacher(tiny):
+    assert load_recipe(tiny, ["transfer=layer-to-layer", "student.layers=3"]).layers == {1: 1, 2: 2, 3: 3}
+    message = refusal(tiny, "transfer=layer-to-layer", "student.layers=4")
+    assert "student.layers = 4: must be at most teacher.layer to learn from" in message
+
+
+# --- recipes over others, and stages ----------------------------------------------------------------------------------
+
+
+def over(folder, text, name="over.toml"):
+    make_recipe(folder)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_a_recipe_goes_over_its_base_table_by_table(tmp_path):
+    path = over(tmp_path, 'base = "tiny.toml"\nsteps = 9\n[student]\ndropout = 0.0')
+    own, base = (load_recipe(one).to_dict() for one in (path, tmp_path / "tiny.toml"))
+    assert own == base | {"steps": 9, "student": base["student"] | {"dropout": 0.0}}
+    assert load_recipe(over(tmp_path, 'base = "minilm_6x384"\nout = "o"')).student.layers == 6
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('base = "over.toml"', "base = 'over.toml': goes around in a circle"),
+        ('base = "nope"', "nope: no such recipe file; shipped recipes are demo,"),
+        ("base = 3", "over.toml: base = 3: must be a recipe's file or the name of a shipped one"),
+        ("stage = 3", "over.toml: stage = 3: write each as a table [[stage]] with a name"),
+        ('[[stage]]\nbase = "tiny.toml"', "over.toml: [[stage]] name = None: each of several needs a name"),
+        ('out = "o"\n' + 2 * '[[stage]]\nname = "a"\nbase = "tiny.toml"\n', "[[stage]] name = 'a': is given twice"),
+        ('[[stage]]\nname = "a"\nbase = "tiny.toml"\nout = "b"', "over.toml, stage a: out is given; its run folder is"),
+        (
+            'out = "o"\n[[stage]]\nname = "a"\nbase = "tiny.toml"\n[[stage]]\nname = "b"\nbase = "tiny.toml"\n'
+            "[stage.teacher]\nlayer = 2",
+            "over.toml, stage b: teacher.layer is given; its teacher is the student of the stage before",
+        ),
+        (
+            'base = "tiny.toml"\n[[stage]]\nname = "a"\n[[stage.student]]\nname = "x"\nlayers = 2\nhidden = 16\n'
+            'heads = 4\n[[stage.student]]\nname = "y"\nlayers = 2\nhidden = 16\nheads = 4\n[[stage]]\nname = "b"',
+            "over.toml, stage b: the stage before has 2 students; a teacher is one",
+        ),
+        ('base = "tiny.toml"\n[[stage]]\nname = "a"\nstepz = 3', "over.toml, stage a: stepz = 3: unknown key"),
+    ],
+)
+def test_a_mistake_in_bases_and_stages_is_named(tmp_path, text, message):
+    with pytest.raises(UserError) as error:
+        load_stages(over(tmp_path, text))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+STAGED = """
+base = "tiny.toml"
+out = "{out}"
+steps = 7
+[[stage]]
+name = "assistant"
+[stage.student]
+layers = 3
+[[stage]]
+name = "student"
+steps = 8
+"""
+
+
+def test_each_stage_learns_from_the_student_of_the_one_before(tmp_path):
+    path = over(tmp_path, STAGED.format(out="runs/chain"))
+    (first,), (second,) = load_stages(path)
+    assert (first.out, second.out, first.root) == ("runs/chain/assistant", "runs/chain/student", "runs/chain")
+    assert (second.teacher.model, second.teacher.layer) == ("runs/chain/assistant-student", 3)
+    assert (first.steps, second.steps, first.student.layers, second.student.layers) == (7, 8, 3, 2)
+    config = second.teacher_config()
+    assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (3, 16, 50)
+    assert {"former", "root", "stage", "source"}.isdisjoint(second.to_dict())
+
+
+def test_overrides_reach_all_stages_or_one_by_its_name(tmp_path):
+    path = over(tmp_path, STAGED.format(out="o"))
+    (first,), (second,) = load_stages(
+        path, ["seed=3", "stage.student.steps=5", "teacher.layer=2", "out=elsewhere", "teacher.hosting=zero3"]
+    )
+    assert (first.seed, second.seed, first.steps, second.steps) == (3, 3, 7, 5)
+    assert (first.teacher.layer, second.teacher.layer, second.teacher.model) == (2, 3, "elsewhere/assistant-student")
+    assert {first.teacher.hosting, second.teacher.hosting} == {"zero3"} and first.root == "elsewhere"
+    assert [[one] for one in load_recipes(path, ["stage=student"])] == [load_stages(path)[1]]
+    for overrides, message in (
+        (["stage.nope.steps=5"], "stage.nope.steps=5: write stage.NAME.key=value; over.toml has assistant, student"),
+        (["stage=nope"], "stage=nope: over.toml has the stages assistant, student"),
+        ([], "has the stages assistant, student; this takes one: pick it by stage=NAME"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            load_recipes(path, overrides)
+    with pytest.raises(UserError, match=r"stage=a: tiny.toml has no stages"):
+        load_recipes(tmp_path / "tiny.toml", ["stage=a"])
+
+
+def test_the_papers_assistant_is_the_12_layer_student():
+    (assistant,), (student,) = load_stages("minilm_6x384_ta")
+    for recipe, alone in ((assistant, "minilm_12x384"), (student, "minilm_6x384")):
+        own, other = recipe.to_dict(), load_recipe(alone).to_dict()
+        assert [key for key in own if own[key] != other[key]] == ["out", *(["teacher"] if recipe is student else [])]
+    (assistant,), (student,) = load_stages("minilm_multilingual_6x384_ta")
+    assert (student.batch, student.learning_rate, student.steps) == (512, 6e-4, 400_000)
+    assert (student.student.layers, student.student.hidden, student.sampling_alpha) == (6, 384, 0.3)
+    (assistant,), students = load_stages("minilm_table3_ta")
+    assert [one.student.layers for one in students] == [6, 4, 3] and {one.former for one in students} == {assistant}
 
 
 def several(folder, *students):
