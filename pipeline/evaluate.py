@@ -27,7 +27,7 @@ from accelerate.utils import broadcast_object_list
 
 from data_prep.errors import Parser, UserError, run_command
 from data_prep.shards import write_json
-from pipeline import finetune, results
+from pipeline import finetune, qa, results
 from pipeline.scored_model import ScoredModel, check_fit, label_order, open_model
 from pipeline.task_data import TaskData, read_task
 from pipeline.tasks import TASKS, check_task, named_scores, settings
@@ -75,6 +75,8 @@ def make_job(options: argparse.Namespace, model: ScoredModel, task: str, data: T
     check_fit(
         model, task, length, {"training": data.train} | {f"dev {key}".strip(): v for key, v in data.scored.items()}
     )
+    if TASKS[task].answers:
+        qa.check_length(model.tokenizer, length)
     folder = options.out / model.name / task
     cells = [
         Cell(folder / f"lr{rate:g}-epochs{epochs}-seed{seed}.json", _settings(options, task, rate, epochs, seed))
@@ -165,13 +167,19 @@ def encode(job: Job) -> finetune.Encoded:
     task, length = TASKS[job.task], job.cells[0].settings["length"]
 
     def encoded(rows: datasets.Dataset) -> datasets.Dataset:
+        if task.answers:
+            return qa.encode_questions(rows, job.model.tokenizer, length, task.stride, finetune.IN_MEMORY)
         return finetune.encode_labelled(rows, task, job.model.tokenizer, length, job.order)
 
-    def scored_set(rows: datasets.Dataset) -> finetune.ScoredSet:
-        return finetune.labelled_set(encoded(rows), task)
+    def scored_set(key: str, rows: datasets.Dataset) -> finetune.ScoredSet:
+        features = encoded(rows).sort("length", keep_in_memory=True)  # so that batches are padded little
+        if task.answers:
+            score = qa.scorer(rows, features, key if job.task == "mlqa" else None, task.unanswerable)
+            return finetune.ScoredSet(features.remove_columns(["start_positions", "end_positions"]), score)
+        return finetune.labelled_set(features, task)
 
-    dev = {key: scored_set(rows) for key, rows in job.data.dev.items()}
-    test = {key: scored_set(rows) for key, rows in job.data.test.items()}
+    dev = {key: scored_set(key, rows) for key, rows in job.data.dev.items()}
+    test = {key: scored_set(key, rows) for key, rows in job.data.test.items()}
     return finetune.Encoded(encoded(job.data.train), test or dev, dev)
 
 

@@ -82,8 +82,7 @@ IN_MEMORY = {"keep_in_memory": True, "load_from_cache_file": False, "new_fingerp
 
 
 def labelled_set(features: Dataset, task: Task) -> ScoredSet:
-    """Rows by length, so that batches are padded little: the order does not matter to a score."""
-    features = features.sort("length", keep_in_memory=True)
+    """Encoded rows and the score of the outputs for them."""
     labels = np.asarray(features["label"])
 
     def score(outputs: np.ndarray) -> dict[str, float]:

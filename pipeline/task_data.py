@@ -283,6 +283,8 @@ def _read_answers(name: str, folder: Path, languages: Sequence[str]) -> TaskData
         else:
             place = _place(folder, task.folders, "xquad.*.json", name)
         files = _by_language(place, pattern) if place else {}
+        for language in files.keys() - set(HUB_LANGUAGES[name]):
+            raise UserError(f"{files[language]}: {name} has no {language!r}, only {', '.join(HUB_LANGUAGES[name])}")
         sets[split] = {
             key: read_squad(path, False)
             for key, path in _chosen(files, languages, place or folder, split == "dev").items()
