@@ -60,6 +60,7 @@ class Cell:
     scores: dict[str, float]
     primary: str
     split: str
+    dev: float | None = None  # the primary score on the dev set, where another one is scored
     seconds: float = math.nan
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -67,6 +68,11 @@ class Cell:
     def score(self) -> float:
         """The one that the papers' tables show."""
         return self.scores[self.primary]
+
+    @property
+    def dev_score(self) -> float:
+        """The one that chooses among settings: a test set must not."""
+        return self.score if self.dev is None else self.dev
 
 
 @dataclass(frozen=True)
@@ -196,19 +202,17 @@ def mean_and_spread(values: list[float]) -> tuple[float, float | None]:
 
 
 def best(cells: Iterable[Cell]) -> Best:
-    """The setting with the best mean over seeds, of the cells of one model and task.
+    """The setting with the best mean over seeds on the dev set, of the cells of one model and task.
 
     Only settings with as many seeds as any has are compared: one lucky seed is no mean. Raises ValueError without cells.
     """
     groups = by_setting(cells)
     most = max((len(group) for _, group in groups), default=0)
-    rows = []
-    for setting, group in groups:
-        if len(group) == most:
-            rows.append(Best(setting, *mean_and_spread([cell.score for cell in group]), most))
-    if not rows:
+    complete = [(setting, group) for setting, group in groups if len(group) == most]
+    if not complete:
         raise ValueError("no cells")
-    return max(rows, key=lambda row: row.mean)
+    setting, group = max(complete, key=lambda each: statistics.fmean(cell.dev_score for cell in each[1]))
+    return Best(setting, *mean_and_spread([cell.score for cell in group]), most)
 
 
 def at(cells: Iterable[Cell], setting: dict[str, Any]) -> list[Cell]:
