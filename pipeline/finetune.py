@@ -156,6 +156,7 @@ def finetune(
 
 def _scores(trainer: Trainer, sets: dict[str, ScoredSet]) -> dict[str, dict[str, float]]:
     trainer.compute_metrics = None
+    trainer.args.train_sampling_strategy = "random"  # it governs predictions too: these must keep the order of the rows
     found = {}
     for key, each in sets.items():
         outputs = trainer.predict(each.features).predictions

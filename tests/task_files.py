@@ -41,7 +41,7 @@ XNLI_HEADER = (
 
 
 def words(rng: random.Random, count: int = 5) -> str:
-    return " ".join(f"w{rng.randrange(45)}" for _ in range(count))
+    return " ".join(f"w{rng.randrange(3, 45)}" for _ in range(count))
 
 
 def write_lines(path: Path, rows: list[list], header: str | None = None) -> Path:
@@ -52,7 +52,7 @@ def write_lines(path: Path, rows: list[list], header: str | None = None) -> Path
 
 
 def labelled(task: str, count: int, seed: int) -> list[tuple[str, str, str]]:
-    """Rows whose first word tells the label."""
+    """Rows whose first word, which no other is, tells the label."""
     rng, labels = random.Random(seed), LABELS.get(task, ["0", "1"])
     return [(f"w{n % len(labels)} {words(rng)}", words(rng), labels[n % len(labels)]) for n in range(count)]
 
@@ -92,18 +92,18 @@ def write_xnli(folder: Path, languages: list[str]) -> Path:
 
 
 def questions(count: int, seed: int, unanswerable: bool = False, length: int = 30) -> list[dict]:
-    """Paragraphs: the question's word follows "w0" in the context, where there is an answer."""
+    """Paragraphs with one question each. Its answer is the only word of w40 to w44; where there is none, it has no answer."""
     rng, paragraphs = random.Random(seed), []
     for number in range(count):
         context = [f"w{rng.randrange(1, 40)}" for _ in range(length)]
-        place = rng.randrange(1, length - 1)
-        context[place] = f"w{40 + number % 5}"
+        place, impossible = rng.randrange(1, length - 1), unanswerable and number % 3 == 0
+        if not impossible:
+            context[place] = f"w{40 + number % 5}"
         text = " ".join(context)
         answer = {"text": context[place], "answer_start": len(" ".join(context[:place])) + 1}
         qa = {"id": f"q{seed}-{number}", "question": f"w{number % 40} w0", "answers": [answer]}
         if unanswerable:
-            qa["is_impossible"] = number % 3 == 0
-            qa["answers"] = [] if qa["is_impossible"] else [answer]
+            qa |= {"is_impossible": impossible, "answers": [] if impossible else [answer]}
         paragraphs.append({"context": text, "qas": [qa]})
     return paragraphs
 

@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from data_prep.errors import UserError
@@ -198,7 +199,7 @@ def test_squad_2_is_learned(run, data, tmp_path):
     run("squad2", "--seeds", 1, "--epochs", 12, "--learning-rate", 1e-2, "--batch", 8, "--length", 110)
     cell = results.read_results(tmp_path / "out").cells[0]
     assert set(cell.scores) == {"f1", "exact_match", "best_f1", "best_exact_match"} and cell.primary == "f1"
-    assert cell.scores["best_f1"] >= max(cell.score, 100 / 3) and cell.score > 50
+    assert cell.scores["best_f1"] >= max(cell.score, 100 / 3) and cell.score > 90
 
 
 # --- label order ------------------------------------------------------------------------------------------------------
@@ -272,10 +273,6 @@ def test_a_model_with_another_models_tokenizer_is_refused(run, data, tmp_path, u
     files.write_glue(data, "rte")
     small = make_teacher(tmp_path / "small", layers=1, hidden=8)
     config = json.loads((small / "config.json").read_text())
-    weights = open_model(str(small))
-    assert weights.config.vocab_size == 50
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(small / "model.safetensors")
     name = next(key for key in tensors if key.endswith("word_embeddings.weight"))
     save_file(tensors | {name: tensors[name][:40].clone()}, small / "model.safetensors", metadata={"format": "pt"})
@@ -304,7 +301,7 @@ def test_cells_of_other_weights_data_or_settings_are_neither_believed_nor_overwr
         run("rte", *FAST, models=[other])
     path = own / "dev.tsv"
     path.write_text(path.read_text().replace("not_entailment", "entailment", 1))
-    with pytest.raises(UserError, match="was made with data .*, now data .*--name"):
+    with pytest.raises(UserError, match=r"was made with data .*, now data .*--name"):
         run("rte", *FAST)
 
 
@@ -320,7 +317,7 @@ def test_two_models_need_two_names(run, data, tmp_path, model, untrained):
 def test_an_unknown_file_among_the_results_is_told_before_anything_is_trained(run, data, tmp_path, untrained):
     files.write_glue(data, "rte")
     (tmp_path / "out/else").mkdir(parents=True)
-    with pytest.raises(UserError, match="else: no model.json"):
+    with pytest.raises(UserError, match=r"else: no model.json"):
         run("rte", *FAST)
 
 
@@ -329,7 +326,7 @@ def test_models_are_told_apart_and_how_they_were_distilled_is_kept(run, data, tm
     student = make_teacher(tmp_path / "student", layers=2, hidden=8)
     (student / "distillation.json").write_text('[{"pairs": ["qk"]}]')
     monkeypatch.setattr(finetune, "finetune", lambda m, *args: ({"": {"accuracy": 50.0 + m.card["layers"]}}, {}))
-    code, said = run("rte", *FAST, models=[model, student])
+    _, said = run("rte", *FAST, models=[model, student])
     assert "small rte 1/1: lr 3e-05" in said and "student rte 1/1: lr 3e-05" in said
     assert "51.0 (n = 1, lr 3e-05, 1 epochs)" in said
     found = results.read_results(tmp_path / "out")
