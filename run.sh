@@ -22,6 +22,9 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
                                                                              (python -m pipeline.plan)
   doctor [--hostfile FILE]  is this machine, or are these hosts, fit to run? (python -m pipeline.doctor)
   export RUN_DIR OUT_DIR    the student as a Hugging Face folder             (python -m pipeline.export)
+  evaluate --model DIR --task NAME[,NAME] --out DIR
+                            fine-tune and score it: GLUE, SQuAD, XNLI, MLQA, XQuAD
+                                                                             (python -m pipeline.evaluate)
   report RUN_DIR STUDENT    sizes, speed-up, losses, relation maps           (python -m pipeline.report)
   bench loss | step | data | teacher | all
                             where the time goes, on this machine             (python -m pipeline.bench)
@@ -115,7 +118,7 @@ case $verb in
         set_up
         exec python -m pipeline.launch "$@"
         ;;
-    recipe | plan | doctor | export | report | bench)
+    recipe | plan | doctor | export | evaluate | report | bench)
         set_up
         exec python -m "pipeline.$verb" "$@"
         ;;

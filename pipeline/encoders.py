@@ -354,7 +354,7 @@ def _check_folder(model: str) -> None:
             )
         return
     if not (folder / "config.json").is_file():
-        raise UserError(f"{model}: no config.json; teacher.model must be a Hugging Face model folder")
+        raise UserError(f"{model}: no config.json; not a Hugging Face model folder")
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
         hint = f"only {pickled[0]}, a pickle; save it again as safetensors" if pickled else "no *.safetensors file"

@@ -50,6 +50,11 @@ class Weights:
         self._find()
         return name in self._places
 
+    def names(self) -> list[str]:
+        """The names of all tensors, sorted."""
+        self._find()
+        return sorted(self._places)
+
     def tensor(self, name: str) -> Tensor:
         """The tensor ``name`` as it is stored, on the CPU: a map of its file, which is closed with it."""
         self._find()

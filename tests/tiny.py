@@ -14,8 +14,10 @@ SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3}
 PROBE = "w1 w7 w44"
 
 
-def make_teacher(folder: Path, model_type: str = "bert", layers: int = 4, hidden: int = 32, **extra) -> Path:
-    """A random model with 4 heads and 64 positions, saved with its tokenizer."""
+def make_teacher(
+    folder: Path, model_type: str = "bert", layers: int = 4, hidden: int = 32, positions: int = 64, **extra
+) -> Path:
+    """A random model with 4 heads, saved with its tokenizer."""
     torch.manual_seed(7)
     sizes = {
         "num_hidden_layers": layers,
@@ -26,7 +28,7 @@ def make_teacher(folder: Path, model_type: str = "bert", layers: int = 4, hidden
     config = AutoConfig.for_model(
         model_type,
         vocab_size=len(WORDS),
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         initializer_range=0.25,
         **({"pad_token_id": 0} | sizes | extra),
     )

@@ -1,0 +1,335 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from data_prep.errors import UserError
+from pipeline import evaluate, finetune, results
+from pipeline.scored_model import label_order, open_model, unknown_share
+from pipeline.task_data import read_task
+from pipeline.tasks import TASKS
+from tests import task_files as files
+from tests.tiny import make_teacher
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model that is small, and wide enough to learn that the first word tells the label."""
+    return make_teacher(tmp_path_factory.mktemp("models") / "small", layers=1, hidden=16, positions=160)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, model, capsys):
+    """Runs the command in this process: (exit code, what it said)."""
+
+    def run_(task, *options, models=(model,)):
+        named = [word for path in models for word in ("--model", str(path))]
+        paths = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["evaluate", *named, "--task", task, *paths, *map(str, options)])
+        code = evaluate.main()
+        return code, capsys.readouterr().out
+
+    return run_
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tmp_path / "data"
+
+
+FAST = ("--seeds", 1, "--epochs", 1, "--length", 32)
+
+
+def test_glue_is_fine_tuned_scored_and_written_as_the_format_says(run, data, tmp_path, model):
+    files.write_glue(data, "mnli")
+    files.write_glue(data, "stsb")
+    code, said = run("mnli,stsb", *FAST)
+    assert code == 0
+    cell = json.loads((tmp_path / "out/small/mnli/lr3e-05-epochs1-seed1.json").read_text())
+    assert set(cell["scores"]) == {"accuracy", "accuracy_mm"} and cell["primary"] == "accuracy"
+    assert cell["settings"] == {"learning_rate": 3e-05, "epochs": 1, "batch": 32, "length": 32, "seed": 1}
+    assert (cell["data"]["train"], cell["data"]["dev"], cell["split"], cell["task"]) == (24, 24, "dev", "mnli")
+    card = json.loads((tmp_path / "out/small/model.json").read_text())
+    assert (card["layers"], card["hidden"], card["weights"]) == (1, 16, cell["weights"])
+    assert f"mnli 1/1: lr 3e-05, 1 epochs, seed 1 … accuracy {cell['scores']['accuracy']:.1f}" in said
+    assert {"spearman", "pearson"} == set(results.read_results(tmp_path / "out").of("small", "stsb")[0].scores)
+
+
+def test_a_model_learns_and_the_scores_are_those_of_its_predictions(run, data, tmp_path):
+    files.write_glue(data, "rte", train=64, dev=20)
+    run("rte", "--seeds", 1, "--epochs", 12, "--learning-rate", 1e-2, "--batch", 8, "--length", 32)
+    assert results.read_results(tmp_path / "out").cells[0].score > 90
+
+
+def test_the_same_seed_gives_the_same_score_and_another_one_another_model(run, data, tmp_path, model):
+    files.write_glue(data, "stsb")
+    run("stsb", *FAST)
+    run("stsb", *FAST, "--name", "again")
+    run("stsb", "--seeds", 2, *FAST[2:])
+    first, again, other = sorted(
+        results.read_results(tmp_path / "out").cells, key=lambda c: (c.settings["seed"], c.model)
+    )
+    assert first.scores == again.scores != other.scores
+
+
+def test_finished_cells_are_not_run_again_and_a_grid_adds_to_them(run, data, tmp_path, monkeypatch):
+    files.write_glue(data, "rte")
+    run("rte", *FAST)
+    ran = []
+    monkeypatch.setattr(finetune, "finetune", lambda *args: (ran.append(args[-1]), ({"": {"accuracy": 50.0}}, {}))[1])
+    code, said = run("rte", "--grid", "--seeds", 1, 2, "--epochs", 1, "--length", 32)
+    assert code == 0 and "rte: 1 of 8 cells were finished earlier" in said
+    assert [(s["learning_rate"], s["seed"]) for s in ran] == [
+        (2e-5, 1), (2e-5, 2), (3e-5, 2), (4e-5, 1), (4e-5, 2), (5e-5, 1), (5e-5, 2),
+    ]  # fmt: skip
+    assert "n = 2" in said
+    ran.clear()
+    run("rte", "--grid", "--seeds", 1, 2, "--epochs", 1, "--length", 32)
+    assert ran == []
+
+
+def test_a_crashed_cell_is_recorded_the_others_go_on_and_it_is_tried_again(run, data, tmp_path, monkeypatch, capsys):
+    files.write_glue(data, "rte")
+
+    def crash(*args):
+        if args[-1]["seed"] == 1:
+            raise RuntimeError("out of memory\nand more")
+        return {"": {"accuracy": 50.0}}, {}
+
+    monkeypatch.setattr(finetune, "finetune", crash)
+    code, said = run("rte", "--seeds", 1, 2, "--epochs", 1, "--length", 32)
+    assert code == 1 and "seed 1 … failed: RuntimeError: out of memory\n" in said
+    found = results.read_results(tmp_path / "out")
+    assert [c.settings["seed"] for c in found.cells] == [2]
+    assert [(f.settings["seed"], f.error) for f in found.failures] == [(1, "RuntimeError: out of memory")]
+    monkeypatch.setattr(finetune, "finetune", lambda *args: ({"": {"accuracy": 60.0}}, {}))
+    assert run("rte", "--seeds", 1, 2, "--epochs", 1, "--length", 32)[0] == 0
+    found = results.read_results(tmp_path / "out")
+    assert not found.failures and [c.score for c in found.cells] == [60.0, 50.0]
+
+
+def test_an_interrupt_leaves_what_is_finished(run, data, tmp_path, monkeypatch):
+    files.write_glue(data, "rte")
+
+    def interrupt(*args):
+        if args[-1]["seed"] == 2:
+            raise KeyboardInterrupt
+        return {"": {"accuracy": 50.0}}, {}
+
+    monkeypatch.setattr(finetune, "finetune", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run("rte", "--seeds", 1, 2, 3, "--epochs", 1, "--length", 32)
+    found = results.read_results(tmp_path / "out")
+    assert [c.settings["seed"] for c in found.cells] == [1] and not found.failures
+
+
+def test_a_loss_that_is_not_finite_is_a_failed_cell(run, data, tmp_path):
+    files.write_glue(data, "rte")
+    assert run("rte", *FAST, "--learning-rate", 1e30, "--batch", 4)[0] == 1
+    assert "the training loss is" in results.read_results(tmp_path / "out").failures[0].error
+
+
+# --- XNLI, questions --------------------------------------------------------------------------------------------------
+
+
+def test_xnli_keeps_the_epoch_that_is_best_on_all_languages_together(run, data, tmp_path, monkeypatch):
+    files.write_xtreme(data, ["de", "en"], test=True)
+    seen = []
+    on_evaluate = finetune.KeepBest.on_evaluate
+
+    def watch(self, args, state, control, model, metrics, **more):
+        metrics["eval_score"] = [30.0, 50.0, 40.0][len(seen)]
+        on_evaluate(self, args, state, control, model, metrics, **more)
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    scored = []
+
+    def scores(trainer, sets):
+        scored.append({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
+        return {key: {"accuracy": 10.0 * len(key + str(number))} for number, key in enumerate(sets)}
+
+    monkeypatch.setattr(finetune.KeepBest, "on_evaluate", watch)
+    monkeypatch.setattr(finetune, "_scores", scores)
+    assert run("xnli", "--seeds", 1, "--epochs", 3, "--learning-rate", 1e-2, "--length", 32)[0] == 0
+    assert len(seen) == 3
+    same = [all(torch.equal(scored[0][name], epoch[name]) for name in epoch) for epoch in seen]
+    assert same == [False, True, False]
+
+
+def test_xnli_scores_each_language_and_their_mean(run, data, tmp_path):
+    files.write_xtreme(data, ["de", "en"], test=True)
+    run("xnli", *FAST, "--batch", 8)
+    cell = results.read_results(tmp_path / "out").cells[0]
+    languages = [cell.scores["accuracy/de"], cell.scores["accuracy/en"]]
+    assert cell.score == pytest.approx(np.mean(languages)) and cell.split == "test"
+    assert cell.dev is not None and cell.data["test"] == 24
+
+
+def test_the_setting_is_chosen_on_dev_where_test_is_scored(tmp_path, data, run, monkeypatch):
+    files.write_xtreme(data, ["en"], test=True)
+
+    def scores(*args):
+        high = args[-1]["learning_rate"] > 4e-5
+        return {"en": {"accuracy": 90.0 if high else 10.0}}, {"en": {"accuracy": 10.0 if high else 90.0}}
+
+    monkeypatch.setattr(finetune, "finetune", scores)
+    run("xnli", "--seeds", 1, "--epochs", 1, "--length", 32, "--learning-rate", 3e-5, 5e-5)
+    assert results.best(results.read_results(tmp_path / "out").cells).mean == 10.0
+
+
+def test_questions_are_answered_in_every_language(run, data, tmp_path):
+    files.write_squad(data / "train-v1.1.json", files.questions(12, 0))
+    for seed, language in enumerate(("de", "zh"), 1):
+        for split in ("dev", "test"):
+            path = data / f"{split}/{split}-context-{language}-question-{language}.json"
+            files.write_squad(path, files.questions(4, seed + 10 * (split == "test")), "1.0")
+    assert run("mlqa", "--seeds", 1, "--epochs", 1, "--length", 128)[0] == 0
+    cell = results.read_results(tmp_path / "out").cells[0]
+    assert set(cell.scores) == {"f1", "exact_match", "f1/de", "f1/zh", "exact_match/de", "exact_match/zh"}
+    assert cell.settings["stride"] == 128 and cell.split == "test"
+
+
+def test_squad_2_is_learned(run, data, tmp_path):
+    files.write_squad(data / "train-v2.0.json", files.questions(60, 0, True, length=8), "v2.0")
+    files.write_squad(data / "dev-v2.0.json", files.questions(12, 1, True, length=8), "v2.0")
+    run("squad2", "--seeds", 1, "--epochs", 12, "--learning-rate", 1e-2, "--batch", 8, "--length", 110)
+    cell = results.read_results(tmp_path / "out").cells[0]
+    assert set(cell.scores) == {"f1", "exact_match", "best_f1", "best_exact_match"} and cell.primary == "f1"
+    assert cell.scores["best_f1"] >= max(cell.score, 100 / 3) and cell.score > 90
+
+
+# --- label order ------------------------------------------------------------------------------------------------------
+
+
+def with_head(folder, model, labels):
+    names = dict(enumerate(labels))
+    made = AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=len(labels), id2label=names, label2id={name: number for number, name in names.items()}
+    )
+    torch.nn.init.normal_(made.classifier.weight)
+    made.save_pretrained(folder)
+    open_model(str(model)).tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_head_with_the_tasks_labels_in_another_order_is_kept_by_name(tmp_path, model):
+    folder = with_head(tmp_path / "head", model, ["CONTRADICTION", "neutral", "Entailment"])
+    opened = open_model(str(folder))
+    order = label_order(opened, "mnli")
+    assert order == ["contradiction", "neutral", "entailment"]
+    rows = read_task("mnli", str(files.write_glue(tmp_path, "mnli"))).train
+    features = finetune.encode_labelled(rows, TASKS["mnli"], opened.tokenizer, 32, order)
+    assert features["label"][:3] == [2, 1, 0]  # entailment, neutral, contradiction
+    loaded = finetune.new_model(opened, TASKS["mnli"], order)
+    kept = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert (
+        torch.equal(loaded.classifier.weight, kept.classifier.weight) and loaded.config.id2label[0] == "contradiction"
+    )
+
+
+def test_a_head_with_other_or_nameless_labels_is_refused(tmp_path, model):
+    for labels in (["LABEL_0", "LABEL_1"], ["entailment", "neutral", "contradiction"]):
+        opened = open_model(str(with_head(tmp_path / labels[0], model, labels)))
+        with pytest.raises(
+            UserError, match=f"its head has the labels {', '.join(labels)}, rte has entailment, not_ent"
+        ):
+            label_order(opened, "rte")
+
+
+# --- bad input, before anything is trained ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    def finetune_(*args):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(finetune, "finetune", finetune_)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "named"),
+    [
+        ("rt", (), "unknown task; did you mean rte"),
+        ("rte", ("--length", 200), "the model has 160 positions; give --length"),
+        ("rte", ("--length", 32, "--languages", "de"), "rte has one language"),
+        ("rte", ("--learning-rate", 0), "0 is not above 0"),
+        ("rte", ("--name", "a/b"), "--name a/b: not a folder's name"),
+        ("rte", ("--model", "nowhere/at/all"), "nowhere/at/all: no such folder"),
+        ("squad1", ("--length", 64), "no train-v1.1.json for squad1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(run, data, untrained, task, options, named):
+    files.write_glue(data, "rte")
+    with pytest.raises(UserError, match=named):
+        run(task, *options)
+
+
+def test_a_model_with_another_models_tokenizer_is_refused(run, data, tmp_path, untrained):
+    files.write_glue(data, "rte")
+    small = make_teacher(tmp_path / "small", layers=1, hidden=8)
+    config = json.loads((small / "config.json").read_text())
+    tensors = load_file(small / "model.safetensors")
+    name = next(key for key in tensors if key.endswith("word_embeddings.weight"))
+    save_file(tensors | {name: tensors[name][:40].clone()}, small / "model.safetensors", metadata={"format": "pt"})
+    (small / "config.json").write_text(json.dumps(config | {"vocab_size": 40}))
+    with pytest.raises(UserError, match="the tokenizer has 50 entries, the model's embedding 40 rows"):
+        run("rte", *FAST, models=[small])
+
+
+def test_a_model_without_the_texts_vocabulary_is_refused(run, data, model, untrained):
+    own = files.write_glue(data, "rte")
+    path = own / "dev.tsv"
+    path.write_text(path.read_text().replace("w0", "ж0").replace("w1", "ж1").replace("w2", "ж2"))
+    assert unknown_share(open_model(str(model)).tokenizer, read_task("rte", str(own)).train) == 0
+    with pytest.raises(UserError, match="of the tokens of rte's dev text are unknown to its vocabulary"):
+        run("rte", *FAST)
+
+
+def test_cells_of_other_weights_data_or_settings_are_neither_believed_nor_overwritten(run, data, tmp_path, monkeypatch):
+    own = files.write_glue(data, "rte")
+    monkeypatch.setattr(finetune, "finetune", lambda *args: ({"": {"accuracy": 50.0}}, {}))
+    run("rte", *FAST)
+    with pytest.raises(UserError, match="was made with batch 32, now batch 16"):
+        run("rte", *FAST, "--batch", 16)
+    other = make_teacher(tmp_path / "small", layers=1, hidden=8)
+    with pytest.raises(UserError, match="holds results of other weights"):
+        run("rte", *FAST, models=[other])
+    path = own / "dev.tsv"
+    path.write_text(path.read_text().replace("not_entailment", "entailment", 1))
+    with pytest.raises(UserError, match=r"was made with data .*, now data .*--name"):
+        run("rte", *FAST)
+
+
+def test_two_models_need_two_names(run, data, tmp_path, model, untrained):
+    files.write_glue(data, "rte")
+    other = make_teacher(tmp_path / "small", layers=1, hidden=8)
+    with pytest.raises(UserError, match="two have the same name"):
+        run("rte", *FAST, models=[model, other])
+    with pytest.raises(UserError, match="--name x: with 2 models"):
+        run("rte", *FAST, "--name", "x", models=[model, other])
+
+
+def test_an_unknown_file_among_the_results_is_told_before_anything_is_trained(run, data, tmp_path, untrained):
+    files.write_glue(data, "rte")
+    (tmp_path / "out/else").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"else: no model.json"):
+        run("rte", *FAST)
+
+
+def test_models_are_told_apart_and_how_they_were_distilled_is_kept(run, data, tmp_path, model, monkeypatch):
+    files.write_glue(data, "rte")
+    student = make_teacher(tmp_path / "student", layers=2, hidden=8)
+    (student / "distillation.json").write_text('[{"pairs": ["qk"]}]')
+    monkeypatch.setattr(finetune, "finetune", lambda m, *args: ({"": {"accuracy": 50.0 + m.card["layers"]}}, {}))
+    _, said = run("rte", *FAST, models=[model, student])
+    assert "small rte 1/1: lr 3e-05" in said and "student rte 1/1: lr 3e-05" in said
+    assert "51.0 (n = 1, lr 3e-05, 1 epochs)" in said
+    found = results.read_results(tmp_path / "out")
+    assert (
+        found.models["student"]["distillation"] == [{"pairs": ["qk"]}] and found.of("student", "rte")[0].score == 52.0
+    )
