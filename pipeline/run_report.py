@@ -1,19 +1,16 @@
-"""What came out of a run, for a person: `python -m pipeline.report RUN_DIR STUDENT_FOLDER`.
+"""What came out of one run, for a person: what `python -m pipeline.report RUN_DIR STUDENT_FOLDER` makes.
 
 Writes RUN_DIR/report.md and RUN_DIR/relations.png and prints the report: sizes, measured speed-up, held-out losses before
 and after, and what to type next.
 """
 
-import argparse
-import statistics
-import time
 from pathlib import Path
 
 import torch
 from transformers.utils import logging as transformers_logging
 
-from data_prep.errors import Parser, UserError, run_command
-from pipeline import checkpoints, encoders
+from data_prep.errors import UserError
+from pipeline import checkpoints, encoders, speed
 from pipeline.maps import SENTENCE, relation_maps, save_figure
 from pipeline.monitor import heldout_rows
 
@@ -34,7 +31,7 @@ def report(run: Path, student_folder: Path) -> str:
         "",
         *sizes(teacher, student),
         "",
-        speed(teacher, student, recipe["length"]),
+        speed_line(teacher, student, recipe["length"]),
         "",
         *losses(run, checkpoint.step, recipe["pairs"]),
         "",
@@ -77,24 +74,14 @@ def sizes(teacher, student) -> list[str]:
     return rows
 
 
-@torch.inference_mode()
-def speed(teacher, student, length: int, sequences: int = 8, repetitions: int = 7) -> str:
-    """One sentence: the student's measured speed-up over the teacher, medians of interleaved forwards of one batch."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ids = torch.randint(5, student.config.vocab_size, (sequences, length), device=device)
-    times: dict[str, list[float]] = {"teacher": [], "student": []}
+def speed_line(teacher, student, length: int, sequences: int = 8, batches: int = 7) -> str:
+    """One sentence: the student's measured speed-up over the teacher, medians of interleaved forwards of made-up ids."""
+    device = speed.usual_device()
     models = {"teacher": teacher.to(device), "student": student.to(device)}
-    for repetition in range(repetitions + 1):
-        for name, model in models.items():
-            start = time.perf_counter()
-            model(ids)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if repetition:  # the first is the warm-up
-                times[name].append(time.perf_counter() - start)
-    slow, fast = (statistics.median(times[name]) for name in ("teacher", "student"))
+    seconds = speed.measure(models, speed.made_up_batches(models, batches, sequences, length), device)
+    slow, fast = seconds["teacher"], seconds["student"]
     return (
-        f"Speed on {device.type} ({torch.get_num_threads()} threads), the same batch of {sequences} × {length}, fp32: teacher "
+        f"Speed on {speed.device_name(device, torch.float32)}, batches of {sequences} × {length}: teacher "
         f"{slow * 1e3:.0f} ms, student {fast * 1e3:.0f} ms, **{slow / fast:.2f} times faster**."
     )
 
@@ -128,24 +115,3 @@ def draw(path: Path, recipe: dict, teacher, student, student_folder: Path) -> No
     ]
     pairs = tuple(recipe["pairs"])
     save_figure(path, relation_maps(*qkv, pairs, recipe["relation_heads"]), pairs, tokens)
-
-
-def main() -> None:
-    parser = Parser(
-        prog="python -m pipeline.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a folder that pipeline.distill wrote")
-    parser.add_argument(
-        "student",
-        type=Path,
-        metavar="STUDENT_FOLDER",
-        help="what pipeline.export made of it",
-    )
-    options = parser.parse_args()
-    print(report(options.run, options.student))
-
-
-if __name__ == "__main__":
-    run_command(main)

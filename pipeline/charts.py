@@ -1,0 +1,105 @@
+"""The report's charts as SVG: scores with their spread, and the losses of a run. The same input gives the same bytes."""
+
+import io
+import warnings
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+
+# In the order in which they are given out; readable in grey, and told apart by the colour-blind (Okabe and Ito, 2008).
+_COLOURS = ("#1a1a1a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_TEACHER, _OTHER = "#8a8f98", "#0072b2"
+_WIDTH = 4.5  # inches, so that text keeps its size on a telephone
+_STYLE = {
+    "svg.hashsalt": "report",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+}
+
+
+class Bar(NamedTuple):
+    name: str
+    value: float
+    spread: float | None
+    is_teacher: bool
+
+
+def bars(title: str, unit: str, rows: list[Bar]) -> bytes:
+    """A bar for each model, its sample standard deviation as a whisker; a dashed line at the teacher's."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 0.75 + 0.3 * len(rows)), layout="constrained")
+        axis = figure.subplots()
+        places = range(len(rows))
+        axis.barh(places, [row.value for row in rows], color=[_TEACHER if row.is_teacher else _OTHER for row in rows],
+                  height=0.62, xerr=[row.spread or 0 for row in rows],
+                  error_kw={"elinewidth": 1.1, "capsize": 2.5, "ecolor": "#1a1a1a"})  # fmt: skip
+        for teacher in (row for row in rows if row.is_teacher):
+            axis.axvline(teacher.value, color=_TEACHER, linewidth=0.9, linestyle="--", zorder=0)
+        ends = [max(row.value, 0) + (row.spread or 0) for row in rows]
+        for place, row, end in zip(places, rows, ends, strict=True):
+            axis.annotate(f"{row.value:.1f}", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.set_yticks(list(places))
+        axis.set_yticklabels([_short(row.name) for row in rows], parse_math=False)
+        axis.tick_params(axis="y", length=0)
+        axis.invert_yaxis()
+        low = min(0, *(row.value - (row.spread or 0) for row in rows))
+        axis.set_xlim(low * 1.1, max(*ends, 1) * 1.14)
+        axis.axvline(0, color="#1a1a1a", linewidth=0.6)
+        axis.set_title(title, fontsize=10, fontweight="bold", loc="left", parse_math=False)
+        axis.set_xlabel(unit, fontsize=8)
+        return _svg(figure)
+
+
+def losses(title: str, rows: list[dict]) -> bytes:
+    """Losses of one run by step [nats]: held out as points on a line, training as a faint line, a colour for each relation.
+
+    ``rows``: the run's metrics.jsonl. The total is black.
+    """
+    heldout = [row for row in rows if row.get("kind") == "heldout"]
+    train = [row for row in rows if row.get("kind") == "train"]
+    names = [name for name in ("loss", *relations(rows)) if any(name in row for row in rows)]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.1), layout="constrained")
+        axis = figure.subplots()
+        for number, name in enumerate(names):
+            colour = _COLOURS[number % len(_COLOURS)]
+            for some, look in ((train, {"linewidth": 0.9, "alpha": 0.4}), (heldout, {"marker": "o", "markersize": 3})):
+                own = [(row["step"], row[name]) for row in some if name in row]
+                if own:
+                    label = "total" if name == "loss" else name
+                    label = f"{label}, training" if some is train else label
+                    axis.plot(*zip(*own, strict=True), color=colour, label=label, **{"linewidth": 1.4} | look)
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
+        axis.grid(axis="y", which="both", linewidth=0.4, color="#ddd")
+        axis.set_title(_short(title, 48), fontsize=10, fontweight="bold", loc="left", parse_math=False)
+        axis.set_xlabel("step", fontsize=8)
+        axis.set_ylabel("loss [nats], log scale", fontsize=8)
+        axis.legend(frameon=False, fontsize=8, ncols=2)
+        return _svg(figure)
+
+
+def relations(rows: list[dict]) -> list[str]:
+    """The relations that a run's rows have losses of, in their order: names of two of q, k, v, or a loss's own name."""
+    heldout = next((row for row in rows if row.get("kind") == "heldout"), None)
+    if heldout is not None:
+        return [name for name in heldout if name not in ("step", "kind", "loss")]
+    first = next((row for row in rows if row.get("kind") == "train"), {})
+    return [name for name in first if len(name) == 2 and set(name) <= set("qkv")]
+
+
+def _short(name: str, most: int = 26) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _svg(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # letters that the font lacks are drawn as boxes
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
