@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 # In the order in which they are given out; readable in grey, and told apart by the colour-blind (Okabe and Ito, 2008).
 _COLOURS = ("#1a1a1a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_TEACHER, _OTHER = "#8a8f98", "#0072b2"
+_TEACHER, _OTHER = "#5f6570", "#0069a6"
 _WIDTH = 4.5  # inches, so that text keeps its size on a telephone
 _STYLE = {
     "svg.hashsalt": "report",
@@ -23,7 +23,7 @@ _STYLE = {
 
 class Bar(NamedTuple):
     name: str
-    value: float
+    value: float | None  # None: not there
     spread: float | None
     is_teacher: bool
 
@@ -33,25 +33,36 @@ def bars(title: str, unit: str, rows: list[Bar]) -> bytes:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.75 + 0.3 * len(rows)), layout="constrained")
         axis = figure.subplots()
-        places = range(len(rows))
-        axis.barh(places, [row.value for row in rows], color=[_TEACHER if row.is_teacher else _OTHER for row in rows],
-                  height=0.62, xerr=[row.spread or 0 for row in rows],
-                  error_kw={"elinewidth": 1.1, "capsize": 2.5, "ecolor": "#1a1a1a"})  # fmt: skip
-        for teacher in (row for row in rows if row.is_teacher):
-            axis.axvline(teacher.value, color=_TEACHER, linewidth=0.9, linestyle="--", zorder=0)
-        ends = [max(row.value, 0) + (row.spread or 0) for row in rows]
-        for place, row, end in zip(places, rows, ends, strict=True):
-            axis.annotate(f"{row.value:.1f}", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-        axis.set_yticks(list(places))
+        for place, row in enumerate(rows):
+            _bar(axis, place, row)
+        axis.set_yticks(range(len(rows)))
         axis.set_yticklabels([_short(row.name) for row in rows], parse_math=False)
         axis.tick_params(axis="y", length=0)
-        axis.invert_yaxis()
-        low = min(0, *(row.value - (row.spread or 0) for row in rows))
-        axis.set_xlim(low * 1.1, max(*ends, 1) * 1.14)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        ends = [(row.value, row.spread or 0) for row in rows if row.value is not None]
+        axis.set_xlim(
+            min(0, *(1.1 * (value - spread) for value, spread in ends)), max(1, *(1.05 * sum(end) for end in ends))
+        )
         axis.axvline(0, color="#1a1a1a", linewidth=0.6)
         axis.set_title(title, fontsize=10, fontweight="bold", loc="left", parse_math=False)
         axis.set_xlabel(unit, fontsize=8)
         return _svg(figure)
+
+
+def _bar(axis, place: int, row: Bar) -> None:
+    """The bar with its figure written at the foot, so that no whisker or line crosses it."""
+    if row.value is None:
+        axis.annotate("–", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        return
+    axis.barh(place, row.value, height=0.66, color=_TEACHER if row.is_teacher else _OTHER)
+    if row.spread is not None:
+        axis.errorbar(row.value, place, xerr=row.spread, color="#1a1a1a", linewidth=1.1, capsize=2.5)
+    if row.is_teacher:
+        axis.axvline(row.value, color=_TEACHER, linewidth=0.9, linestyle="--", zorder=0)
+    spread = "" if row.spread is None else f" ± {row.spread:.1f}"
+    inside = row.value > 10  # percent: room for the words
+    axis.annotate(f"{row.value:.1f}{spread}", (0 if inside else max(0, row.value + (row.spread or 0)), place), (4, 0),
+                  textcoords="offset points", va="center", fontsize=8, color="#fff" if inside else "#1a1a1a")  # fmt: skip
 
 
 def losses(title: str, rows: list[dict]) -> bytes:

@@ -24,7 +24,7 @@ table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tab
 th, td { padding: 0.32rem 0.7rem; border-bottom: 1px solid #ddd; white-space: nowrap; vertical-align: baseline; }
 thead th { border-bottom: 1.5px solid #1a1a1a; text-align: left; font-weight: 600; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; padding-left: 0; white-space: normal;
-  min-width: 8rem; max-width: 17rem; overflow-wrap: anywhere; }
+  min-width: 8rem; max-width: 24rem; overflow-wrap: anywhere; }
 td strong { color: #0b4f8a; }
 em { color: #444; }
 pre { background: #f5f5f2; padding: 0.7rem 0.9rem; overflow-x: auto; font-size: 0.82rem; line-height: 1.45; }
@@ -34,7 +34,7 @@ code { font-family: ui-monospace, "DejaVu Sans Mono", "Liberation Mono", monospa
 @media (max-width: 600px) {
   body { font-size: 15px; padding: 0.6rem 0.8rem 3rem; }
   th, td { padding: 0.3rem 0.5rem; }
-  th:first-child, td:first-child { min-width: 6.5rem; max-width: 9rem; }
+  th:first-child, td:first-child { min-width: 6.5rem; max-width: 10.5rem; }
 }
 @media print {
   @page { size: A4; margin: 14mm 12mm; }

@@ -36,6 +36,10 @@ class Distilled(NamedTuple):
     heads: int  # relation heads
     assistant: str = ""  # layers x width of the stage between, if there is one
 
+    def is_like(self, other: "Distilled") -> bool:
+        """Whether the method is the same, from whatever teacher to whatever shape."""
+        return self.terms == other.terms and bool(self.assistant) == bool(other.assistant)
+
 
 class Column(NamedTuple):
     """``metric`` is a key of a cell's scores; a column without a task is the mean of those before it."""
@@ -62,7 +66,10 @@ class Table:
 
 
 def known_as(model: dict) -> Distilled | str | None:
-    """Which model of the papers one of ours would be, by the content of its model.json; None if they have no such name."""
+    """What one of our models is in the papers' terms, by the content of its model.json: a student, or a public model.
+
+    None if it is neither. A student's teacher that the papers have no name for keeps its own.
+    """
     if not model.get("distillation"):
         return public_name(model["path"]) or public_name(model["name"])
     try:
@@ -76,18 +83,16 @@ def public_name(model: str) -> str | None:
     return _PUBLIC.get(model.rstrip("/").rpartition("/")[2].rpartition("--")[2].lower())
 
 
-def _distilled(stages: list[dict]) -> Distilled | None:
+def _distilled(stages: list[dict]) -> Distilled:
     first, last = stages[0], stages[-1]
-    teacher = public_name(first["teacher"]["model"])
-    if teacher is None or len(stages) > 2:
-        return None
+    teacher = first["teacher"]["model"]
     return Distilled(
-        teacher,
+        public_name(teacher) or teacher.rstrip("/").rpartition("/")[2],
         _size(last),
         tuple(sorted([*last["pairs"], *(name for key, name in _OTHER_LOSSES.items() if last.get(key))])),
         int(first["teacher"]["layer"]),
         int(last["relation_heads"]),
-        _size(first) if len(stages) == 2 else "",
+        ", ".join(map(_size, stages[:-1])),
     )
 
 

@@ -41,7 +41,8 @@ def make(folder: Path, runs: list[Path], teacher: str | None = None, all_tables:
     check(results)
     scores = Scores(results, find_teacher(results, teacher))
     summary = summarise(scores)
-    lines, charts = [f"# Results: {words(folder.resolve().name)}", "", *(f"{words(line)}\n" for line in summary)], {}
+    name = f"Scores beside {scores.teacher}" if scores.teacher else f"Scores of {scores.models[0]}"
+    lines, charts = [f"# {words(name)}", "", *(f"* {words(line)}" for line in summary), ""], {}
     for section in (
         scores_section(scores),
         retention_section(scores),
@@ -54,7 +55,7 @@ def make(folder: Path, runs: list[Path], teacher: str | None = None, all_tables:
         lines += section[0]
         charts |= section[1]
     text = "\n".join(lines).rstrip() + "\n"
-    _write(folder, text, html(f"Results: {folder.resolve().name}", text, charts), charts)
+    _write(folder, text, html(name, text, charts), charts)
     return text, summary
 
 
@@ -97,7 +98,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def scores_section(scores: Scores) -> Section:
-    """All models and tasks; then by name what is not there, what failed and what is not like with like."""
+    """All models and tasks; by name what is not there, what failed and what is not like with like; a chart of each task."""
     head = [
         "model",
         "size",
@@ -118,7 +119,18 @@ def scores_section(scores: Scores) -> Section:
         *_said(scores),
         *_other_metrics(scores),
     ]
-    return lines, {}
+    charts = {
+        f"report-scores-{task}.svg": _bars(scores, task)
+        for task in scores.tasks
+        if any(scores.figure(model, task) for model in scores.models)
+    }
+    if charts:
+        lines += [
+            "Whiskers are the standard deviation; the dashed line is the teacher.",
+            "",
+            *_linked(charts, "Scores"),
+        ]
+    return lines, charts
 
 
 def _name(scores: Scores, model: str) -> str:
@@ -167,7 +179,7 @@ def _other_metrics(scores: Scores) -> list[str]:
 
 
 def retention_section(scores: Scores) -> Section:
-    """What each model keeps of the teacher, and a chart of each task's scores."""
+    """What each model keeps of the teacher."""
     lines = []
     if scores.teacher:
         head = [f"percent of {words(scores.teacher)}", *map(title, scores.tasks), "average", "over"]
@@ -179,11 +191,7 @@ def retention_section(scores: Scores) -> Section:
             *table(head, [_kept(scores, model) for model in scores.models if model != scores.teacher]),
             "",
         ]
-    charts = {}
-    for task in scores.tasks:
-        if any(scores.figure(model, task) for model in scores.models):
-            charts[f"report-scores-{task}.svg"] = _bars(scores, task)
-    return [*lines, *_linked(charts, "Scores")], charts
+    return lines, {}
 
 
 def _kept(scores: Scores, model: str) -> list[str]:
@@ -197,8 +205,8 @@ def _bars(scores: Scores, task: str) -> bytes:
     from pipeline import charts  # matplotlib takes a second
 
     figures = [(model, scores.figure(model, task)) for model in scores.models]
-    rows = [charts.Bar(model, own.mean, own.spread, model == scores.teacher) for model, own in figures if own]
-    return charts.bars(title(task), f"{metric_name(scores.primary(task))} [%], with its standard deviation", rows)
+    rows = [charts.Bar(model, own and own.mean, own and own.spread, model == scores.teacher) for model, own in figures]
+    return charts.bars(title(task), f"{metric_name(scores.primary(task))} [%]", rows)
 
 
 def _linked(charts: dict[str, bytes], what: str) -> list[str]:
@@ -220,8 +228,8 @@ def paper_section(scores: Scores, all_tables: bool) -> Section:
     lines = [
         "## Beside the papers",
         "",
-        "Where a model here has the teacher, shape and relations of a row, it stands below that row; steps, batch and data may "
-        "differ. Empty: not scored here, or not given there.",
+        "Rows that begin with “here” are of this folder: below a row where teacher, shape and relations are the same, at the "
+        "end of a table where only the method is. Steps, batch and data may differ. Empty: not scored, or not given.",
         "",
     ]
     for each in tables:
@@ -238,6 +246,7 @@ def _paper_table(scores: Scores, theirs: paper.Table, known: dict) -> list[str]:
         ours += [model for model in same if model not in ours]
         if not same:
             alone.append(row.name)
+    rows += _alike(scores, theirs, known, ours)
     lines = [
         f"### {theirs.title}",
         "",
@@ -246,12 +255,28 @@ def _paper_table(scores: Scores, theirs: paper.Table, known: dict) -> list[str]:
         *table(["", *(c.label for c in theirs.columns)], rows),
         "",
     ]
-    lines += [f"* here: {words(model)} had {_budget(scores.results.models[model])}" for model in ours]
-    if ours and alone:
-        lines.append(f"* no model here for: {'; '.join(alone)}")
-    elif not ours:
-        lines.append("* no model here is one of these rows")
+    trained = [model for model in ours if scores.results.models[model].get("distillation")]
+    lines += [f"* {words(model)} had {_budget(scores.results.models[model])}" for model in trained]
+    lines.append(
+        f"* none here of: {'; '.join(alone)}" if ours and alone else "" if ours else "* none of these models here"
+    )
     return [*lines, ""]
+
+
+def _alike(scores: Scores, theirs: paper.Table, known: dict, ours: list[str]) -> list[list[str]]:
+    """Rows of the models that were made by a method of the table, from another teacher or in another shape."""
+    methods = [row.model for row in theirs.rows if isinstance(row.model, paper.Distilled)]
+    rows = []
+    for model in scores.models:
+        own = known[model]
+        if model in ours or not isinstance(own, paper.Distilled) or not any(map(own.is_like, methods)):
+            continue
+        means = f"{own.student} from {own.teacher} by {', '.join(own.terms)}"
+        rows.append([f"here: {words(f'{model} ({means})')}", *_ours(scores, model, theirs.columns)])
+    rows = [row for row in rows if any(row[1:])]
+    if rows and scores.teacher and scores.teacher not in ours:
+        rows.insert(0, [f"here: {words(scores.teacher)} (teacher)", *_ours(scores, scores.teacher, theirs.columns)])
+    return rows
 
 
 def _ours(scores: Scores, model: str, columns: tuple[paper.Column, ...]) -> list[str]:
@@ -265,8 +290,13 @@ def _ours(scores: Scores, model: str, columns: tuple[paper.Column, ...]) -> list
 
 def _budget(model: dict) -> str:
     """What a student was trained on, stage by stage, or that it is a public model."""
-    stages = model.get("distillation")
-    return "; then ".join(words(_steps(stage)) for stage in stages) if stages else "no distillation here"
+    try:
+        return (
+            "; then ".join(words(_steps(stage)) for stage in model["distillation"] or [])
+            or "no distillation: it is public"
+        )
+    except (KeyError, TypeError, ValueError):
+        return "steps that are not on record"
 
 
 def _steps(stage: dict) -> str:
@@ -419,8 +449,8 @@ def origin_section(scores: Scores) -> Section:
         chosen = {task: cells for task in scores.tasks if (cells := scores.chosen(name, task))}
         if not chosen:
             continue
-        head = ["task", "setting", "seeds", "data", "train rows", "rows", "minutes", "versions"]
-        lines += [*table(head, [_origin(task, cells) for task, cells in chosen.items()], left=4), ""]
+        head = ["task", "setting", "seeds", "data", "versions", "train rows", "scored rows", "minutes each"]
+        lines += [*table(head, [_origin(task, cells) for task, cells in chosen.items()], left=5), ""]
         for task, cells in chosen.items():
             lines.append(f"    {command(scores, model, task, cells)}")
         lines += ["", *_tried(scores, name)]
@@ -453,10 +483,10 @@ def _origin(task: str, cells: list[Cell]) -> list[str]:
         words(shown_setting(setting)),
         words(" ".join(str(cell.settings.get("seed", "?")) for cell in cells)),
         words(f"{first.data.get('source')}, fingerprint {str(first.data.get('fingerprint'))[:12]}"),
+        words(", ".join(f"{name} {version}" for name, version in sorted(first.versions.items()))),
         _rows(first.data.get("train")),
         f"{_rows(first.data.get('dev'))} {words(first.split)}",
         f"{sum(seconds) / len(seconds) / 60:.1f}" if seconds else NONE,
-        words(", ".join(f"{name} {version}" for name, version in sorted(first.versions.items()))),
     ]
 
 
