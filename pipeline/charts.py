@@ -5,6 +5,7 @@ import warnings
 from typing import NamedTuple
 
 import matplotlib
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 # In the order in which they are given out; readable in grey, and told apart by the colour-blind (Okabe and Ito, 2008).
@@ -70,28 +71,30 @@ def losses(title: str, rows: list[dict]) -> bytes:
 
     ``rows``: the run's metrics.jsonl. The total is black.
     """
-    heldout = [row for row in rows if row.get("kind") == "heldout"]
-    train = [row for row in rows if row.get("kind") == "train"]
     names = [name for name in ("loss", *relations(rows)) if any(name in row for row in rows)]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 3.1), layout="constrained")
         axis = figure.subplots()
         for number, name in enumerate(names):
-            colour = _COLOURS[number % len(_COLOURS)]
-            for some, look in ((train, {"linewidth": 0.9, "alpha": 0.4}), (heldout, {"marker": "o", "markersize": 3})):
-                own = [(row["step"], row[name]) for row in some if name in row]
+            label = "total" if name == "loss" else name
+            for kind, look in (
+                ("train", {"linewidth": 0.9, "alpha": 0.4}),
+                ("heldout", {"marker": "o", "markersize": 3}),
+            ):
+                own = [(row["step"], row[name]) for row in rows if row.get("kind") == kind and name in row]
                 if own:
-                    label = "total" if name == "loss" else name
-                    label = f"{label}, training" if some is train else label
-                    axis.plot(*zip(*own, strict=True), color=colour, label=label, **{"linewidth": 1.4} | look)
+                    axis.plot(*zip(*own, strict=True), color=_COLOURS[number % len(_COLOURS)], label=label,
+                              **{"linewidth": 1.4} | look)  # fmt: skip
+                    label = None  # once for both lines
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
-        axis.grid(axis="y", which="both", linewidth=0.4, color="#ddd")
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_locator(ticker.NullLocator())
+        axis.grid(axis="y", linewidth=0.4, color="#ddd")
         axis.set_title(_short(title, 48), fontsize=10, fontweight="bold", loc="left", parse_math=False)
         axis.set_xlabel("step", fontsize=8)
         axis.set_ylabel("loss [nats], log scale", fontsize=8)
-        axis.legend(frameon=False, fontsize=8, ncols=2)
+        figure.legend(frameon=False, fontsize=8, ncols=5, loc="outside lower center")
         return _svg(figure)
 
 

@@ -41,12 +41,13 @@ code { font-family: ui-monospace, "DejaVu Sans Mono", "Liberation Mono", monospa
   body { max-width: none; padding: 0; font-size: 9.5pt; }
   h1, h2, h3 { break-after: avoid; }
   h2 { margin-top: 1.4rem; }
-  table { font-size: 7.5pt; }
+  table { font-size: 7.5pt; break-inside: avoid; }
   thead { display: table-header-group; }
   tr, img { break-inside: avoid; }
   th, td { padding: 0.18rem 0.35rem; }
-  th:first-child, td:first-child { position: static; min-width: 0; }
-  thead th { white-space: normal; }
+  th, td { white-space: normal; }
+  th:first-child, td:first-child { position: static; min-width: 5.5rem; overflow-wrap: break-word; }
+  p:has(+ .pictures) { break-after: avoid; }
   .wide { overflow: visible; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 7.5pt; }
   .pictures img { flex-basis: 47%; max-width: 47%; }

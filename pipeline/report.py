@@ -258,7 +258,11 @@ def _paper_table(scores: Scores, theirs: paper.Table, known: dict) -> list[str]:
     trained = [model for model in ours if scores.results.models[model].get("distillation")]
     lines += [f"* {words(model)} had {_budget(scores.results.models[model])}" for model in trained]
     lines.append(
-        f"* none here of: {'; '.join(alone)}" if ours and alone else "" if ours else "* none of these models here"
+        f"* none here of: {'; '.join(alone)}"
+        if ours and alone
+        else ""
+        if ours
+        else "* no model here has the teacher and shape of a row"
     )
     return [*lines, ""]
 
@@ -281,7 +285,10 @@ def _alike(scores: Scores, theirs: paper.Table, known: dict, ours: list[str]) ->
 
 def _ours(scores: Scores, model: str, columns: tuple[paper.Column, ...]) -> list[str]:
     figures = [scores.figure(model, column.task, column.metric) if column.task else None for column in columns]
-    cells = ["" if figure is None else shown(figure) for figure in figures]
+    cells = [
+        "" if figure is None else f"{figure.mean:.1f}" if "/" in column.metric else shown(figure)  # languages are many
+        for figure, column in zip(figures, columns, strict=True)
+    ]
     tasks = [figure for figure, column in zip(figures, columns, strict=True) if column.task]
     if not columns[-1].task and all(tasks):
         cells[-1] = f"{sum(figure.mean for figure in tasks) / len(tasks):.1f}"
@@ -485,7 +492,7 @@ def _origin(task: str, cells: list[Cell]) -> list[str]:
         words(f"{first.data.get('source')}, fingerprint {str(first.data.get('fingerprint'))[:12]}"),
         words(", ".join(f"{name} {version}" for name, version in sorted(first.versions.items()))),
         _rows(first.data.get("train")),
-        f"{_rows(first.data.get('dev'))} {words(first.split)}",
+        f"{_rows(first.data.get(first.split, first.data.get('dev')))} {words(first.split)}",
         f"{sum(seconds) / len(seconds) / 60:.1f}" if seconds else NONE,
     ]
 

@@ -10,8 +10,6 @@ With --out, RESULTS/STUDENT/speed.json receives each student's figures for the r
 
 import argparse
 import csv
-import json
-import os
 import statistics
 import sys
 import time
@@ -25,7 +23,9 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import Parser, UserError, run_command
+from data_prep.shards import write_json
 from pipeline import encoders, paper, results
+from pipeline.scored_model import describe_model
 
 _FIRST_ORDINARY = 1000  # made-up ids begin here where the vocabulary is large enough: below are special and unused ones
 
@@ -73,7 +73,8 @@ def device_name(device: torch.device, dtype: torch.dtype) -> str:
     kind = "bf16" if dtype == torch.bfloat16 else "fp32"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {kind}"
-    return f"cpu ({torch.get_num_threads()} threads), {kind}"
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'' if threads == 1 else 's'}), {kind}"
 
 
 # --- batches -----------------------------------------------------------------------------------------------------------
@@ -130,52 +131,53 @@ def _read_qnli(path: Path, count: int) -> list[tuple[str, str]]:
 # --- the command -------------------------------------------------------------------------------------------------------
 
 
-def describe_model(model: str) -> dict:
-    """What RESULTS/MODEL/model.json says: name, path, shape, parameters, weights, and how it was distilled if it was."""
-    loaded = encoders.load_model(model, "main", torch.float32)
-    record = Path(model) / "distillation.json"
-    return {
-        "format": results.FORMAT,
-        "name": name_of(model),
-        "path": model,
-        "weights": encoders.weights_hash(loaded.parameters()),
-        "model_type": loaded.config.model_type,
-        "layers": loaded.config.num_hidden_layers,
-        "hidden": loaded.config.hidden_size,
-        "parameters": encoders.count_parameters(loaded.config),
-        "distillation": json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None,
-    }
+def describe(models: list[str], out: Path | None) -> list[dict]:
+    """Each model's description (model.json), under the name that the results folder ``out`` knows its weights by.
+
+    Raises UserError for two models of one name, or if ``out`` holds results of other weights under a model's name.
+    """
+    known = results.read_results(out).models if out and out.exists() else {}
+    abouts = []
+    for model in models:
+        name = Path(model).resolve().name if Path(model).is_dir() else model.replace("/", "--")
+        about = describe_model(model, name)
+        same = sorted(
+            (other for other in known if known[other]["weights"] == about["weights"]), key=lambda n: n != name
+        )
+        about["name"] = same[0] if same else name
+        if not same and name in known:
+            weights = known[name]["weights"]
+            raise UserError(
+                f"{out / name}: of the weights {weights}, {model} has {about['weights']}; use another --out"
+            )
+        abouts.append(about)
+    names = [about["name"] for about in abouts]
+    if len(set(names)) < len(names):
+        raise UserError(f"{', '.join(models)}: two are named {max(names, key=names.count)}; rename a folder")
+    return abouts
 
 
-def name_of(model: str) -> str:
-    """The name of a model's results: its folder's, or its hub id with -- for the slash."""
-    return Path(model).resolve().name if Path(model).is_dir() else model.replace("/", "--")
+def compare(abouts: list[dict], data: Path | None, shape: tuple[int, int, int]) -> list[dict]:
+    """Measure the first model and the others; the content of each other's speed.json.
 
-
-def compare(reference: str, students: list[str], options: argparse.Namespace) -> list[dict]:
-    """Measure; the content of each student's speed.json."""
-    names = {model: name_of(model) for model in (reference, *students)}
-    if len(set(names.values())) < 1 + len(students):
-        raise UserError(f"{', '.join(names.values())}: two models of one name; rename a folder")
+    ``shape``: batches, sequences in each, tokens at most. Raises UserError for a length beyond a model's positions.
+    """
     device = usual_device()
     dtype = usual_dtype(device)
-    models = {name: encoders.load_model(model, "main", dtype).to(device) for model, name in names.items()}
+    paths = {about["name"]: about["path"] for about in abouts}
+    models = {name: encoders.load_model(path, "main", dtype).to(device) for name, path in paths.items()}
     for name, model in models.items():
-        longest = encoders.longest_input(model.config)
-        if options.length > longest:
-            raise UserError(f"--length {options.length}: {name} has {longest} positions; use at most that")
-    shape = (options.batches, options.batch, options.length)
-    if options.data:
-        batches = qnli_batches(options.data, {name: model for model, name in names.items()}, *shape)
-    else:
-        batches = made_up_batches(models, *shape)
+        if shape[2] > (longest := encoders.longest_input(model.config)):
+            raise UserError(f"--length {shape[2]}: {name} has {longest} positions; use at most that")
+    batches = qnli_batches(data, paths, *shape) if data else made_up_batches(models, *shape)
     seconds = measure(models, batches, device)
-    ids = f"{options.data.parent.name}/{options.data.name}" if options.data else "made-up ids"
+    reference, *students = paths
+    text = f"{data.resolve().parent.name}/{data.name}" if data else "made-up ids"
     where = device_name(device, dtype)
-    return [_record(names[student], names[reference], seconds, where, shape, ids) for student in students]
+    return [_record(student, reference, seconds, where, shape, text) for student in students]
 
 
-def _record(student: str, reference: str, seconds: dict, device: str, shape: tuple[int, int, int], ids: str) -> dict:
+def _record(student: str, reference: str, seconds: dict, device: str, shape: tuple[int, int, int], text: str) -> dict:
     return {
         "format": results.FORMAT,
         "model": student,
@@ -184,49 +186,30 @@ def _record(student: str, reference: str, seconds: dict, device: str, shape: tup
         "batches": shape[0],
         "batch": shape[1],
         "length": shape[2],
-        "text": ids,
+        "text": text,
         "seconds": seconds[student],
         "reference_seconds": seconds[reference],
         "speedup": seconds[reference] / seconds[student],
     }
 
 
-def write(out: Path, abouts: dict[str, dict], records: list[dict]) -> None:
-    """RESULTS/MODEL/model.json where there is none, and each student's speed.json; every file whole or not at all.
-
-    ``abouts`` are the models' descriptions by name. Raises UserError if a folder holds results of other weights.
-    """
-    for name, about in abouts.items():
-        there = out / name / results.MODEL
-        known = results.read_record(there, "model")["weights"] if there.exists() else about["weights"]
-        if known != about["weights"]:
-            raise UserError(
-                f"{there}: of the weights {known}, {about['path']} has {about['weights']}; use another --out"
-            )
-    for name, about in abouts.items():
-        (out / name).mkdir(parents=True, exist_ok=True)
-        if not (out / name / results.MODEL).exists():
-            _write(out / name / results.MODEL, about)
+def write(out: Path, abouts: list[dict], records: list[dict]) -> None:
+    """RESULTS/MODEL/model.json where there is none, and each student's speed.json; every file whole or not at all."""
+    for about in abouts:
+        folder = out / about["name"]
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / results.MODEL).exists():
+            write_json(folder / results.MODEL, about)
     for record in records:
-        _write(out / record["model"] / results.SPEED, record)
+        write_json(out / record["model"] / results.SPEED, record)
 
 
-def _write(path: Path, record: dict) -> None:
-    aside = path.with_name(f".{path.name}.writing")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(record, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
-def table(abouts: dict[str, dict], records: list[dict]) -> list[str]:
+def table(abouts: list[dict], records: list[dict]) -> list[str]:
     """Lines of a plain table: sizes, times and speed-ups, and the paper's speed-up of one such shape over the other."""
-    reference = abouts[records[0]["reference"]]
+    reference, *students = abouts
     rows = [("", "size", "embeddings", "Transformer", "a batch", "times as fast", "paper")]
     rows.append((*_columns(reference), f"{1e3 * records[0]['reference_seconds']:.1f} ms", "", ""))
-    for record in records:
-        about = abouts[record["model"]]
+    for about, record in zip(students, records, strict=True):
         theirs = paper.speedup(_size(about), _size(reference))
         figures = f"{1e3 * record['seconds']:.1f} ms", f"{record['speedup']:.2f}", f"{theirs:.2f}" if theirs else "-"
         rows.append((*_columns(about), *figures))
@@ -266,8 +249,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="RESULTS", help="a results folder, for the report")
     options = parser.parse_args()
     transformers_logging.disable_progress_bar()
-    records = compare(options.reference, options.students, options)
-    abouts = {name_of(model): describe_model(model) for model in (options.reference, *options.students)}
+    abouts = describe([options.reference, *options.students], options.out)
+    records = compare(abouts, options.data, (options.batches, options.batch, options.length))
     if options.out:
         write(options.out, abouts, records)
     first = records[0]
