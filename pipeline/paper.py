@@ -105,7 +105,7 @@ def size(layers: int, hidden: int) -> str:
     return f"{layers}x{hidden}"
 
 
-# --- what the rows are -------------------------------------------------------------------------------------------------
+# --- what the rows are ------------------------------------------------------------------------------------------------
 
 _V1 = ("qk", "vv")
 
@@ -119,7 +119,7 @@ def _v2(student: str, teacher: str) -> Distilled:
     return Distilled(teacher, student, ("kk", "qq", "vv"), layer, 64 if "large" in teacher else 48)
 
 
-# --- scores ------------------------------------------------------------------------------------------------------------
+# --- scores -----------------------------------------------------------------------------------------------------------
 
 _SQUAD2, _MNLI, _SST2 = Column("SQuAD 2.0", "squad2", "f1"), Column("MNLI-m", "mnli"), Column("SST-2", "sst2")
 
@@ -262,7 +262,7 @@ V2_MULTILINGUAL = Table(
 
 TABLES = (TABLE_2, TABLE_3, VALUE_RELATION, VALUE_MSE, LAYERS, XNLI, MLQA, V2_ENGLISH, V2_MULTILINGUAL)
 
-# --- size and speed ----------------------------------------------------------------------------------------------------
+# --- size and speed ---------------------------------------------------------------------------------------------------
 
 # MiniLM: times as fast as 12x768, over 100 batches of QNLI; and millions of parameters, (word embeddings, Transformer).
 SPEEDUPS = {"12x768": 1.0, "6x768": 2.0, "12x384": 2.7, "6x384": 5.3, "4x384": 7.8, "3x384": 10.1}

@@ -94,7 +94,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-# --- scores ------------------------------------------------------------------------------------------------------------
+# --- scores -----------------------------------------------------------------------------------------------------------
 
 
 def scores_section(scores: Scores) -> Section:
@@ -151,7 +151,7 @@ def shown(figure: Figure | None) -> str:
 def _said(scores: Scores) -> list[str]:
     """A list of what a reader must know of the table above."""
     said = [
-        f"{NONE} not there yet: {words(model)} in {', '.join(map(title, tasks))}" for model, tasks in missing(scores)
+        f"not there yet ({NONE}): {words(model)} in {', '.join(map(title, tasks))}" for model, tasks in missing(scores)
     ]
     for failure in scores.results.failures:
         seed = f", seed {failure.settings['seed']}" if "seed" in failure.settings else ""
@@ -175,7 +175,7 @@ def _other_metrics(scores: Scores) -> list[str]:
     return [*table(head, rows), ""]
 
 
-# --- retention ---------------------------------------------------------------------------------------------------------
+# --- retention --------------------------------------------------------------------------------------------------------
 
 
 def retention_section(scores: Scores) -> Section:
@@ -216,7 +216,7 @@ def _linked(charts: dict[str, bytes], what: str) -> list[str]:
     return [*(f"![{what}: {name.removesuffix('.svg').partition('-')[2]}]({name})" for name in charts), ""]
 
 
-# --- beside the papers --------------------------------------------------------------------------------------------------
+# --- beside the papers ------------------------------------------------------------------------------------------------
 
 
 def paper_section(scores: Scores, all_tables: bool) -> Section:
@@ -312,7 +312,7 @@ def _steps(stage: dict) -> str:
     return f"{size} from {recipe['teacher']['model']}"
 
 
-# --- by language ---------------------------------------------------------------------------------------------------------
+# --- by language ------------------------------------------------------------------------------------------------------
 
 
 def language_section(scores: Scores) -> Section:
@@ -345,7 +345,7 @@ def _mean(figure: Figure | None) -> str:
     return NONE if figure is None else f"{figure.mean:.1f}"
 
 
-# --- size and speed ------------------------------------------------------------------------------------------------------
+# --- size and speed ---------------------------------------------------------------------------------------------------
 
 
 def speed_section(scores: Scores) -> Section:
@@ -394,7 +394,7 @@ def _how_measured(record: dict) -> str:
     return f"{shape} ({record.get('text', 'unknown text')}) on {record['device']}, medians"
 
 
-# --- distillation runs ---------------------------------------------------------------------------------------------------
+# --- distillation runs ------------------------------------------------------------------------------------------------
 
 
 def runs_section(runs: list[Path]) -> Section:
@@ -443,7 +443,7 @@ def _first_and_last(run: str, metrics: list[dict], relations: list[str]) -> list
     ]
 
 
-# --- how it was made -----------------------------------------------------------------------------------------------------
+# --- how it was made --------------------------------------------------------------------------------------------------
 
 
 def origin_section(scores: Scores) -> Section:
@@ -532,7 +532,7 @@ def _tried(scores: Scores, model: str) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-# --- the command ---------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:

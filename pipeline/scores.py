@@ -109,7 +109,7 @@ def shown_setting(settings: dict) -> str:
     return ", ".join(parts + others)
 
 
-# --- the teacher --------------------------------------------------------------------------------------------------------
+# --- the teacher ------------------------------------------------------------------------------------------------------
 
 
 def find_teacher(results: Results, name: str | None) -> str | None:
@@ -169,7 +169,7 @@ def _find(results: Results, stage: dict) -> str | None:
     return None
 
 
-# --- what must be said ---------------------------------------------------------------------------------------------------
+# --- what must be said ------------------------------------------------------------------------------------------------
 
 
 def check(results: Results) -> None:

@@ -77,7 +77,7 @@ def device_name(device: torch.device, dtype: torch.dtype) -> str:
     return f"cpu ({threads} thread{'' if threads == 1 else 's'}), {kind}"
 
 
-# --- batches -----------------------------------------------------------------------------------------------------------
+# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 def made_up_batches(
@@ -128,7 +128,7 @@ def _read_qnli(path: Path, count: int) -> list[tuple[str, str]]:
     return pairs
 
 
-# --- the command -------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
 def describe(models: list[str], out: Path | None) -> list[dict]:

@@ -1,6 +1,7 @@
 """pipeline.speed: what is timed and how, what is written, and what it says to mistakes."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -107,7 +108,8 @@ def test_every_student_is_measured_against_the_reference(models, monkeypatch):
 
 def test_the_command_measures_writes_and_shows_the_paper(models, qnli, tmp_path):
     out = tmp_path / "results"
-    result = command(models["teacher"], models["student"], "--data", qnli, "--batches", 2, "--batch", 3, "--out", out, "--length", 32)  # fmt: skip
+    shape = ("--batches", 2, "--batch", 3, "--length", 32)
+    result = command(models["teacher"], models["student"], "--data", qnli, *shape, "--out", out)
     assert result.returncode == 0, result.stderr
     assert "2 batches of 3 × 32 (QNLI/dev.tsv) on cpu (1 thread), fp32:" in result.stdout
     assert "arXiv 2002.10957" in result.stdout and "times as fast" in result.stdout
@@ -195,7 +197,13 @@ def test_a_file_that_is_not_qnlis_is_refused(tmp_path, content, message):
         (["./none", "b"], "./none: no such folder"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(arguments, message):
-    result = command(*arguments)
+def test_a_mistake_of_the_command_is_named(monkeypatch, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["speed", *arguments])
+    with pytest.raises(UserError, match=re.escape(message)):
+        speed.main()
+
+
+def test_a_mistake_is_one_line_and_code_2(models):
+    result = command(models["teacher"], models["student"], "--data", "none.tsv")
     assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {message}") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: none.tsv: cannot be read") and result.stderr.count("\n") == 1
