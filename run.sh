@@ -25,7 +25,9 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
   evaluate --model DIR --task NAME[,NAME] --out DIR
                             fine-tune and score it: GLUE, SQuAD, XNLI, MLQA, XQuAD
                                                                              (python -m pipeline.evaluate)
-  report RUN_DIR STUDENT    sizes, speed-up, losses, relation maps           (python -m pipeline.report)
+  speed TEACHER STUDENT …   how much faster and smaller the students are     (python -m pipeline.speed)
+  report RESULTS_DIR        scores beside the teacher's and the papers'      (python -m pipeline.report)
+  report RUN_DIR STUDENT    sizes, speed-up, losses, relation maps of a run
   bench loss | step | data | teacher | all
                             where the time goes, on this machine             (python -m pipeline.bench)
 
@@ -118,7 +120,7 @@ case $verb in
         set_up
         exec python -m pipeline.launch "$@"
         ;;
-    recipe | plan | doctor | export | evaluate | report | bench)
+    recipe | plan | doctor | export | evaluate | speed | report | bench)
         set_up
         exec python -m "pipeline.$verb" "$@"
         ;;

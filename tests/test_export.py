@@ -1,4 +1,4 @@
-"""pipeline.export and pipeline.report on a small finished run."""
+"""pipeline.export on a small finished run."""
 
 import shutil
 import subprocess
@@ -6,12 +6,10 @@ import sys
 
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 from data_prep.errors import UserError
-from pipeline import checkpoints, encoders, export, report
-from pipeline.monitor import read_metrics
+from pipeline import checkpoints, encoders, export
 from tests import launching
 from tests.tiny import make_recipe
 
@@ -114,24 +112,6 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {tmp_path}: no whole checkpoint")
     assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()
-
-
-def test_the_report_shows_sizes_speed_losses_and_maps(run, student):
-    text = report.report(run, student)
-    assert (run / "report.md").read_text() == text
-    assert "| teacher | 4 | 32 |" in text and "| student | 2 | 16 |" in text
-    assert "times faster**" in text
-    heldout = [row for row in read_metrics(run) if row["kind"] == "heldout"]
-    assert f"| vv | {heldout[0]['vv']:.4f} | {heldout[-1]['vv']:.4f} |" in text
-    with Image.open(run / "relations.png") as picture:
-        assert picture.width > 600 and picture.height > 600
-
-
-def test_a_report_is_of_the_runs_own_student_only(run, student, tmp_path):
-    with pytest.raises(UserError, match=r"nope: no exported student there; make it with ./run.sh export"):
-        report.report(run, tmp_path / "nope")
-    with pytest.raises(UserError, match=r"teacher: not the student of .* at step 6; make it with"):
-        report.report(run, run.parent / "teacher")
 
 
 def test_the_student_of_another_run_is_not_replaced(run, student, tmp_path):

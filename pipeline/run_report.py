@@ -1,0 +1,117 @@
+"""What came out of one run, for a person: what `python -m pipeline.report RUN_DIR STUDENT_FOLDER` makes.
+
+Writes RUN_DIR/report.md and RUN_DIR/relations.png and prints the report: sizes, measured speed-up, held-out losses before
+and after, and what to type next.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from data_prep.errors import UserError
+from pipeline import checkpoints, encoders, speed
+from pipeline.maps import SENTENCE, relation_maps, save_figure
+from pipeline.monitor import heldout_rows
+
+transformers_logging.disable_progress_bar()
+
+
+def report(run: Path, student_folder: Path) -> str:
+    """The report's Markdown text, written to the run folder beside its picture."""
+    checkpoint = checkpoints.latest(run)
+    if checkpoint is None:
+        raise UserError(f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?")
+    recipe = checkpoint.info["recipe"]
+    student = load_student_of(run, checkpoint, student_folder)
+    teacher = encoders.load_model(recipe["teacher"]["model"], recipe["teacher"]["revision"], torch.float32)
+    draw(run / "relations.png", recipe, teacher, student, student_folder)
+    lines = [
+        f"# {run.name}: {checkpoint.step} of {recipe['steps']} steps",
+        "",
+        *sizes(teacher, student),
+        "",
+        speed_line(teacher, student, recipe["length"]),
+        "",
+        *losses(run, checkpoint.step, recipe["pairs"]),
+        "",
+        "![Relations of teacher and student for one sentence](relations.png)",
+        "",
+        "## Next",
+        "",
+        f"    tensorboard --logdir {run / 'tensorboard'}        # curves and relation maps of this run",
+        f"    python -c 'from transformers import AutoModel; print(AutoModel.from_pretrained(\"{student_folder}\"))'",
+        "    ./run.sh prep --help                           # your own text",
+        "    ./run.sh distill my_recipe.toml                # your own teacher; start from pipeline/recipes/demo.toml",
+    ]
+    text = "\n".join(lines) + "\n"
+    (run / "report.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def load_student_of(run: Path, checkpoint: checkpoints.Checkpoint, folder: Path):
+    """The exported student, which must be that of this run's newest checkpoint."""
+    remedy = f"make it with ./run.sh export {run} {folder}"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no exported student there; {remedy}")
+    student = encoders.load_model(str(folder), "main", torch.float32)
+    own, weights = student.state_dict(), checkpoint.weights()
+    if own.keys() != weights.keys() or not all(torch.equal(own[name], weights[name]) for name in own):
+        raise UserError(f"{folder}: not the student of {run} at step {checkpoint.step}; {remedy}")
+    return student
+
+
+def sizes(teacher, student) -> list[str]:
+    """A table of both models' parameters, counted as in the papers."""
+    rows = [
+        "| | layers | width | word embeddings | Transformer | all parameters |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, model in (("teacher", teacher), ("student", student)):
+        count = encoders.count_parameters(model.config)
+        millions = " | ".join(f"{count[key] / 1e6:.2f} M" for key in ("embeddings", "transformer", "total"))
+        rows.append(f"| {name} | {model.config.num_hidden_layers} | {model.config.hidden_size} | {millions} |")
+    return rows
+
+
+def speed_line(teacher, student, length: int, sequences: int = 8, batches: int = 7) -> str:
+    """One sentence: the student's measured speed-up over the teacher, medians of interleaved forwards of made-up ids."""
+    device = speed.usual_device()
+    models = {"teacher": teacher.to(device), "student": student.to(device)}
+    seconds = speed.measure(models, speed.made_up_batches(models, batches, sequences, length), device)
+    slow, fast = seconds["teacher"], seconds["student"]
+    return (
+        f"Speed on {speed.device_name(device, torch.float32)}, batches of {sequences} × {length}: teacher "
+        f"{slow * 1e3:.0f} ms, student {fast * 1e3:.0f} ms, **{slow / fast:.2f} times faster**."
+    )
+
+
+def losses(run: Path, step: int, pairs: list[str]) -> list[str]:
+    """A table of held-out losses by relation, first and last."""
+    heldout = heldout_rows(run, step)
+    if not heldout:
+        return ["No held-out documents: no held-out losses."]
+    first, last = heldout[0], heldout[-1]
+    rows = [
+        f"| held-out loss (nats) | step {first['step']} | step {last['step']} | left over |",
+        "|---|---|---|---|",
+    ]
+    for name in ("loss", *pairs):
+        rows.append(f"| {name} | {first[name]:.4f} | {last[name]:.4f} | {100 * last[name] / first[name]:.0f} % |")
+    return rows
+
+
+@torch.inference_mode()
+def draw(path: Path, recipe: dict, teacher, student, student_folder: Path) -> None:
+    tokenizer = encoders.load_tokenizer(str(student_folder))
+    ids = tokenizer(SENTENCE, return_tensors="pt")["input_ids"]
+    tokens = tokenizer.convert_ids_to_tokens(ids[0])
+    qkv = [
+        encoders.cut_encoder(model, layer)(ids)
+        for model, layer in (
+            (teacher, recipe["teacher"]["layer"]),
+            (student, student.config.num_hidden_layers),
+        )
+    ]
+    pairs = tuple(recipe["pairs"])
+    save_figure(path, relation_maps(*qkv, pairs, recipe["relation_heads"]), pairs, tokens)

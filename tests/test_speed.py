@@ -1,0 +1,209 @@
+"""pipeline.speed: what is timed and how, what is written, and what it says to mistakes."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from data_prep.errors import UserError
+from pipeline import encoders, results, speed
+from pipeline.scored_model import describe_model
+from tests import launching
+from tests.tiny import make_teacher
+
+CPU = torch.device("cpu")
+SHAPE = (2, 3, 8)  # batches, sequences, tokens
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speed")
+    return {
+        "teacher": str(make_teacher(folder / "teacher")),
+        "student": str(make_teacher(folder / "student", layers=2, hidden=16)),
+        "other": str(make_teacher(folder / "other", layers=1)),
+    }
+
+
+@pytest.fixture
+def qnli(tmp_path):
+    path = tmp_path / "QNLI" / "dev.tsv"
+    path.parent.mkdir()
+    rows = [f'{n}\tw{n} "w2 ?\tw3 w4 w5{" w6" * n}\tentailment' for n in range(7)]
+    path.write_text("index\tquestion\tsentence\tlabel\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.speed", *map(str, arguments)],
+        capture_output=True, text=True, env=launching.environment(), cwd=launching.ROOT,
+    )  # fmt: skip
+
+
+def clock(monkeypatch, seconds):
+    """Time goes by only where the models say so: ``seconds`` is filled by them."""
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: sum(seconds))
+
+
+def test_models_take_turns_batch_by_batch_after_one_to_warm_up():
+    order = []
+    models = {name: lambda name=name, **batch: order.append((name, int(batch["x"]))) for name in "ab"}
+    batches = [{"x": torch.tensor(number)} for number in range(3)]
+    speed.measure(models, {"a": batches, "b": batches}, CPU)
+    assert order == [("a", 0), ("b", 0), ("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+def test_the_median_counts_and_the_warm_up_does_not(monkeypatch):
+    elapsed, calls = [], iter([99.0, 5.0, 1.0, 2.0])  # warm-up, then three batches
+    clock(monkeypatch, elapsed)
+    found = speed.measure({"a": lambda **_: elapsed.append(next(calls))}, {"a": [{}] * 3}, CPU)
+    assert found == {"a": 2.0}
+
+
+def test_forwards_run_in_inference_mode(monkeypatch):
+    seen = []
+    speed.measure({"a": lambda **_: seen.append(torch.is_inference_mode_enabled())}, {"a": [{}]}, CPU)
+    assert seen == [True, True]
+
+
+def test_made_up_ids_are_the_same_full_length_ids_for_all_models(models):
+    loaded = {name: encoders.load_model(path, "main", torch.float32) for name, path in models.items()}
+    made = speed.made_up_batches(loaded, *SHAPE)
+    assert made["teacher"] is made["student"] and len(made["teacher"]) == 2
+    for batch in made["teacher"]:
+        assert batch["input_ids"].shape == (3, 8) and batch["attention_mask"].all()
+        assert batch["input_ids"].max() < 50
+    assert not torch.equal(*(batch["input_ids"] for batch in made["teacher"]))
+
+
+def test_qnli_pairs_are_read_as_they_are_and_padded_to_the_longest_of_a_batch(models, qnli):
+    made = speed.qnli_batches(qnli, {"teacher": models["teacher"]}, 2, 3, 64)["teacher"]
+    assert [batch["input_ids"].shape for batch in made] == [(3, 12), (3, 15)]
+    tokenizer = encoders.load_tokenizer(models["teacher"])
+    assert tokenizer.decode(made[0]["input_ids"][1]) == "[CLS] w1 [UNK] w2 [UNK] [SEP] w3 w4 w5 w6 [SEP] [PAD]"
+    assert made[0]["attention_mask"].sum(1).tolist() == [10, 11, 12]
+
+
+def test_pairs_are_cut_to_the_length(models, qnli):
+    [batch] = speed.qnli_batches(qnli, {"teacher": models["teacher"]}, 1, 7, 6)["teacher"]
+    assert batch["input_ids"].shape == (7, 6)
+
+
+def test_every_student_is_measured_against_the_reference(models, monkeypatch):
+    monkeypatch.setattr(speed, "measure", lambda *_: {"teacher": 0.6, "student": 0.2, "other": 0.1})
+    abouts = speed.describe(list(models.values()), None)
+    records = speed.compare(abouts, None, SHAPE)
+    assert [(record["model"], record["reference"]) for record in records] == [
+        ("student", "teacher"),
+        ("other", "teacher"),
+    ]
+    assert [record["speedup"] for record in records] == pytest.approx([3.0, 6.0])
+    assert records[0]["reference_seconds"] == 0.6 and records[0]["text"] == "made-up ids"
+    assert records[0]["device"].startswith("cpu (") and records[0]["device"].endswith("fp32")
+
+
+def test_the_command_measures_writes_and_shows_the_paper(models, qnli, tmp_path):
+    out = tmp_path / "results"
+    shape = ("--batches", 2, "--batch", 3, "--length", 32)
+    result = command(models["teacher"], models["student"], "--data", qnli, *shape, "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert "2 batches of 3 × 32 (QNLI/dev.tsv) on cpu (1 thread), fp32:" in result.stdout
+    assert "arXiv 2002.10957" in result.stdout and "times as fast" in result.stdout
+    found = results.read_results(out)
+    assert found.models["student"] == describe_model(models["student"], "student")
+    assert list(found.models) == ["student", "teacher"] and list(found.speeds) == ["student"]
+    record = found.speeds["student"]
+    assert record["speedup"] == pytest.approx(record["reference_seconds"] / record["seconds"])
+    assert (record["batches"], record["batch"], record["length"], record["text"]) == (2, 3, 32, "QNLI/dev.tsv")
+
+
+def test_sizes_and_the_papers_quotient_stand_in_the_table():
+    def about(name, layers):
+        return {
+            "name": name,
+            "layers": layers,
+            "hidden": 384,
+            "parameters": {"embeddings": 11720448, "transformer": layers * 1774464},
+        }
+
+    record = {"model": "s", "reference": "t", "reference_seconds": 0.5, "seconds": 0.25, "speedup": 2.0}
+    lines = speed.table([about("t", 6), about("s", 3), about("u", 5)], [record, record | {"model": "u"}])
+    assert lines[1].split() == ["t", "6x384", "11.7", "M", "10.6", "M", "500.0", "ms"]
+    assert lines[2].split() == ["s", "3x384", "11.7", "M", "5.3", "M", "250.0", "ms", "2.00", "1.91"]
+    assert lines[3].split()[-1] == "-"
+
+
+def test_results_know_a_model_by_its_weights_under_whatever_name(models, tmp_path):
+    about = describe_model(models["student"], "best student")
+    (tmp_path / "best student").mkdir()
+    (tmp_path / "best student" / "model.json").write_text(json.dumps(about))
+    assert [each["name"] for each in speed.describe([models["teacher"], models["student"]], tmp_path)] == [
+        "teacher",
+        "best student",
+    ]
+
+
+def test_a_name_that_results_have_for_other_weights_is_refused(models, tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "model.json").write_text(json.dumps(describe_model(models["other"], "student")))
+    with pytest.raises(
+        UserError, match=r"student: of the weights [0-9a-f]{16}, .*student has [0-9a-f]{16}; use another --out"
+    ):
+        speed.describe([models["teacher"], models["student"]], tmp_path)
+
+
+def test_two_models_of_one_name_are_refused(models):
+    with pytest.raises(UserError, match="two are named teacher; rename a folder"):
+        speed.describe([models["teacher"], models["student"], models["teacher"]], None)
+
+
+def test_a_length_beyond_a_models_positions_is_refused(models):
+    abouts = speed.describe([models["teacher"], models["student"]], None)
+    with pytest.raises(UserError, match=r"--length 65: teacher has 64 positions; use at most that"):
+        speed.compare(abouts, None, (1, 1, 65))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("index\tsentence\tlabel\n", "no column 'question'; --data wants QNLI's dev.tsv with its header"),
+        ("", "no column 'question'"),
+        (
+            "index\tquestion\tsentence\tlabel\n0\tw1\tw2\tentailment\n",
+            "1 rows, 2 are wanted; lower --batches or --batch",
+        ),
+        (b"question\tsentence\n\xff\t\n", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_file_that_is_not_qnlis_is_refused(tmp_path, content, message):
+    path = tmp_path / "dev.tsv"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message):
+        speed.qnli_batches(path, {}, 1, 2, 8)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["a"], "the following arguments are required: STUDENT; see python -m pipeline.speed --help"),
+        (["a", "b", "--batches", "0"], "argument --batches: '0' is not a whole number of at least 1"),
+        (["a", "b", "--lenght", "9"], "unrecognized arguments: --lenght 9; did you mean --length?"),
+        (["./none", "b"], "./none: no such folder"),
+    ],
+)
+def test_a_mistake_of_the_command_is_named(monkeypatch, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["speed", *arguments])
+    with pytest.raises(UserError, match=re.escape(message)):
+        speed.main()
+
+
+def test_a_mistake_is_one_line_and_code_2(models):
+    result = command(models["teacher"], models["student"], "--data", "none.tsv")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: none.tsv: cannot be read") and result.stderr.count("\n") == 1
