@@ -25,7 +25,7 @@ from data_prep.shards import Corpus, open_corpus, vocabulary_hash
 from pipeline import batches, checkpoints, encoders, engines, runs, slurm
 from pipeline.ds_config import load_ds_config
 from pipeline.engines import Teach
-from pipeline.export import export, is_export_of
+from pipeline.export import export, is_export_of, untrained_student
 from pipeline.maps import SENTENCE, relation_image, relation_maps
 from pipeline.monitor import Monitor
 from pipeline.places import TIMEOUT
@@ -35,7 +35,6 @@ from pipeline.recipe import Recipe, load_stages, taught_layers
 from pipeline.relations import QKV, VALUE_PROJECTION
 from pipeline.step import Clock, Trainee, divergence_of, trained_part, update
 from pipeline.watchdog import EarlyStop, Watchdog
-from pipeline.weights import Weights
 
 
 def distill(
@@ -111,7 +110,10 @@ def train(
     teacher, in_file = encoders.empty_encoder(teacher_config, layer, windows.padding, tuple(earlier))
     weights = encoders.weights_of(recipe.teacher.model, recipe.teacher.revision, teacher_config)
     on_first_rank(ranks, lambda: weights.check({in_file[name]: p.shape for name, p in teacher.named_parameters()}))
-    models = [build_student(one, checkpoint, teacher_config, weights) for one, checkpoint in due]
+    models = [untrained_student(one, teacher_config, weights) for one, _ in due]
+    for (_, checkpoint), model in zip(due, models, strict=True):
+        if checkpoint:
+            checkpoint.load_into(model)
     hashes = [engines.check_same_weights(ranks, model) for model in models]
     flops = encoders.forward_flops(teacher_config, layer, recipe.length, len(earlier)) * recipe.batch
 
@@ -275,18 +277,6 @@ def check_vocabulary(recipe: Recipe, corpus: Corpus, tokenizer, teacher_config) 
             f"{corpus.path}: {corpus.tokenizer['vocab_size']} token ids, the teacher has {teacher_config.vocab_size} "
             "embeddings; prepare the data with the teacher's own tokenizer"
         )
-
-
-def build_student(
-    recipe: Recipe, checkpoint: checkpoints.Checkpoint | None, teacher_config, teacher: Weights
-) -> PreTrainedModel:
-    """The whole student, fp32, as it starts: from ``checkpoint``, from layers of ``teacher``, or from random numbers."""
-    student = encoders.build_student(recipe.student_config(teacher_config), recipe.seed)
-    if checkpoint:
-        checkpoint.load_into(student)
-    elif recipe.student.init == "teacher":
-        encoders.copy_every_kth_layer(teacher, student, recipe.teacher.layer)
-    return student
 
 
 def finish(recipes: list[Recipe]) -> None:

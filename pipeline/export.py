@@ -1,6 +1,7 @@
 """Turn a run's newest checkpoint into a plain Hugging Face folder, reloaded and compared before it is called done.
 
     python -m pipeline.export RUN_DIR OUT_DIR
+    python -m pipeline.export --untrained RECIPE OUT_DIR [key=value …]      the student before its first step, to compare with
 
 OUT_DIR receives config.json, model.safetensors (fp32), the tokenizer and a model card; AutoModel and AutoTokenizer load it.
 distillation.json there says how it was made: a list with what its checkpoint says of itself (recipe, step, corpus, hashes),
@@ -20,7 +21,8 @@ from data_prep.errors import Parser, UserError, run_command
 from pipeline import checkpoints, encoders
 from pipeline.checkpoints import Checkpoint
 from pipeline.monitor import heldout_rows
-from pipeline.recipe import recipe_of
+from pipeline.recipe import Recipe, load_recipe, recipe_of
+from pipeline.weights import Weights
 
 DISTILLATION = "distillation.json"
 # What an export may hold, and so what it may replace.
@@ -45,15 +47,43 @@ def export(run: Path, out: Path) -> Checkpoint:
     out = out.resolve()
     if out.exists() and not _may_be_replaced(out, run):
         raise UserError(f"{out}: exists and is not an exported student of {run.name}; choose a new folder")
+    model = load_student(run, checkpoint)
+    chain = [*read_distillation(Path(checkpoint.info["recipe"]["teacher"]["model"])), checkpoint.info]
+    files = {DISTILLATION: json.dumps(chain, indent=1) + "\n", "README.md": model_card(run, checkpoint, model, chain)}
+    _write(out, model, encoders.load_folder_tokenizer(run / "student"), files)
+    return checkpoint
+
+
+def export_untrained(recipe: Recipe, out: Path) -> None:
+    """Write to ``out``, which must be new or empty, the student as a run of ``recipe`` starts it."""
+    out = out.resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists; choose a new folder")
+    config = recipe.teacher_config()
+    recipe.check_teacher(config)
+    teacher = recipe.teacher.model, recipe.teacher.revision
+    model = untrained_student(recipe, config, encoders.weights_of(*teacher, config)).eval()
+    start = f"{recipe.student.layers} layers × {recipe.student.hidden}, {recipe.student.init} weights, not trained"
+    _write(out, model, encoders.load_tokenizer(*teacher), {"README.md": f"# {recipe.source}: {start}\n"})
+
+
+def untrained_student(recipe: Recipe, teacher_config, teacher: Weights) -> PreTrainedModel:
+    """The whole student, fp32, as it starts: from layers of ``teacher``, or from random numbers."""
+    student = encoders.build_student(recipe.student_config(teacher_config), recipe.seed)
+    if recipe.student.init == "teacher":
+        encoders.copy_every_kth_layer(teacher, student, recipe.teacher.layer)
+    return student
+
+
+def _write(out: Path, model: PreTrainedModel, tokenizer, files: dict[str, str]) -> None:
+    """A model's folder, written aside, reloaded and compared, in the place of ``out``."""
     aside = out.with_name(f".{out.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        model = load_student(run, checkpoint)
         model.save_pretrained(aside)
-        encoders.load_folder_tokenizer(run / "student").save_pretrained(aside)
-        chain = [*read_distillation(Path(checkpoint.info["recipe"]["teacher"]["model"])), checkpoint.info]
-        (aside / DISTILLATION).write_text(json.dumps(chain, indent=1) + "\n", encoding="utf-8")
-        (aside / "README.md").write_text(model_card(run, checkpoint, model, chain), encoding="utf-8")
+        tokenizer.save_pretrained(aside)
+        for name, text in files.items():
+            (aside / name).write_text(text, encoding="utf-8")
         check_export(aside, model)
         former = out.with_name(f".{out.name}.former")
         shutil.rmtree(former, ignore_errors=True)
@@ -63,7 +93,6 @@ def export(run: Path, out: Path) -> Checkpoint:
         shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return checkpoint
 
 
 def read_distillation(folder: Path) -> list[dict]:
@@ -186,9 +215,19 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a folder that pipeline.distill wrote")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a folder that pipeline.distill wrote, or a recipe")
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="the student's new folder")
-    options = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
+    parser.add_argument(
+        "--untrained", action="store_true", help="the student with which a run of the recipe RUN_DIR starts"
+    )
+    options = parser.parse_intermixed_args()
+    if options.untrained:
+        export_untrained(load_recipe(options.run, options.overrides), options.out)
+        print(f"{options.out}: the student with which {options.run} starts, reloaded and found the same, bit for bit")
+        return
+    if options.overrides:
+        raise UserError(f"{options.overrides[0]}: a run has been made with its recipe; key=value goes with --untrained")
     checkpoint = export(options.run, options.out)
     steps = checkpoint.info["recipe"]["steps"]
     state = "finished" if checkpoint.step == steps else f"step {checkpoint.step} of {steps}"

@@ -13,6 +13,7 @@ from data_prep.errors import UserError
 from pipeline import checkpoints, encoders, speed
 from pipeline.maps import SENTENCE, relation_maps, save_figure
 from pipeline.monitor import heldout_rows
+from pipeline.relations import PAIRS
 
 transformers_logging.disable_progress_bar()
 
@@ -113,5 +114,5 @@ def draw(path: Path, recipe: dict, teacher, student, student_folder: Path) -> No
             (student, student.config.num_hidden_layers),
         )
     ]
-    pairs = tuple(recipe["pairs"])
+    pairs = tuple(pair for pair in recipe["pairs"] if pair in PAIRS)
     save_figure(path, relation_maps(*qkv, pairs, recipe["relation_heads"]), pairs, tokens)

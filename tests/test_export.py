@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from data_prep.errors import UserError
 from pipeline import checkpoints, encoders, export
+from pipeline.recipe import load_recipe
 from tests import launching
 from tests.tiny import make_recipe
 
@@ -38,6 +39,28 @@ def test_the_student_is_a_plain_hugging_face_folder(run, student):
     assert sorted(path.name for path in student.iterdir()) == [
         "README.md", "config.json", "distillation.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
+
+
+def test_the_untrained_student_is_the_one_that_a_run_starts_with(tmp_path, monkeypatch):
+    recipe = make_recipe(tmp_path)
+    options = ["student.init=teacher", "student.hidden=32", "student.layers=1"]
+    for name, more in (("random", []), ("layers", options)):
+        monkeypatch.setattr(sys, "argv", ["export", "--untrained", str(recipe), str(tmp_path / name), *more])
+        export.main()
+    random, layers = (AutoModel.from_pretrained(tmp_path / name) for name in ("random", "layers"))
+    teacher = AutoModel.from_pretrained(tmp_path / "teacher")
+    query = "attention.self.query.weight"
+    assert torch.equal(layers.encoder.layer[0].get_parameter(query), teacher.encoder.layer[2].get_parameter(query))
+    expected = encoders.build_student(load_recipe(recipe).student_config(teacher.config), 42)
+    assert torch.equal(random.embeddings.word_embeddings.weight, expected.embeddings.word_embeddings.weight)
+    assert AutoTokenizer.from_pretrained(tmp_path / "random")("w1")["input_ids"] == [2, 6, 3]
+    for arguments, message in (
+        (["--untrained", str(recipe), str(tmp_path / "random")], "random: exists; choose a new folder"),
+        ([str(tmp_path), str(tmp_path / "new"), "steps=3"], "steps=3: a run has been made with its recipe"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["export", *arguments])
+        with pytest.raises(UserError, match=message):
+            export.main()
 
 
 def test_the_exported_student_gives_what_was_trained(run, student):
