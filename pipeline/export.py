@@ -14,7 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import Parser, UserError, run_command
-from pipeline import checkpoints, encoders
+from pipeline import checkpoints, encoders, runs
 from pipeline.checkpoints import Checkpoint
 from pipeline.monitor import heldout_rows
 
@@ -44,7 +44,7 @@ def export(run: Path, out: Path) -> Checkpoint:
     try:
         model = load_student(run, checkpoint)
         model.save_pretrained(aside)
-        encoders.load_folder_tokenizer(run / "student").save_pretrained(aside)
+        runs.save_tokenizer(encoders.load_folder_tokenizer(run / "student"), aside)
         (aside / "README.md").write_text(model_card(run, checkpoint, model), encoding="utf-8")
         check_export(aside, model)
         former = out.with_name(f".{out.name}.former")

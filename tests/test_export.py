@@ -42,6 +42,14 @@ def test_the_student_is_a_plain_hugging_face_folder(run, student):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("offline", [True, False])
+def test_offline_the_same_files_are_written(run, student, tmp_path, monkeypatch, offline):
+    monkeypatch.setattr("transformers.tokenization_utils_base.is_offline_mode", lambda: offline)
+    export.export(run, tmp_path / "student")
+    for path in student.iterdir():
+        assert (tmp_path / "student" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_the_exported_student_gives_what_was_trained(run, student):
     """Its own attention and value relations are those of the cut encoder that learnt."""
     ids = torch.randint(5, 50, (2, 10), generator=torch.Generator().manual_seed(0))
