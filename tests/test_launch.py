@@ -432,7 +432,7 @@ def test_ctrl_c_leaves_a_checkpoint_the_same_command_goes_on_and_when_it_is_kill
     process = start(f"out={out}", *LONG, "--ranks", "2")
     said = read_until(process, "tokens/s")
     process.send_signal(signal.SIGINT)
-    said += process.communicate(timeout=120)[0]
+    said += process.communicate(timeout=launching.PATIENCE)[0]
     assert process.returncode == 75, said
     assert "Traceback" not in said and "[launch.py" not in said and "error" not in said
     assert list((folder / out / "checkpoints").glob("step-*")) and not (folder / "executed").exists()
@@ -443,7 +443,7 @@ def test_ctrl_c_leaves_a_checkpoint_the_same_command_goes_on_and_when_it_is_kill
 
 def test_a_mistake_that_the_ranks_find_is_one_line_and_code_2(start):
     process = start("data=absent", "--ranks", "2")
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=launching.PATIENCE)[0]
     assert process.returncode == 2
     assert said.count("error:") == 1 and said.startswith("error: absent") and said.count("\n") == 1, said
 
