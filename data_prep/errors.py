@@ -19,6 +19,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are one line, with the option that was meant or where to look."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.removesuffix(", key=value")  # argparse names it too, needlessly
         known = set(re.findall(r"--[a-z][a-z-]*", self.format_usage()))
         unknown = [word.partition("=")[0].replace("_", "-") for word in message.split() if word.startswith("-")]
         near = [hint for word in unknown for hint in difflib.get_close_matches(word, known, 1)]

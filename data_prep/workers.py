@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -177,8 +178,7 @@ def _hand_out(job: Job, pending: Pending, pool: list[_Worker]) -> None:
     """Give one unit to an idle worker, or to a new one."""
     worker = next((worker for worker in pool if not worker.unit), None)
     if worker is None:
-        worker = _start(job)
-        pool.append(worker)
+        worker = _start(job, pool)
     unit = pending.take(worker.last, [other.unit for other in pool if other.unit])
     worker.unit = worker.last = unit
     worker.size = worker.tokens = 0
@@ -186,15 +186,25 @@ def _hand_out(job: Job, pending: Pending, pool: list[_Worker]) -> None:
         worker.connection.send(unit)
 
 
-def _start(job: Job) -> _Worker:
+def _start(job: Job, pool: list[_Worker]) -> _Worker:
+    """A new worker, which is in ``pool`` before a Ctrl-C can be heard."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, os.getpid(), job), daemon=True)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is the parent's to deal with
-    process.start()
-    signal.signal(signal.SIGINT, before)
-    theirs.close()
-    return _Worker(process, ours)
+    resource_tracker.ensure_running()  # or start() would start it, which unblocks the signal
+    heard = []  # by whatever thread the system gave it to: a blocked one is passed over
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is the parent's to deal with
+    try:
+        process.start()
+        theirs.close()
+        pool.append(_Worker(process, ours))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+    if heard:
+        signal.raise_signal(signal.SIGINT)
+    return pool[-1]
 
 
 def _listen(worker: _Worker, progress: Progress) -> "_Death | UserError | None":

@@ -7,11 +7,22 @@ from pathlib import Path
 from data_prep.errors import UserError
 from pipeline.recipe import DS_CONFIGS, Recipe
 
-# What these files may hold: what only DeepSpeed knows. DeepSpeed itself ignores a misspelt top-level key in silence.
-_DS_KEYS = {
-    "zero_optimization", "communication_data_type", "prescale_gradients", "gradient_predivide_factor", "aio",
-    "comms_logger", "flops_profiler", "memory_breakdown", "dump_state",
+# What these files may hold, and of what type: what only DeepSpeed knows. DeepSpeed itself ignores what is misspelt outside of
+# zero_optimization in silence, and ends with a traceback at a wrong value.
+_DS_KEYS: dict[str, type | dict | tuple] = {
+    "zero_optimization": dict,  # looked at by DeepSpeed's own model of it
+    "communication_data_type": ("fp16", "bf16", "fp32"),
+    "prescale_gradients": bool,
+    "gradient_predivide_factor": float,
+    "comms_logger": {"enabled": bool, "prof_all": bool, "prof_ops": list, "verbose": bool, "debug": bool},
+    "flops_profiler": {
+        "enabled": bool, "recompute_fwd_factor": float, "profile_step": int, "module_depth": int, "top_modules": int,
+        "detailed": bool, "output_file": str,
+    },
+    "memory_breakdown": bool,
+    "dump_state": bool,
 }  # fmt: skip
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", list: "a list"}
 _RECIPE_KEYS = {
     "train_batch_size": "batch", "train_micro_batch_size_per_gpu": "micro_batch", "optimizer": "learning_rate",
     "gradient_accumulation_steps": "batch and micro_batch", "gradient_clipping": "gradient_clipping",
@@ -22,6 +33,10 @@ _RECIPE_KEYS = {
 # What DeepSpeed would take in zero_optimization, and this project does not.
 _ZERO_REFUSED = {
     "offload_optimizer": "not supported; the student is small, remove it",
+    "cpu_offload_use_pin_memory": "a former key; it is offload_param's pin_memory now",
+    "stage3_gather_fp16_weights_on_model_save": "a former key of DeepSpeed's checkpoints, which are not used here; remove it",
+    "elastic_checkpoint": "a former key of DeepSpeed's checkpoints, which are not used here; remove it",
+    "zenflow": "updates the student in another way than the recipe says; remove it",
     "cpu_offload": "a former key, which DeepSpeed drops; a teacher is offloaded by offload_param",
     "cpu_offload_param": "a former key, which DeepSpeed drops; a teacher is offloaded by offload_param",
     "memory_efficient_linear": "would replace torch's linear layer for the whole process, student and teacher; remove it",
@@ -36,11 +51,13 @@ def load_ds_config(name: str, recipe: Recipe) -> dict:
     """A native DeepSpeed config: a file in ds_configs/ by its bare name, or a path. Raises UserError on a clash."""
     file = Path(name) if "/" in name else DS_CONFIGS / name
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except FileNotFoundError:
         shipped = ", ".join(sorted(p.name for p in DS_CONFIGS.glob("*.json")))
         raise UserError(f"{recipe.source}: ds_config = {name!r}: no such file; shipped are {shipped}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read as a ds_config ({error.strerror})") from None
+    except ValueError as error:
         raise UserError(f"{file}: not valid JSON: {error}") from None
     zero = config.get("zero_optimization", {}) if isinstance(config, dict) else None
     if not isinstance(zero, dict):
@@ -50,13 +67,10 @@ def load_ds_config(name: str, recipe: Recipe) -> dict:
             raise UserError(
                 f"{file}: {key}: belongs to the recipe ({recipe.source}: {_RECIPE_KEYS[key]}); remove it here"
             )
-        if key not in _DS_KEYS:
-            near = difflib.get_close_matches(key, _DS_KEYS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(sorted(_DS_KEYS))}"
-            raise UserError(f"{file}: {key}: unknown or removed DeepSpeed key; {hint}")
     _refuse_auto(config, file, "")
+    _check_keys(config, _DS_KEYS, file, "")
     stage = zero.get("stage", 0)
-    if stage not in (0, 1, 2, 3):
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
         raise UserError(f"{file}: zero_optimization.stage = {stage!r}: must be 0, 1, 2 or 3")
     if name == recipe.teacher.ds_config and stage != 3:
         # Without an optimizer DeepSpeed refuses stages 1 and 2, and stage 0 is what hosting = "replicate" does.
@@ -71,12 +85,22 @@ def load_ds_config(name: str, recipe: Recipe) -> dict:
     for key, why in _ZERO_REFUSED.items():
         if zero.get(key):
             raise UserError(f"{file}: zero_optimization.{key}: {why}")
-    if "offload_param" in zero and stage != 3:
-        raise UserError(
-            f"{file}: zero_optimization.offload_param: does nothing at stage {stage}; use stage 3, or remove it"
-        )
+    for key in zero:
+        if stage != 3 and (key == "offload_param" or key.startswith("stage3_")):
+            raise UserError(
+                f"{file}: zero_optimization.{key}: does nothing at stage {stage}; use stage 3, or remove it"
+            )
     _check_zero_keys(zero, file)
     return config
+
+
+def _once(pairs: list[tuple]) -> dict:
+    """A JSON object; of a key that is there twice Python would keep the second."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return values
 
 
 def _refuse_auto(value, file: Path, key: str) -> None:
@@ -87,6 +111,25 @@ def _refuse_auto(value, file: Path, key: str) -> None:
             _refuse_auto(inner, file, f"{key}.{name}".lstrip("."))
 
 
+def _check_keys(values: dict, known: dict, file: Path, prefix: str) -> None:
+    """Raise UserError for a key that is not ``known``, or whose value is none of its kind."""
+    for key, value in values.items():
+        name, kind = prefix + key, known.get(key)
+        if kind is None:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"allowed are {', '.join(sorted(known))}"
+            raise UserError(f"{file}: {name}: unknown or removed DeepSpeed key; {hint}")
+        if isinstance(kind, dict):
+            if not isinstance(value, dict):
+                raise UserError(f"{file}: {name} = {value!r}: must be an object with {', '.join(kind)}")
+            _check_keys(value, kind, file, f"{name}.")
+        elif isinstance(kind, tuple):
+            if value not in kind:
+                raise UserError(f"{file}: {name} = {value!r}: must be one of {', '.join(kind)}")
+        elif type(value) is not kind and not (kind is float and type(value) is int):
+            raise UserError(f"{file}: {name} = {value!r}: must be {_NAMES[kind]}")
+
+
 def _check_zero_keys(zero: dict, file: Path) -> None:
     """Raise UserError for a key of zero_optimization that DeepSpeed does not know, or whose value it does not take."""
     from pipeline.ranks import quietly  # importing DeepSpeed takes seconds
@@ -95,4 +138,8 @@ def _check_zero_keys(zero: dict, file: Path) -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     with quietly(f"{file}: zero_optimization"):
-        DeepSpeedZeroConfig(**zero)
+        known = DeepSpeedZeroConfig(**zero)
+    if known.offload_param and known.offload_param.device == "nvme":
+        raise UserError(
+            f"{file}: zero_optimization.offload_param.device = 'nvme': not supported; use 'cpu', the host's memory"
+        )

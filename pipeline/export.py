@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import Parser, UserError, run_command
-from pipeline import checkpoints, encoders
+from pipeline import checkpoints, encoders, runs
 from pipeline.checkpoints import Checkpoint
 from pipeline.monitor import heldout_rows
 from pipeline.recipe import Recipe, load_recipe, recipe_of
@@ -81,7 +81,7 @@ def _write(out: Path, model: PreTrainedModel, tokenizer, files: dict[str, str]) 
     shutil.rmtree(aside, ignore_errors=True)
     try:
         model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+        runs.save_tokenizer(tokenizer, aside)
         for name, text in files.items():
             (aside / name).write_text(text, encoding="utf-8")
         check_export(aside, model)

@@ -212,10 +212,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     several.add_argument("--no-ssh", action="store_true", help="start only this host's processes")
     several.add_argument("--node-rank", type=int, metavar="I", help="this host's place in the hostfile, from 0")
     options = parser.parse_intermixed_args(arguments)
-    for option, least in (("stop_at", 1), ("ranks", 1), ("max_hours", 1e-6), ("timeout", 5), ("master_port", 1)):
+    for option, least in (("stop_at", 1), ("ranks", 1), ("timeout", 5)):
         value = getattr(options, option)
         if value is not None and not value >= least:
             raise UserError(f"--{option.replace('_', '-')} {value}: must be at least {least:g}")
+    if options.max_hours is not None and not options.max_hours > 0:
+        raise UserError(f"--max-hours {options.max_hours:g}: must be above 0")
+    if options.master_port is not None and not 0 < options.master_port < 2**16:
+        raise UserError(f"--master-port {options.master_port}: must be a port, from 1 to 65535")
     if options.hostfile and options.ranks:
         raise UserError(f"--ranks {options.ranks}: with a hostfile its slots say how many; use --include for fewer")
     for option in ("include", "exclude", "no_ssh", "master_addr", "master_port"):

@@ -141,7 +141,14 @@ def prepare_folder(run: Path, recipe: Recipe, ds_config: dict, student_config, t
     (run / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1) + "\n")
     (run / "ds_config.student.json").write_text(json.dumps(ds_config, indent=1) + "\n")
     student_config.save_pretrained(run / "student")
-    tokenizer.save_pretrained(run / "student")
+    save_tokenizer(tokenizer, run / "student")
+
+
+def save_tokenizer(tokenizer, folder: Path) -> None:
+    """Write a tokenizer's files, without what transformers adds on how it was loaded: that is something else offline."""
+    for key in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(key, None)
+    tokenizer.save_pretrained(folder)
 
 
 def die_with(parent: int) -> None:

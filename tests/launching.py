@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline import hosts
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 1800  # seconds for what must end by itself: no test may fail because others use the machine
 
 
 def environment() -> dict[str, str]:
@@ -36,7 +37,12 @@ def command(ranks: int, module: str, *arguments: str) -> list[str]:
 
 def run(ranks: int, module: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(ranks, module, *arguments), capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=400
+        command(ranks, module, *arguments),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+        timeout=PATIENCE,
     )
 
 
@@ -70,6 +76,10 @@ def run_jobs(folder: Path, ranks: int, jobs: list[dict]) -> list:
     path.write_text(json.dumps(jobs))
     processes = start_ranks(ranks, "tests.jobs", str(path))
     with ThreadPoolExecutor() as pool:  # each pipe has its reader
-        told = list(pool.map(lambda process: "".join(process.communicate(timeout=400))[-3000:], processes))
+        try:
+            told = list(pool.map(lambda process: "".join(process.communicate(timeout=PATIENCE))[-3000:], processes))
+        finally:
+            for process in processes:
+                process.kill()
     assert not any(process.returncode for process in processes), "\n".join(told)
     return json.loads(Path(f"{path}.0.errors").read_text())

@@ -3,13 +3,16 @@
 import bz2
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -498,6 +501,27 @@ def test_ctrl_c_ends_everything_quietly_and_the_next_run_goes_on(whole, inputs, 
     assert workers and not any(map(is_alive, workers))
     assert run_cli(*arguments(tmp_path / "data", inputs, vocab)).returncode == 0
     assert tree(tmp_path / "data") == tree(whole)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_ctrl_c_while_a_worker_starts_is_heard_once_it_is_known(moment, tmp_path, vocab, monkeypatch):
+    start, done = BaseProcess.start, threading.Event()
+    other = threading.Thread(target=done.wait, daemon=True)  # the system may give the signal to any thread
+
+    def interrupted(process):
+        if moment == "before":
+            os.kill(os.getpid(), signal.SIGINT)
+        start(process)
+        if moment == "after":
+            signal.pthread_kill(other.ident, signal.SIGINT)
+            time.sleep(0.1)  # it wakes up
+
+    monkeypatch.setattr(BaseProcess, "start", interrupted)
+    other.start()
+    with pytest.raises(KeyboardInterrupt):
+        small(tmp_path, vocab, b"one", b"two")
+    done.set()
+    assert not multiprocessing.active_children()
 
 
 def test_a_copy_of_a_file_is_warned_of(tmp_path, vocab, capsys):

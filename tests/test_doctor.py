@@ -24,7 +24,7 @@ from pipeline import allreduce, doctor, fitness, probe
 from pipeline.doctor import NoAnswer, Probe, Ranks, plain_words, read_line
 from pipeline.fitness import FAIL, OK, WARN, Finding, judge
 from pipeline.hosts import Host
-from tests.launching import ROOT, environment
+from tests.launching import PATIENCE, ROOT, environment
 
 TOKEN = "doctor-0123456789abcdef"
 GIB = 2**30
@@ -814,7 +814,9 @@ for rank in (0, 1):
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pipeline.doctor", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment() | variables, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment() | variables, timeout=PATIENCE
+    )
 
 
 def test_this_machine_is_examined_with_two_real_ranks(tmp_path):

@@ -63,6 +63,14 @@ def test_the_untrained_student_is_the_one_that_a_run_starts_with(tmp_path, monke
             export.main()
 
 
+@pytest.mark.parametrize("offline", [True, False])
+def test_offline_the_same_files_are_written(run, student, tmp_path, monkeypatch, offline):
+    monkeypatch.setattr("transformers.tokenization_utils_base.is_offline_mode", lambda: offline)
+    export.export(run, tmp_path / "student")
+    for path in student.iterdir():
+        assert (tmp_path / "student" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_the_exported_student_gives_what_was_trained(run, student):
     """Its own attention and value relations are those of the cut encoder that learnt."""
     ids = torch.randint(5, 50, (2, 10), generator=torch.Generator().manual_seed(0))

@@ -51,12 +51,15 @@ def given(place: places.Place):
         (["r", "--num_gpus", "2"], "unrecognized arguments: --num_gpus 2; see ./run.sh distill --help"),
         (["r", "--node_rank=2"], "unrecognized arguments: --node_rank=2; did you mean --node-rank?"),
         (["r", "--stop-at", "x"], "argument --stop-at: invalid int value: 'x'; see ./run.sh distill --help"),
-        ([], "the following arguments are required: recipe"),
+        ([], "the following arguments are required: recipe; see ./run.sh distill --help"),
         (["r", "--stop-at", "0"], "--stop-at 0: must be at least 1"),
         (["r", "--ranks", "0"], "--ranks 0: must be at least 1"),
         (["r", "--timeout", "1"], "--timeout 1.0: must be at least 5"),
         (["r", "--timeout", "nan"], "--timeout nan: must be at least 5"),
-        (["r", "--max-hours", "0"], "--max-hours 0.0: must be at least"),
+        (["r", "--max-hours", "0"], "--max-hours 0: must be above 0"),
+        (["r", "--max-hours", "nan"], "--max-hours nan: must be above 0"),
+        (["r", "--hostfile", "f", "--master-port", "65536"], "--master-port 65536: must be a port, from 1 to 65535"),
+        (["r", "--hostfile", "f", "--master-port", "0"], "--master-port 0: must be a port"),
         (["r", "--hostfile", "f", "--ranks", "2"], "--ranks 2: with a hostfile its slots say how many"),
         (["r", "--include", "a"], "--include: is for several hosts; name them with --hostfile FILE"),
         (["r", "--no-ssh"], "--no-ssh: is for several hosts"),
@@ -429,7 +432,7 @@ def test_ctrl_c_leaves_a_checkpoint_the_same_command_goes_on_and_when_it_is_kill
     process = start(f"out={out}", *LONG, "--ranks", "2")
     said = read_until(process, "tokens/s")
     process.send_signal(signal.SIGINT)
-    said += process.communicate(timeout=120)[0]
+    said += process.communicate(timeout=launching.PATIENCE)[0]
     assert process.returncode == 75, said
     assert "Traceback" not in said and "[launch.py" not in said and "error" not in said
     assert list((folder / out / "checkpoints").glob("step-*")) and not (folder / "executed").exists()
@@ -440,7 +443,7 @@ def test_ctrl_c_leaves_a_checkpoint_the_same_command_goes_on_and_when_it_is_kill
 
 def test_a_mistake_that_the_ranks_find_is_one_line_and_code_2(start):
     process = start("data=absent", "--ranks", "2")
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=launching.PATIENCE)[0]
     assert process.returncode == 2
     assert said.count("error:") == 1 and said.startswith("error: absent") and said.count("\n") == 1, said
 

@@ -199,6 +199,23 @@ def test_a_run_shorter_than_its_warm_up_is_allowed(tiny):
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "gpu"}}},
             "DeepSpeed refuses offload_param.device = 'gpu'",
         ),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "device = 'nvme': not supported"),
+        (
+            {"zero_optimization": {"stage": 1, "stage3_max_live_parameters": 5}},
+            "stage3_max_live_parameters: does nothing",
+        ),
+        ({"zero_optimization": {"stage": 3, "elastic_checkpoint": True}}, "elastic_checkpoint: a former key"),
+        ({"zero_optimization": {"stage": True}}, "zero_optimization.stage = True: must be 0, 1, 2 or 3"),
+        ({"aio": {"block_size": 3}}, "aio: unknown or removed DeepSpeed key"),
+        (
+            {"flops_profiler": {"enbled": True}},
+            "flops_profiler.enbled: unknown or removed DeepSpeed key; did you mean flops_profiler.enabled?",
+        ),
+        ({"comms_logger": {"verbos": True}}, "comms_logger.verbos: unknown or removed DeepSpeed key; did you mean"),
+        ({"comms_logger": 5}, "comms_logger = 5: must be an object with enabled"),
+        ({"communication_data_type": "fp99"}, "communication_data_type = 'fp99': must be one of fp16, bf16, fp32"),
+        ({"prescale_gradients": "yes"}, "prescale_gradients = 'yes': must be true or false"),
+        ({"gradient_predivide_factor": "x"}, "gradient_predivide_factor = 'x': must be a number"),
     ],
 )
 def test_a_ds_config_that_clashes_is_named(tiny, tmp_path, content, message):
@@ -207,6 +224,37 @@ def test_a_ds_config_that_clashes_is_named(tiny, tmp_path, content, message):
     with pytest.raises(UserError) as error:
         load_ds_config(str(path), load_recipe(tiny))
     assert str(path) in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            '{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}',
+            "'zero_optimization' is there twice",
+        ),
+        ('{"zero_optimization": {"stage": 1, "stage": 2}}', "not valid JSON: 'stage' is there twice"),
+        ('{"zero_optimization": {"stage": 1,}}', "not valid JSON: "),
+        (None, "cannot be read as a ds_config (Is a directory)"),
+    ],
+)
+def test_a_ds_config_that_cannot_be_read_is_named(tiny, tmp_path, text, message):
+    path = tmp_path / "mine.json"
+    path.write_text(text) if text else path.mkdir()
+    with pytest.raises(UserError) as error:
+        load_ds_config(str(path), load_recipe(tiny))
+    assert str(path) in str(error.value) and message in str(error.value)
+
+
+def test_what_else_a_ds_config_may_hold_is_accepted(tiny, tmp_path):
+    path = tmp_path / "mine.json"
+    content = {
+        "zero_optimization": {"stage": 3, "stage3_max_live_parameters": 5, "offload_param": {"device": "cpu"}},
+        "communication_data_type": "fp32", "prescale_gradients": False, "gradient_predivide_factor": 2,
+        "comms_logger": {"enabled": True, "prof_ops": ["all_reduce"]}, "flops_profiler": {"profile_step": 3},
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+    assert load_ds_config(str(path), load_recipe(tiny)) == content
 
 
 def test_a_teacher_is_hosted_at_stage_3(tiny):

@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.errors import UserError
 from pipeline import slurm
-from tests.launching import ROOT, environment
+from tests.launching import PATIENCE, ROOT, environment
 from tests.tiny import make_recipe
 
 TEMPLATE = ROOT / "pipeline" / "distill.sbatch"
@@ -126,7 +126,7 @@ def test_two_tasks_train_together(tmp_path):
         )
         for task in range(2)
     ]
-    said = [task.communicate(timeout=300)[0] for task in tasks]
+    said = [task.communicate(timeout=PATIENCE)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], said
     assert "2 ranks × micro-batch 2" in said[0] and (tmp_path / "run" / "COMPLETE").exists()
 

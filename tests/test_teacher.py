@@ -21,7 +21,7 @@ def results(tmp_path_factory):
     make_teacher(folder / "teacher", "xlm-roberta-xl", pad_token_id=1)
     recipe = make_recipe(folder)
     processes = launching.start_ranks(4, "tests.teacher_ranks", str(recipe), str(folder / "out"), local=2)
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    errors = [process.communicate(timeout=launching.PATIENCE)[1] for process in processes]
     assert all(process.returncode == 0 for process in processes), "".join(errors)[-3000:]
     return [json.loads((folder / f"out.{rank}.json").read_text()) for rank in range(4)]
 

@@ -46,7 +46,7 @@ class Group:
         """Seconds until all these have ended, and the `error:` line of each; their code is 1."""
         begin, lines = time.monotonic(), []
         for rank in ranks:
-            _, error = self.processes[rank].communicate(timeout=120)
+            _, error = self.processes[rank].communicate(timeout=launching.PATIENCE)
             told = [line for line in error.splitlines() if line.startswith("error: ")]
             assert len(told) == 1, error
             lines += told
@@ -91,7 +91,7 @@ def test_a_rank_whose_program_fails_is_named_too():
 def test_when_all_is_well_nobody_is_missed():
     with Group(2, "tests.watched", "5", "none") as group:
         for process in group.processes:
-            output, error = process.communicate(timeout=120)
+            output, error = process.communicate(timeout=launching.PATIENCE)
             assert process.returncode == 0 and "is done" in output and "error" not in error
 
 
