@@ -289,7 +289,8 @@ def quieten() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    for library in ("accelerate", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
 
 
