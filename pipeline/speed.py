@@ -165,12 +165,12 @@ def compare(abouts: list[dict], data: Path | None, shape: tuple[int, int, int]) 
     device = usual_device()
     dtype = usual_dtype(device)
     paths = {about["name"]: about["path"] for about in abouts}
+    batches = qnli_batches(data, paths, *shape) if data else None
     models = {name: encoders.load_model(path, "main", dtype).to(device) for name, path in paths.items()}
     for name, model in models.items():
         if shape[2] > (longest := encoders.longest_input(model.config)):
             raise UserError(f"--length {shape[2]}: {name} has {longest} positions; use at most that")
-    batches = qnli_batches(data, paths, *shape) if data else made_up_batches(models, *shape)
-    seconds = measure(models, batches, device)
+    seconds = measure(models, batches or made_up_batches(models, *shape), device)
     reference, *students = paths
     text = f"{data.resolve().parent.name}/{data.name}" if data else "made-up ids"
     where = device_name(device, dtype)
