@@ -10,6 +10,7 @@ with its reason, the others go on, and the command ends with code 1.
 """
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -137,29 +138,36 @@ def run_job(job: Job, say: Callable[..., object], label: str) -> list[str]:
     left = [(number, cell) for number, cell in enumerate(job.cells, 1) if cell.path not in done]
     # Those that failed before come last: under several processes a failure ends the run, and others must not wait for it.
     left.sort(key=lambda numbered: numbered[1].failure.exists())
-    failed, encoded = [], None
+    encoded = functools.cache(lambda: encode(job))
+    on_bars = sys.stderr.isatty()  # progress bars come between a line's beginning and its end
+    failed = []
     for number, cell in left:
         line = f"{label} {number}/{len(job.cells)}: {cell} …"
-        say(line, end="" if not sys.stderr.isatty() else "\n", flush=True)
-        start = time.monotonic()
-        try:
-            encoded = encoded or encode(job)
-            scores, dev = finetune.finetune(job.model, job.task, job.order, encoded, cell.settings)
-        except Exception as error:  # whatever it was, the other cells are worth having
-            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-            _write(cell.failure, _record(job, cell) | {"error": reason})
-            say(f"{' ' if not sys.stderr.isatty() else line + ' '}failed: {reason}")
-            failed.append(f"{label} {cell}: {reason}")
-            if finetune.distributed():
-                raise  # the other processes wait for this one in a collective
-            continue
-        record = _record(job, cell) | scored(job, scores, dev) | {"seconds": round(time.monotonic() - start, 1)}
-        _write(cell.path, record | {"precision": finetune.precision(), "versions": versions()})
-        if is_first():
-            cell.failure.unlink(missing_ok=True)
-        shown = f"{record['primary']} {record['scores'][record['primary']]:.1f} ({record['seconds']:.0f} s)"
-        say(f" {shown}" if not sys.stderr.isatty() else f"{line} {shown}")
+        say(line, end="\n" if on_bars else "", flush=True)
+        ending, well = run_cell(job, cell, encoded)
+        say(f"{line} {ending}" if on_bars else f" {ending}")
+        if not well:
+            failed.append(f"{label} {cell}: {ending}")
     return failed
+
+
+def run_cell(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> tuple[str, bool]:
+    """Train, score and write one cell, or what made it fail. Returns how it ended, and whether well."""
+    start = time.monotonic()
+    try:
+        scores, dev = finetune.finetune(job.model, job.task, job.order, encoded(), cell.settings)
+    except Exception as error:  # whatever it was, the other cells are worth having
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        _write(cell.failure, _record(job, cell) | {"error": reason})
+        if finetune.distributed():
+            raise  # the other processes wait for this one in a collective
+        return f"failed: {reason}", False
+    seconds = round(time.monotonic() - start, 1)
+    record = _record(job, cell) | scored(job, scores, dev) | {"seconds": seconds}
+    _write(cell.path, record | {"precision": finetune.precision(), "versions": versions()})
+    if is_first():
+        cell.failure.unlink(missing_ok=True)
+    return f"{record['primary']} {record['scores'][record['primary']]:.1f} ({seconds:.0f} s)", True
 
 
 def encode(job: Job) -> finetune.Encoded:
@@ -289,7 +297,8 @@ def quieten() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    for library in ("accelerate", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
 
 
@@ -339,7 +348,7 @@ def main() -> int:
     if is_first():
         say("\n" + table(results.read_results(options.out), models, tasks))
         for line in failed:
-            print(f"failed: {line}", file=sys.stderr)
+            print(line, file=sys.stderr)
     return 1 if failed else 0
 
 

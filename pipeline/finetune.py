@@ -205,5 +205,7 @@ def _arguments(folder: str, settings: dict, select: bool) -> TrainingArguments:
         logging_strategy="no",
         logging_nan_inf_filter=False,  # a loss that is no number must show
         report_to="none",
+        log_level="error",  # the Trainer sets the verbosity of all of transformers
+        log_level_replica="error",
         disable_tqdm=not sys.stderr.isatty(),
     )

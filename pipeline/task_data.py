@@ -7,7 +7,7 @@ questions are {"id", "question", "context", "answers": {"text", "answer_start"}}
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -210,19 +210,33 @@ def _label(task: Task, text: str, where: str) -> int | float:
 
 def _read_xnli(name: str, folder: Path, languages: Sequence[str]) -> TaskData:
     """XNLI as XTREME lays it out (train-en.tsv, dev-xx.tsv, test-xx.tsv), or as published (XNLI-1.0, XNLI-MT-1.0)."""
-    simple, notes = TASKS[name].layout, []
-    place = next((p for p in (folder, folder / "XNLI", folder / "xnli") if any(p.glob("dev-*.tsv"))), None)
+    places = (folder, *(folder / inner for inner in TASKS[name].folders))
+    place = next((place for place in places if any(place.glob("dev-*.tsv"))), None)
+    notes: list[str] = []
     if place is not None:
-        train = read_tsv(place / "train-en.tsv", name, simple, notes)
-        files = {kind: _by_language(place, f"{kind}-(.+)\\.tsv") for kind in ("dev", "test")}
-        sets = {
-            kind: {
-                key: read_tsv(path, name, simple, notes)
-                for key, path in _chosen(found, languages, place, kind == "dev").items()
+        train = read_tsv(place / "train-en.tsv", name, TASKS[name].layout, notes)
+        dev, test = (
+            {
+                key: read_tsv(path, name, TASKS[name].layout, notes)
+                for key, path in _chosen(found, languages, place, kind).items()
             }
-            for kind, found in files.items()
-        }
-        return TaskData(str(folder), train, sets["dev"], sets["test"], tuple(notes))
+            for kind, found in ((kind, _by_language(place, f"{kind}-(.+)\\.tsv")) for kind in ("dev", "test"))
+        )
+    else:
+        files = _published_xnli(folder)
+        train = read_tsv(files["multinli.train.en.tsv"], name, _XNLI_TRAIN, notes)
+        dev, test = (
+            {
+                key: read_tsv(path, name, _XNLI_NAMED, notes, language=key)
+                for key, path in _chosen(_languages_in(path), languages, folder, kind).items()
+            }
+            for kind, path in ((kind, files[f"xnli.{kind}.tsv"]) for kind in ("dev", "test"))
+        )
+    return TaskData(str(folder), train, dev, test, tuple(notes))
+
+
+def _published_xnli(folder: Path) -> dict[str, Path | None]:
+    """The files of XNLI's two archives by name, unpacked in ``folder`` or all in one; only the test file may be missing."""
     places = [p for p in (folder, *sorted(folder.glob("XNLI*"))) if p.is_dir()]
     files = {
         file: next((path for p in places for path in (p / file, p / "multinli" / file) if path.is_file()), None)
@@ -231,22 +245,16 @@ def _read_xnli(name: str, folder: Path, languages: Sequence[str]) -> TaskData:
     for file in ("xnli.dev.tsv", "multinli.train.en.tsv"):
         if files[file] is None:
             raise UserError(f"{folder}: no dev-en.tsv (as in XTREME) and no {file} (as in XNLI-1.0 and XNLI-MT-1.0)")
-    train = read_tsv(files["multinli.train.en.tsv"], name, _XNLI_TRAIN, notes)
-    sets = {}
-    for kind in ("dev", "test"):
-        path = files[f"xnli.{kind}.tsv"]
-        found = dict.fromkeys(_languages_in(path), path) if path else {}
-        sets[kind] = {
-            key: read_tsv(path, name, _XNLI_NAMED, notes, language=key)
-            for key in _chosen(found, languages, folder, kind == "dev")
-        }
-    return TaskData(str(folder), train, sets["dev"], sets["test"], tuple(notes))
+    return files
 
 
-def _languages_in(path: Path) -> list[str]:
+def _languages_in(path: Path | None) -> dict[str, Path]:
+    """The languages of a file that has all: each with that file."""
+    if path is None:
+        return {}
     lines = _lines(path)
     where = _columns(path, _XNLI_NAMED, next(lines, (1, [""]))[1])
-    return sorted({row[where[-1]] for _, row in lines if len(row) > where[-1]})
+    return dict.fromkeys(sorted({row[where[-1]] for _, row in lines if len(row) > where[-1]}), path)
 
 
 def _by_language(folder: Path, pattern: str) -> dict[str, Path]:
@@ -255,11 +263,11 @@ def _by_language(folder: Path, pattern: str) -> dict[str, Path]:
     return {match[1]: path for path, match in matches.items() if match}
 
 
-def _chosen(found: dict[str, Path], languages: Sequence[str], where: object, needed: bool = True) -> dict[str, Path]:
-    """What is there of the languages asked for; all, if none are."""
-    if needed and not found:
+def _chosen(found: dict[str, Path], languages: Sequence[str], where: object, kind: str) -> dict[str, Path]:
+    """What is there of the languages asked for; all, if none are. A dev set must be there for each, a test set need not."""
+    if kind == "dev" and not found:
         raise UserError(f"{where}: no files to score there")
-    if needed and (missing := [language for language in languages if language not in found]):
+    if kind == "dev" and (missing := [language for language in languages if language not in found]):
         raise UserError(f"--languages {missing[0]}: {where} has {', '.join(found)}")
     return {key: path for key, path in found.items() if not languages or key in languages}
 
@@ -286,8 +294,7 @@ def _read_answers(name: str, folder: Path, languages: Sequence[str]) -> TaskData
         for language in files.keys() - set(HUB_LANGUAGES[name]):
             raise UserError(f"{files[language]}: {name} has no {language!r}, only {', '.join(HUB_LANGUAGES[name])}")
         sets[split] = {
-            key: read_squad(path, False)
-            for key, path in _chosen(files, languages, place or folder, split == "dev").items()
+            key: read_squad(path, False) for key, path in _chosen(files, languages, place or folder, split).items()
         }
     return TaskData(str(folder), train, sets["dev"], sets.get("test", {}))
 
@@ -360,7 +367,8 @@ def _from_hub(hub: str, config: str | None, split: str) -> Dataset:
         return load_dataset(hub, config, split=split)
     except Exception as error:  # a client, a server and half a dozen libraries may refuse
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--data {hub}: {config or ''} {split} is not to be had from the hub ({cause})") from None
+        what = " ".join(filter(None, (config, split)))
+        raise UserError(f"--data {hub}: {what} is not to be had from the hub ({cause})") from None
 
 
 def _hub_labelled(name: str, hub: str, languages: Sequence[str]) -> TaskData:
@@ -377,7 +385,7 @@ def _hub_labelled(name: str, hub: str, languages: Sequence[str]) -> TaskData:
 
 def _hub_languages(name: str, languages: Sequence[str]) -> list[str]:
     known = dict.fromkeys(HUB_LANGUAGES[name], Path())
-    return list(_chosen(known, languages, name))
+    return list(_chosen(known, languages, name, "dev"))
 
 
 def _labelled(rows: Dataset, name: str, where: str) -> Dataset:
@@ -407,26 +415,10 @@ def _in_our_order(labels: list[int], rows: Dataset, task: Task, where: str) -> l
 
 def _hub_answers(name: str, hub: str, languages: Sequence[str]) -> TaskData:
     task = TASKS[name]
-    convert: Callable[[Dataset, str], Dataset] = lambda rows, where: _questions(  # noqa: E731
-        (
-            (
-                row["id"],
-                row["question"],
-                row["context"],
-                [
-                    {"text": text, "answer_start": start}
-                    for text, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
-                ],
-                None,
-            )
-            for row in rows
-        ),
-        where,
-        task.unanswerable,
-    )
 
     def load(repository: str, config: str | None, split: str) -> Dataset:
-        return convert(_from_hub(repository, config, split), f"{repository} {config or ''} {split}")
+        rows = _from_hub(repository, config, split)
+        return _questions(map(_hub_row, rows), " ".join(filter(None, (repository, config, split))), task.unanswerable)
 
     if not task.languages:
         return TaskData(hub, load(hub, None, "train"), {"": load(hub, None, "validation")})
@@ -435,3 +427,10 @@ def _hub_answers(name: str, hub: str, languages: Sequence[str]) -> TaskData:
     dev = {key: load(hub, config, "validation") for key, config in configs.items()}
     test = {key: load(hub, config, "test") for key, config in configs.items()} if name == "mlqa" else {}
     return TaskData(hub, load(TASKS["squad1"].hub, None, "train"), dev, test)
+
+
+def _hub_row(row: dict) -> tuple:
+    """A row of the hub's as _questions wants it."""
+    answers = zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
+    own = [{"text": text, "answer_start": start} for text, start in answers]
+    return row["id"], row["question"], row["context"], own, None

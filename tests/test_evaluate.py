@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.scored_model import label_order, open_model, unknown_share
 from pipeline.task_data import read_task
 from pipeline.tasks import TASKS
 from tests import task_files as files
+from tests.launching import ROOT
 from tests.tiny import make_teacher
 
 
@@ -333,3 +335,14 @@ def test_models_are_told_apart_and_how_they_were_distilled_is_kept(run, data, tm
     assert (
         found.models["student"]["distillation"] == [{"pairs": ["qk"]}] and found.of("student", "rte")[0].score == 52.0
     )
+
+
+def test_two_processes_share_a_batch_and_one_writes(data, tmp_path, model):
+    files.write_glue(data, "rte", train=64, dev=19)  # an odd number: one process has a row more to predict
+    options = ("--seeds", 1, "--epochs", 12, "--learning-rate", 1e-2, "--batch", 8, "--length", 32)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline.evaluate"]
+    command += ["--model", model, "--task", "rte", "--data", data, "--out", tmp_path / "out", *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("rte 1/1: ") == 1
+    assert results.read_results(tmp_path / "out").cells[0].score > 90

@@ -206,12 +206,14 @@ def test_places_and_languages_that_are_not_there_are_named(tmp_path):
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
-def hub(monkeypatch, rows, names=None, asked=None):
-    """The hub's answer to every question, in the types that it gives."""
+def hub(monkeypatch, rows, names=None, asked=None, mark=True):
+    """The hub's answer to every question, in the types that it gives; texts are marked with their split."""
 
     def load_dataset(repository, config, split):
         (asked if asked is not None else []).append((repository, config, split))
-        own = {key: [f"{split} {v}" if isinstance(v, str) else v for v in column] for key, column in rows.items()}
+        own = {
+            key: [f"{split} {v}" if mark and isinstance(v, str) else v for v in column] for key, column in rows.items()
+        }
         made = datasets.Dataset.from_dict(own)
         return made.cast_column("label", datasets.ClassLabel(names=names)) if names else made
 
@@ -237,6 +239,18 @@ def test_xnli_comes_from_the_hub_language_by_language(monkeypatch):
     )
     assert list(read_task("xnli", None, ["de", "sw"]).test) == ["de", "sw"]
     assert ("facebook/xnli", "sw", "test") in asked and ("facebook/xnli", "en", "train") in asked
+
+
+def test_questions_come_from_the_hub_and_the_training_set_is_squads(monkeypatch):
+    asked = []
+    answers = [{"text": ["w1"], "answer_start": [0]}, {"text": [], "answer_start": []}]
+    rows = {"id": ["a", "b"], "question": ["q", "q"], "context": ["w1 w2", "w1 w2"], "answers": answers}
+    hub(monkeypatch, rows, asked=asked, mark=False)
+    with pytest.raises(UserError, match=r"google/xquad xquad.el validation: question b has no answer"):
+        read_task("xquad", None, ["el"])
+    monkeypatch.setattr(task_data, "_checked", lambda name, data: data)
+    assert [bool(row["answers"]["text"]) for row in read_task("squad2", None).dev[""]] == [True, False]
+    assert asked[-1] == ("rajpurkar/squad_v2", None, "validation")
 
 
 @pytest.mark.parametrize(
