@@ -78,8 +78,8 @@ def losses(title: str, rows: list[dict]) -> bytes:
         for number, name in enumerate(names):
             label = "total" if name == "loss" else name
             for kind, look in (
+                ("heldout", {"marker": "o", "markersize": 3, "zorder": 3}),
                 ("train", {"linewidth": 0.9, "alpha": 0.4}),
-                ("heldout", {"marker": "o", "markersize": 3}),
             ):
                 own = [(row["step"], row[name]) for row in rows if row.get("kind") == kind and name in row]
                 if own:

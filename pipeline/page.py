@@ -47,7 +47,7 @@ code { font-family: ui-monospace, "DejaVu Sans Mono", "Liberation Mono", monospa
   th, td { padding: 0.18rem 0.35rem; }
   th, td { white-space: normal; }
   th:first-child, td:first-child { position: static; min-width: 5.5rem; overflow-wrap: break-word; }
-  p:has(+ .pictures) { break-after: avoid; }
+  h2 + p, h3 + p, p:has(+ .pictures) { break-after: avoid; }
   .wide { overflow: visible; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 7.5pt; }
   .pictures img { flex-basis: 47%; max-width: 47%; }

@@ -204,8 +204,11 @@ def _kept(scores: Scores, model: str) -> list[str]:
 def _bars(scores: Scores, task: str) -> bytes:
     from pipeline import charts  # matplotlib takes a second
 
-    figures = [(model, scores.figure(model, task)) for model in scores.models]
-    rows = [charts.Bar(model, own and own.mean, own and own.spread, model == scores.teacher) for model, own in figures]
+    scored = [model for model in scores.models if any(scores.figure(model, task) for task in scores.tasks)]
+    rows = []
+    for model in scored:
+        own = scores.figure(model, task)
+        rows.append(charts.Bar(model, own and own.mean, own and own.spread, model == scores.teacher))
     return charts.bars(title(task), f"{metric_name(scores.primary(task))} [%]", rows)
 
 

@@ -35,7 +35,7 @@ class ScoredModel:
 
 def open_model(path: str, name: str | None = None) -> ScoredModel:
     """Read a model's config, tokenizer and weights' hash. Raises UserError for what is not there or does not fit together."""
-    name = name or (Path(path).resolve().name if Path(path).is_dir() else path.replace("/", "--"))
+    name = name or name_of(path)
     if name.startswith(".") or Path(name).name != name:
         raise UserError(f"--name {name}: not a folder's name")
     card = describe_model(path, name)
@@ -47,6 +47,11 @@ def open_model(path: str, name: str | None = None) -> ScoredModel:
             "give the model the tokenizer that it was trained with"
         )
     return ScoredModel(path, config, tokenizer, card)
+
+
+def name_of(path: str) -> str:
+    """A model's name among results: its folder's, or its hub id with -- for the slash."""
+    return Path(path).resolve().name if Path(path).is_dir() else path.replace("/", "--")
 
 
 def describe_model(path: str, name: str) -> dict:

@@ -103,7 +103,8 @@ def metric_name(metric: str) -> str:
 
 def shown_setting(settings: dict) -> str:
     """`lr 3e-05, 3 epochs, batch 32, length 128` and whatever else was set."""
-    known = {"learning_rate": "lr {:g}", "epochs": "{:g} epochs", "batch": "batch {}", "length": "length {}"}
+    epochs = "{:g} epoch" if settings.get("epochs") == 1 else "{:g} epochs"
+    known = {"learning_rate": "lr {:g}", "epochs": epochs, "batch": "batch {}", "length": "length {}"}
     parts = [form.format(settings[key]) for key, form in known.items() if isinstance(settings.get(key), int | float)]
     others = [f"{key} {value}" for key, value in sorted(settings.items()) if key not in known and value is not None]
     return ", ".join(parts + others)

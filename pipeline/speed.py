@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from data_prep.errors import Parser, UserError, run_command
 from data_prep.shards import write_json
 from pipeline import encoders, paper, results
-from pipeline.scored_model import describe_model
+from pipeline.scored_model import describe_model, name_of
 
 _FIRST_ORDINARY = 1000  # made-up ids begin here where the vocabulary is large enough: below are special and unused ones
 
@@ -139,7 +139,7 @@ def describe(models: list[str], out: Path | None) -> list[dict]:
     known = results.read_results(out).models if out and out.exists() else {}
     abouts = []
     for model in models:
-        name = Path(model).resolve().name if Path(model).is_dir() else model.replace("/", "--")
+        name = name_of(model)
         about = describe_model(model, name)
         same = sorted(
             (other for other in known if known[other]["weights"] == about["weights"]), key=lambda n: n != name
@@ -165,12 +165,12 @@ def compare(abouts: list[dict], data: Path | None, shape: tuple[int, int, int]) 
     device = usual_device()
     dtype = usual_dtype(device)
     paths = {about["name"]: about["path"] for about in abouts}
+    batches = qnli_batches(data, paths, *shape) if data else None
     models = {name: encoders.load_model(path, "main", dtype).to(device) for name, path in paths.items()}
     for name, model in models.items():
         if shape[2] > (longest := encoders.longest_input(model.config)):
             raise UserError(f"--length {shape[2]}: {name} has {longest} positions; use at most that")
-    batches = qnli_batches(data, paths, *shape) if data else made_up_batches(models, *shape)
-    seconds = measure(models, batches, device)
+    seconds = measure(models, batches or made_up_batches(models, *shape), device)
     reference, *students = paths
     text = f"{data.resolve().parent.name}/{data.name}" if data else "made-up ids"
     where = device_name(device, dtype)

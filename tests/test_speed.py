@@ -204,6 +204,6 @@ def test_a_mistake_of_the_command_is_named(monkeypatch, arguments, message):
 
 
 def test_a_mistake_is_one_line_and_code_2(models):
-    result = command(models["teacher"], models["student"], "--data", "none.tsv")
+    result = command(models["teacher"], models["student"], "--data", "none.tsv", "--length", 8)
     assert result.returncode == 2
     assert result.stderr.startswith("error: none.tsv: cannot be read") and result.stderr.count("\n") == 1
