@@ -22,9 +22,6 @@ _PUBLIC = {
     "xlm-roberta-large": "XLM-R-large",
 }
 
-# Keys of a recipe that add a loss beside the relations of `pairs`, and what the papers' comparison is called here.
-_OTHER_LOSSES = {"value_mse": "value-MSE", "layer_to_layer": "layer-to-layer"}
-
 
 class Distilled(NamedTuple):
     """What makes a student one of the papers': the rest of its recipe (steps, data, batch) may differ, and is told beside."""
@@ -89,7 +86,7 @@ def _distilled(stages: list[dict]) -> Distilled:
     return Distilled(
         public_name(teacher) or teacher.rstrip("/").rpartition("/")[2],
         _size(last),
-        tuple(sorted([*last["pairs"], *(name for key, name in _OTHER_LOSSES.items() if last.get(key))])),
+        tuple(sorted([*last["pairs"], *([] if last.get("transfer", "last") == "last" else [last["transfer"]])])),
         int(first["teacher"]["layer"]),
         int(last["relation_heads"]),
         ", ".join(map(_size, stages[:-1])),
@@ -183,7 +180,7 @@ VALUE_MSE = _compared(
     "Value relation or mean squared error of values",
     MINILM,
     ("MiniLM", _DIRECT, _V1, ""),
-    ("value-MSE instead", _VALUE_MSE, ("qk", "value-MSE"), ""),
+    ("value-MSE instead", _VALUE_MSE, ("qk", "v_mse"), ""),
 )
 
 LAYERS = _compared(

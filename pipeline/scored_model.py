@@ -1,6 +1,5 @@
 """A model to be fine-tuned and scored: what it is, and whether it fits a task."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data_prep.errors import UserError
 from pipeline import encoders
+from pipeline.export import read_distillation
 from pipeline.results import FORMAT
 from pipeline.tasks import TASKS, Task
 from pipeline.weights import Weights
@@ -61,11 +61,6 @@ def describe_model(path: str, name: str) -> dict:
     """
     config = encoders.load_model(path, "main", torch.float32).config  # and every weight is there
     tensors = Weights(path, "main", "")
-    history = Path(path) / "distillation.json"
-    try:
-        distillation = json.loads(history.read_bytes()) if history.is_file() else None
-    except ValueError:
-        raise UserError(f"{history}: not valid JSON; export the student again") from None
     return {
         "format": FORMAT,
         "name": name,
@@ -75,7 +70,7 @@ def describe_model(path: str, name: str) -> dict:
         "layers": config.num_hidden_layers,
         "hidden": config.hidden_size,
         "parameters": encoders.count_parameters(config),
-        "distillation": distillation,
+        "distillation": read_distillation(Path(path)) or None,
     }
 
 

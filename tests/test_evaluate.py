@@ -10,12 +10,13 @@ from transformers import AutoModelForSequenceClassification
 
 from data_prep.errors import UserError
 from pipeline import evaluate, finetune, results
+from pipeline.recipe import load_recipe
 from pipeline.scored_model import label_order, open_model, unknown_share
 from pipeline.task_data import read_task
 from pipeline.tasks import TASKS
 from tests import task_files as files
 from tests.launching import ROOT
-from tests.tiny import make_teacher
+from tests.tiny import make_recipe, make_teacher
 
 
 @pytest.fixture(scope="module")
@@ -326,15 +327,18 @@ def test_an_unknown_file_among_the_results_is_told_before_anything_is_trained(ru
 def test_models_are_told_apart_and_how_they_were_distilled_is_kept(run, data, tmp_path, model, monkeypatch):
     files.write_glue(data, "rte")
     student = make_teacher(tmp_path / "student", layers=2, hidden=8)
-    (student / "distillation.json").write_text('[{"pairs": ["qk"]}]')
+    way = [{"id": "1", "recipe": load_recipe(make_recipe(tmp_path)).to_dict()}]
+    (student / "distillation.json").write_text(json.dumps(way))
     monkeypatch.setattr(finetune, "finetune", lambda m, *args: ({"": {"accuracy": 50.0 + m.card["layers"]}}, {}))
     _, said = run("rte", *FAST, models=[model, student])
     assert "small rte 1/1: lr 3e-05" in said and "student rte 1/1: lr 3e-05" in said
     assert "51.0 (n = 1, lr 3e-05, 1 epochs)" in said
     found = results.read_results(tmp_path / "out")
-    assert (
-        found.models["student"]["distillation"] == [{"pairs": ["qk"]}] and found.of("student", "rte")[0].score == 52.0
-    )
+    assert found.models["student"]["distillation"] == way and found.of("student", "rte")[0].score == 52.0
+    for text, message in (('[{"pairs": ["qk"]}]', "not what export writes"), ("[", "not JSON")):
+        (student / "distillation.json").write_text(text)
+        with pytest.raises(UserError, match=f"distillation.json: {message}"):
+            open_model(str(student))
 
 
 def test_two_processes_share_a_batch_and_one_writes(data, tmp_path, model):
