@@ -115,7 +115,10 @@ SQUAD = [
 ]
 
 
-@pytest.mark.parametrize(("prediction", "answers", "f1", "exact"), SQUAD)
+NOTHING_LEFT = ("the", ["the", "France"], 0.0, 0)  # an answer of which nothing is left does not count beside others
+
+
+@pytest.mark.parametrize(("prediction", "answers", "f1", "exact"), [*SQUAD, NOTHING_LEFT])
 def test_squad_2_is_scored_as_published(prediction, answers, f1, exact):
     assert qa.question_scores(prediction, answers, unanswerable=True) == (f1, exact)
 
