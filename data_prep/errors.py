@@ -58,6 +58,6 @@ def _tell(message: str) -> int:
     So the first rank tells it at once, and another only if it lives on because it alone has met it.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(5)
+        time.sleep(15)  # a busy machine's launcher takes some of them
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return 2
