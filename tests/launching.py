@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline import hosts
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 1800  # seconds for what must end by itself: no test may fail because others use the machine
+PATIENCE = 900  # seconds for what must end by itself: no test may fail because others use the machine
 
 
 def environment() -> dict[str, str]:
