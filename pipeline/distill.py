@@ -25,13 +25,13 @@ from data_prep.shards import Corpus, open_corpus, vocabulary_hash
 from pipeline import batches, checkpoints, encoders, engines, runs, slurm
 from pipeline.ds_config import load_ds_config
 from pipeline.engines import Teach
-from pipeline.export import export, is_export_of, untrained_student
+from pipeline.export import export, is_export_of, read_distillation, untrained_student
 from pipeline.maps import SENTENCE, relation_image, relation_maps
 from pipeline.monitor import Monitor
 from pipeline.places import TIMEOUT
 from pipeline.precision import lacks_bf16_units
 from pipeline.ranks import Ranks, on_first_rank, start_ranks
-from pipeline.recipe import Recipe, load_stages, taught_layers
+from pipeline.recipe import Recipe, load_stages, teacher_layers
 from pipeline.relations import QKV, VALUE_PROJECTION
 from pipeline.step import Clock, Trainee, divergence_of, trained_part, update
 from pipeline.watchdog import EarlyStop, Watchdog
@@ -44,13 +44,15 @@ def distill(
     timeout: float = TIMEOUT,
     launch: str | None = None,
     more: bool = False,
+    began: float | None = None,
 ) -> int:
     """Run ``recipes``, which differ in their student only, to their end, or leave after update ``stop_at``.
 
     Returns the exit code, which is also put on record for ``launch``, unless ``more`` stages follow this one: 0, or
-    runs.EARLY if it was asked to stop (see watchdog.EarlyStop) or ``max_hours`` are over; the same call goes on. A rank that
-    is silent for ``timeout`` s ends the process. The students of a finished stage are exported. Raises UserError for
-    whatever the user can mend, on every rank, with the checkpoints so far kept.
+    runs.EARLY if it was asked to stop (see watchdog.EarlyStop) or ``max_hours`` are over, counted from ``began`` (of
+    time.monotonic) if that is given; the same call goes on. A rank that is silent for ``timeout`` s ends the process. The
+    students of a finished stage are exported. Raises UserError for whatever the user can mend, on every rank, with the
+    checkpoints so far kept.
     """
     # What can be wrong is told before anything heavy starts.
     recipe = recipes[0]  # where they agree
@@ -68,7 +70,7 @@ def distill(
     ranks = start_ranks()
     last = min(recipe.steps, stop_at or recipe.steps)
     with (
-        EarlyStop(ranks, runs.root_of(recipes), max_hours) as early,
+        EarlyStop(ranks, runs.root_of(recipes), max_hours, began) as early,
         Watchdog(ranks, timeout) as watchdog,
         runs.sole_writer([Path(one.out) for one in recipes], ranks),
         runs.failure_on_record(runs.root_of(recipes), ranks, launch),
@@ -85,8 +87,14 @@ def distill(
         step = train(due, ranks, corpus, windows, tokenizer, last, early) if due else last
         if step == recipe.steps:
             on_first_rank(ranks, lambda: finish(recipes))
+        goes_on = more and step == recipe.steps
         code = 0 if step == last else runs.EARLY
-        if ranks.first and not (more and step == recipe.steps):
+        if goes_on and early.asked():
+            code, goes_on = runs.EARLY, False
+            early.forget()
+            if ranks.first:
+                print(f"Stopped after stage {recipe.stage} ({early.reason}); the same command goes on.", flush=True)
+        if ranks.first and not goes_on:
             # Before any rank leaves: launchers end the others as soon as one has left with a code.
             runs.record_end(runs.root_of(recipes), launch, code)
         watchdog.leave()
@@ -106,9 +114,10 @@ def train(
     # The models: the teacher still without its weights, the students whole.
     recipe = due[0][0]
     teacher_config = recipe.teacher_config()
-    *earlier, layer = taught = taught_layers([one for one, _ in due])
+    *earlier, layer = told = teacher_layers([one for one, _ in due])
     teacher, in_file = encoders.empty_encoder(teacher_config, layer, windows.padding, tuple(earlier))
     weights = encoders.weights_of(recipe.teacher.model, recipe.teacher.revision, teacher_config)
+    history = on_first_rank(ranks, lambda: read_distillation(Path(recipe.teacher.model)))
     on_first_rank(ranks, lambda: weights.check({in_file[name]: p.shape for name, p in teacher.named_parameters()}))
     models = [untrained_student(one, teacher_config, weights) for one, _ in due]
     for (_, checkpoint), model in zip(due, models, strict=True):
@@ -132,7 +141,7 @@ def train(
             state = checkpoint.tensors(names.values())
             if student.value_projection is not None:  # the rest has been loaded with the model
                 student.value_projection.weight.data.copy_(state[VALUE_PROJECTION])
-        trainee = Trainee(one, engines.student_engine(one, ranks, student), divergence, names, tail, taught)
+        trainee = Trainee(one, engines.student_engine(one, ranks, student), divergence, names, tail, told)
         if checkpoint:
             trainee.start = checkpoint.step
             engines.prime_optimizer(trainee.engine)
@@ -181,7 +190,7 @@ def train(
 
     def save(trainee: Trainee, step: int) -> None:
         state = engines.read_state(trainee.engine, trainee.names, ranks.first) | trainee.tail
-        info = runs.checkpoint_info(trainee.recipe, corpus, ranks, step, teacher_hash)
+        info = runs.checkpoint_info(trainee.recipe, corpus, ranks, step, teacher_hash, history)
         keep = (trainee.recipe.keep_checkpoints, trainee.recipe.keep_every)
         on_first_rank(ranks, lambda: checkpoints.save(Path(trainee.recipe.out), info, state, *keep))
 
@@ -409,16 +418,16 @@ def all_mean(x: Tensor, ranks: Ranks) -> Tensor:
 
 
 def distill_stages(stages: list[list[Recipe]], options: argparse.Namespace) -> int:
-    """Each stage to its end, or until one is left early. One that is complete is passed over."""
+    """Each stage to its end, or until one is left early. One that is complete is passed over, also by ``--stop-at``."""
     began, code = time.monotonic(), 0
     for number, recipes in enumerate(stages, 1):
-        hours = options.max_hours
-        if hours is not None:  # of all stages together
-            hours = max(hours - (time.monotonic() - began) / 3600, 1e-6)
-        more = number < len(stages)
-        code = distill(recipes, options.stop_at, hours, options.timeout, options.launch, more)
-        if code or (options.stop_at is not None and options.stop_at < recipes[0].steps):
+        more, stop_at = number < len(stages), options.stop_at
+        if more and stop_at and on_first_rank(start_ranks(), lambda recipes=recipes: runs.are_complete(recipes)):
+            stop_at = None
+        code = distill(recipes, stop_at, options.max_hours, options.timeout, options.launch, more, began)
+        if code or (stop_at or recipes[0].steps) < recipes[0].steps:
             break
+        engines.release()
     return code
 
 
@@ -439,7 +448,7 @@ def main() -> int:
         "--stop-at",
         type=int,
         metavar="STEP",
-        help="save a checkpoint after this step and leave",
+        help="save a checkpoint after this step, of the first stage that is not complete, and leave",
     )
     parser.add_argument(
         "--max-hours",

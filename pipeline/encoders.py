@@ -155,14 +155,14 @@ class CutBody(nn.Module):
         family = family_of(model.config)
         layers = family.layers(model)
         below = enumerate(layers[: layer - 1], 1)
-        self.layers = nn.ModuleList(TellingLayer(one, family) if i in earlier else one for i, one in below)
+        self.layers = nn.ModuleList(LayerWithQKV(one, family) if i in earlier else one for i, one in below)
         self.pre_norm = family.pre_norm(layers[layer - 1])
         self.query, self.key, self.value = family.projections(layers[layer - 1])
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> QKV:
         told = []
         for layer in self.layers:
-            if isinstance(layer, TellingLayer):
+            if isinstance(layer, LayerWithQKV):
                 hidden, *qkv = layer(hidden, mask)
                 told.append(qkv)
             else:
@@ -174,7 +174,7 @@ class CutBody(nn.Module):
         return QKV(*(torch.stack(of_layers, 1).flatten(0, 1) for of_layers in zip(*told, last, strict=True)))
 
 
-class TellingLayer(nn.Module):
+class LayerWithQKV(nn.Module):
     """A whole layer that returns (hidden, q, k, v). It projects twice, which no hook could do safely under ZeRO-3."""
 
     def __init__(self, layer: nn.Module, family: Family):

@@ -10,6 +10,7 @@ The comments name the behaviour of DeepSpeed 0.19 that made the code as it is. W
 * leaving a ZeRO-3 forward by an exception, after which its engine is lost: what can be refused is refused outside.
 """
 
+import gc
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -233,6 +234,12 @@ def fit(encoder: CutEncoder, recipe: Recipe, ranks: Ranks, name: str) -> None:
     if recipe.compile == "all":
         for layer in encoder.body.layers:
             layer.forward = Compiled(layer.forward, f"the {name}'s layers")
+
+
+def release() -> None:
+    """Free what engines that nobody uses any more still hold: they refer to themselves."""
+    gc.collect()
+    get_accelerator().empty_cache()
 
 
 def set_learning_rate(engine, rate: float) -> None:

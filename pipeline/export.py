@@ -48,7 +48,7 @@ def export(run: Path, out: Path) -> Checkpoint:
     if out.exists() and not _may_be_replaced(out, run):
         raise UserError(f"{out}: exists and is not an exported student of {run.name}; choose a new folder")
     model = load_student(run, checkpoint)
-    chain = [*read_distillation(Path(checkpoint.info["recipe"]["teacher"]["model"])), checkpoint.info]
+    chain = distillation_of(checkpoint)
     files = {DISTILLATION: json.dumps(chain, indent=1) + "\n", "README.md": model_card(run, checkpoint, model, chain)}
     _write(out, model, encoders.load_folder_tokenizer(run / "student"), files)
     return checkpoint
@@ -107,6 +107,16 @@ def read_distillation(folder: Path) -> list[dict]:
         chain = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); export the model again") from None
+    return _checked(chain, path)
+
+
+def distillation_of(checkpoint: Checkpoint) -> list[dict]:
+    """How its student was made: what the checkpoint says of its teacher, and then of itself."""
+    own = dict(checkpoint.info, teacher=dict(checkpoint.info["teacher"]))
+    return [*_checked(own["teacher"].pop("distillation", []), checkpoint.path), own]
+
+
+def _checked(chain: object, path: Path) -> list[dict]:
     if not isinstance(chain, list) or not all(
         isinstance(one, dict) and {"id", "recipe"} <= one.keys() for one in chain
     ):
@@ -184,7 +194,7 @@ embeddings, {count["transformer"] / 1e6:.1f} M Transformer layers), trained by d
 |---|---|
 | teacher | {recipe["teacher"]["model"]}, layer {recipe["teacher"]["layer"]}, weights {info["teacher"]["weights"]} |
 | relations | {pairs}; {recipe["relation_heads"]} relation heads |
-| way | {way}{" (by a teacher assistant)" if len(chain) > 1 else ""} |
+| chain | {way}{" (by a teacher assistant)" if len(chain) > 1 else ""} |
 | layers | {"each from one of the teacher's" if recipe.get("transfer") == "layer-to-layer" else "the last"} |
 | initialisation | {recipe["student"]["init"]} |
 | data | {", ".join(f"{name}: {tokens:,} tokens" for name, tokens in info["tokens"].items())}; corpus {info["corpus"]} |

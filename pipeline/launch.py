@@ -186,7 +186,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("recipe", help="a TOML file, or the name of a shipped recipe")
     add("overrides", nargs="*", metavar="key=value", help="as in steps=100 or student.layers=4")
     run = parser.add_argument_group("the run")
-    run.add_argument("--stop-at", type=int, metavar="STEP", help="save a checkpoint after this step and leave")
+    run.add_argument(
+        "--stop-at",
+        type=int,
+        metavar="STEP",
+        help="save a checkpoint after this step (of the first stage that is not complete) and leave",
+    )
     run.add_argument(
         "--max-hours", type=float, metavar="H", help="save a checkpoint after so long and leave with code 75"
     )

@@ -21,7 +21,7 @@ from pipeline import encoders, plan_memory
 from pipeline.hardware import GPUS, find_gpu, gpu_with
 from pipeline.plan_memory import GIB, MIB, NUMBER, Cut, Device, Hosting, Memory
 from pipeline.plan_time import MAP_BYTES, Cluster, Gathers, Times, gathers_of, times_of
-from pipeline.recipe import Recipe, load_stages, taught_layers
+from pipeline.recipe import Recipe, load_stages, teacher_layers
 
 FRAMEWORK = 1.5 * GIB  # CUDA's context, NCCL's buffers, cuBLAS's workspaces: assumed, not measured
 SPARE = 0.1  # of a GPU's memory: what its allocator loses to fragments, assumed as well
@@ -118,7 +118,7 @@ def plan_run(recipes: list[Recipe], models: Models, cluster: Cluster) -> Plan:
     largest = next((size for size in divisors if memory_with(size).peak <= cluster.memory * (1 - SPARE)), 0)
     micro = recipe.micro_batch if recipe.micro_batch in divisors else largest or 1
     planned = [with_micro_batch(one, micro) for one in recipes]
-    earlier = len(taught_layers(recipes)) - 1
+    earlier = len(teacher_layers(recipes)) - 1
     flops = [encoders.forward_flops(models.config, recipe.teacher.layer, recipe.length, earlier)]
     flops += [
         3 * encoders.forward_flops(shape, shape.num_hidden_layers, recipe.length, len(one.layers) - 1)

@@ -25,7 +25,7 @@ from pipeline import encoders, engines, hosts, plan_memory, relations
 from pipeline.bench_tools import return_at_once
 from pipeline.precision import lacks_bf16_units
 from pipeline.ranks import Ranks, start_ranks
-from pipeline.recipe import Recipe, load_recipes, taught_layers
+from pipeline.recipe import Recipe, load_recipes, teacher_layers
 from pipeline.step import Trainee, trained_part, update
 
 STEPS = 2  # Adam's moments come with the first
@@ -114,7 +114,7 @@ def _tiny(recipes: list[Recipe], config) -> tuple[list[Recipe], object]:
 def _rises(recipes: list[Recipe], config, ranks: Ranks) -> dict[str, int]:
     """Bytes by which this process's resident memory is higher than at the call, at each stage of a run."""
     recipe, start = recipes[0], _resident()
-    *earlier, layer = taught = taught_layers(recipes)
+    *earlier, layer = told = teacher_layers(recipes)
     cut, _ = encoders.empty_encoder(config, layer, earlier=tuple(earlier))
     shapes = {name: p.shape for name, p in cut.named_parameters()}
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -128,7 +128,7 @@ def _rises(recipes: list[Recipe], config, ranks: Ranks) -> dict[str, int]:
         model = encoders.build_student(one.student_config(config), one.seed)
         student, names, tail = trained_part(one, model, config.hidden_size)
         trainees.append(
-            Trainee(one, engines.student_engine(one, ranks, student), names=names, tail=tail, taught=taught)
+            Trainee(one, engines.student_engine(one, ranks, student), names=names, tail=tail, teacher_layers=told)
         )
     del student, model
     rises["students' engines made"] = _resident() - start

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from data_prep.errors import UserError
 from pipeline import encoders
 from pipeline.ds_config import load_ds_config
-from pipeline.recipe import Recipe, taught_layers
+from pipeline.recipe import Recipe, teacher_layers
 from pipeline.relations import VALUE_MSE
 
 NUMBER = {"bf16": 2, "fp32": 4}  # bytes of a weight, activation or gradient
@@ -86,8 +86,8 @@ class Device:
 # --- what passes keep and need ----------------------------------------------------------------------------------------
 
 
-def activations(cut: Cut, batch: int, length: int, dropout: float, device: Device, telling: int = 1) -> int:
-    """Bytes that autograd keeps of a student's forward of ``batch`` sequences, the q, k, v of ``telling`` layers included.
+def activations(cut: Cut, batch: int, length: int, dropout: float, device: Device, outputs: int = 1) -> int:
+    """Bytes that autograd keeps of a student's forward of ``batch`` sequences, the q, k, v of ``outputs`` layers included.
 
     Linear layers keep their input; fused attention q, k, v, its output and the logarithm of each row's sum; a norm its input,
     mean and deviation; GELU its input; dropout a byte for each number.
@@ -108,8 +108,8 @@ def activations(cut: Cut, batch: int, length: int, dropout: float, device: Devic
     layer = (
         read(width, 3) + attention + read(width) + read(width) + n * ffn + read(ffn) + 2 * norm + cut.dropouts * masks
     )
-    told = telling if telling == 1 else 2 * telling  # of several layers they are put together
-    token = 16 + norm + masks + cut.layers * layer + telling * read(width, 3) + told * 3 * n * width
+    told = outputs if outputs == 1 else 2 * outputs  # of several layers they are put together
+    token = 16 + norm + masks + cut.layers * layer + outputs * read(width, 3) + told * 3 * n * width
     copies = 4 * (cut.layers * (4 * width**2 + 2 * width * ffn) + 3 * width**2) if device.widens else 0
     return batch * length * token + copies
 
@@ -373,7 +373,7 @@ def memory_of(
     if hosting.kind == "zero3" and offloads(recipe) and not device.cpu:
         weights = n * teacher.embeddings
     layers = gathered(teacher, hosting.shards, recipe, device)
-    own = len(taught_layers(recipes)) * qkv(teacher, recipe.teacher_batch, length, device)
+    own = len(teacher_layers(recipes)) * qkv(teacher, recipe.teacher_batch, length, device)
     passing = teacher_pass(teacher, recipe.teacher_batch, length, device)
     tails = 4 * sum(cut.tail for cut in students) if device.cpu else 0  # kept beside the engine, on the host
     kept = [

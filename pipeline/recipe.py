@@ -277,7 +277,7 @@ class Recipe:
 _PLACE = ("source", "root", "stage", "former")
 
 
-def taught_layers(recipes: list[Recipe]) -> tuple[int, ...]:
+def teacher_layers(recipes: list[Recipe]) -> tuple[int, ...]:
     """The teacher's layers that students who share its pass learn from, in order; the last one is teacher.layer."""
     return tuple(sorted({layer for recipe in recipes for layer in recipe.layers.values()}))
 
@@ -331,7 +331,8 @@ def load_stages(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
                 raise UserError(f"{source}: the stage before has {len(stages[-1])} students; a teacher is one")
             former = stages[-1][0]
             own = {"model": str(former.exported), "layer": former.student.layers, "revision": "main"}
-            tables["teacher"] = tables.get("teacher", {}) | own
+            given = tables.get("teacher", {})
+            tables["teacher"] = given | own if isinstance(given, dict) else given  # which is refused as any other's
         stages.append(_recipes_of(tables, source, {"root": root, "stage": name, "former": former}))
     names = [recipes[0].stage for recipes in stages]
     if picked is not None and picked not in names:
@@ -388,21 +389,15 @@ def _stages(values: dict, file: Path, overrides: list[str]) -> Iterator[tuple[st
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise UserError(f"{file.name}: stage = {stages!r}: write each as a table [[stage]] with a name")
     names = [_named(stage, [other.get("name") for other in stages], "stage", file.name) for stage in stages]
-    for override in overrides:
-        key = override.partition("=")[0].strip().split(".")
-        if key[0] == "stage" and (len(key) < 3 or key[1] not in names):
-            raise UserError(f"command line: {override}: write stage.NAME.key=value; {file.name} has {', '.join(names)}")
+    _check_overrides(overrides, names, file)
+    if "out" not in common and not any(override.startswith("out=") for override in overrides):
+        raise UserError(f"{file.name}: out is missing; stages need one, their run folders are OUT/NAME")
     for number, (name, stage) in enumerate(zip(names, stages, strict=True)):
         own = {key: value for key, value in stage.items() if key != "name"}
         teacher = own.get("teacher") if isinstance(own.get("teacher"), dict) else {}
-        given = [key for key in ("model", "layer", "revision") if key in teacher and number]
-        if given or "out" in own:
-            key, why = (
-                (f"teacher.{given[0]}", "its teacher is the student of the stage before")
-                if given
-                else ("out", "its run folder is OUT/NAME")
-            )
-            raise UserError(f"{file.name}, stage {name}: {key} is given; {why}")
+        for key in ("out", *(f"teacher.{key}" for key in teacher)):
+            if (key in own or key != "out") and (why := _not_a_stages(key, number)):
+                raise UserError(f"{file.name}, stage {name}: {key} is given; {why}")
         tables = _merged(_over_base(own, file, (file.resolve(),)), common)
         tables = copy.deepcopy(_merged(tables, {key: value for key, value in own.items() if key != "base"}))
         for override in overrides:
@@ -411,10 +406,30 @@ def _stages(values: dict, file: Path, overrides: list[str]) -> Iterator[tuple[st
             if parts[0] == "stage":
                 if parts[1] == name:
                     _override(tables, f"{'.'.join(parts[2:])}={value}")
-            elif not (number and key.strip() in ("teacher.model", "teacher.layer", "teacher.revision")):
+            elif key.strip() == "out" or not _not_a_stages(key.strip(), number):
                 _override(tables, override)
         out = tables.get("out")
         yield name, tables | {"root": out} | ({"out": str(Path(out, name))} if isinstance(out, str) else {})
+
+
+def _not_a_stages(key: str, number: int) -> str:
+    """Why stage ``number``, from 0, cannot have this key of its own; empty if it can."""
+    if key == "out":
+        return "its run folder is OUT/NAME"
+    follows = number and key in ("teacher.model", "teacher.layer", "teacher.revision")
+    return "its teacher is the student of the stage before" if follows else ""
+
+
+def _check_overrides(overrides: list[str], names: list[str], file: Path) -> None:
+    """Raise UserError for an override of a stage that is not there, or of what a stage cannot have."""
+    for override in overrides:
+        key = override.partition("=")[0].strip().split(".")
+        if key[0] != "stage":
+            continue
+        if len(key) < 3 or key[1] not in names:
+            raise UserError(f"command line: {override}: write stage.NAME.key=value; {file.name} has {', '.join(names)}")
+        if why := _not_a_stages(".".join(key[2:]), names.index(key[1])):
+            raise UserError(f"command line: {override}: {why}")
 
 
 def _named(table: dict, names: list, kind: str, source: str) -> str:
@@ -426,6 +441,8 @@ def _named(table: dict, names: list, kind: str, source: str) -> str:
         )
     if names.count(name) > 1:
         raise UserError(f"{source}: [[{kind}]] name = {name!r}: is given twice; their run folders are OUT/NAME")
+    if f"{name}-student" in names:
+        raise UserError(f"{source}: [[{kind}]] name = '{name}-student': {name}'s student is exported to that folder")
     return name
 
 

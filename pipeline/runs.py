@@ -67,6 +67,10 @@ def root_of(recipes: list[Recipe]) -> Path:
     return Path(recipes[0].root or recipes[0].out)
 
 
+def are_complete(recipes: list[Recipe]) -> bool:
+    return all((Path(recipe.out) / COMPLETE).exists() for recipe in recipes)
+
+
 def record_end(root: Path, launch: str | None, code: int) -> None:
     """Write ROOT/.ended: the launch's token and its exit code."""
     aside = root / f"{ENDED}.writing"
@@ -118,8 +122,10 @@ def check_same_teacher(checkpoint: Checkpoint, teacher_hash: str, recipe: Recipe
         )
 
 
-def checkpoint_info(recipe: Recipe, corpus: Corpus, ranks: Ranks, step: int, teacher_hash: str) -> dict:
-    """What state.json says beside the hash: where the run stands and what made it."""
+def checkpoint_info(
+    recipe: Recipe, corpus: Corpus, ranks: Ranks, step: int, teacher_hash: str, history: list[dict]
+) -> dict:
+    """What state.json says beside the hash: where the run stands, what made it, and (``history``) its teacher."""
     return {
         "step": step,
         "samples": step * recipe.batch,
@@ -130,6 +136,7 @@ def checkpoint_info(recipe: Recipe, corpus: Corpus, ranks: Ranks, step: int, tea
             "model": recipe.teacher.model,
             "revision": recipe.teacher.revision,
             "weights": teacher_hash,
+            "distillation": history,
         },
         "ranks": ranks.world,
         "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},

@@ -28,8 +28,9 @@ from pipeline.relations import QKV, VALUE_MSE, Divergence, divergence_and_gradie
 class Trainee:
     """A student in training: its recipe, its DeepSpeed engine, the arithmetic of its loss, and what is kept beside them.
 
-    ``names`` and ``tail`` are those of encoders.split; ``taught`` are the teacher's layers that its pass tells; ``start`` is
-    the step it goes on from; ``unchecked`` losses by step are still to be found finite; the first rank has a ``monitor``.
+    ``names`` and ``tail`` are those of encoders.split; ``teacher_layers`` those of which the teacher's pass gives q, k, v;
+    ``start`` is the step it goes on from; ``unchecked`` losses by step are still to be found finite; the first rank has a
+    ``monitor``.
     """
 
     recipe: Recipe
@@ -37,7 +38,7 @@ class Trainee:
     divergence: Divergence = divergence_and_gradient
     names: dict[str, str] = field(default_factory=dict)
     tail: dict[str, Tensor] = field(default_factory=dict)
-    taught: tuple[int, ...] = ()
+    teacher_layers: tuple[int, ...] = ()
     start: int = 0
     unchecked: dict[int, Tensor] = field(default_factory=dict)
     monitor: Monitor | None = None
@@ -50,23 +51,25 @@ class Trainee:
         Several layers are several sequences to the loss, which so takes the mean over them.
         """
         recipe = self.recipe
-        lesson = self.lesson(teacher, part, output[0].shape[1])
+        targets = self.targets(teacher, part, output[0].shape[1])
         if lengths is not None:
             lengths = lengths.repeat_interleave(len(recipe.layers))
         losses = relation_loss(
-            lesson, QKV(*output[:3]), recipe.relations, recipe.relation_heads, lengths, self.divergence
+            targets, QKV(*output[:3]), recipe.relations, recipe.relation_heads, lengths, self.divergence
         )
         if VALUE_MSE in recipe.pairs:
-            losses[VALUE_MSE] = value_mse(lesson.v, output[3], lengths)
+            losses[VALUE_MSE] = value_mse(targets.v, output[3], lengths)
             losses["loss"] = losses["loss"] + losses[VALUE_MSE]
         return {name: losses[name] for name in ("loss", *recipe.pairs)}
 
-    def lesson(self, teacher: QKV, part: slice, length: int) -> QKV:
+    def targets(self, teacher: QKV, part: slice, length: int) -> QKV:
         """What this student learns from: ``part`` of the sequences, their first ``length`` positions, its own layers."""
-        if len(self.taught) <= 1:
+        if len(self.teacher_layers) <= 1:
             return QKV(*(x[part, :length] for x in teacher))
-        chosen = [self.taught.index(layer) for layer in self.recipe.layers.values()]
-        by_layer = (x.unflatten(0, (-1, len(self.taught)))[part, :, :length] for x in teacher)  # [b, layers, T, width]
+        chosen = [self.teacher_layers.index(layer) for layer in self.recipe.layers.values()]
+        by_layer = (
+            x.unflatten(0, (-1, len(self.teacher_layers)))[part, :, :length] for x in teacher
+        )  # [b, layers, T, width]
         return QKV(*(x[:, chosen].flatten(0, 1) for x in by_layer))
 
 

@@ -165,15 +165,16 @@ class Watchdog:
 
 
 class EarlyStop:
-    """Whether to write a checkpoint and leave: for SIGTERM, SIGUSR1, a file ROOT/STOP, or after ``hours``.
+    """Whether to write a checkpoint and leave: for SIGTERM, SIGUSR1, a file ROOT/STOP, or ``hours`` after ``began``.
 
     What one rank has seen all ranks must do in the same step. They vote in every step and read the votes of the step
     before, which have long arrived: nothing waits.
     """
 
-    def __init__(self, ranks: Ranks, root: Path, hours: float | None = None):
+    def __init__(self, ranks: Ranks, root: Path, hours: float | None = None, began: float | None = None):
         self._ranks, self._file, self._reason = ranks, root / "STOP", ""
-        self._until = time.monotonic() + hours * 3600 if hours else float("inf")
+        began = time.monotonic() if began is None else began
+        self._until = began + hours * 3600 if hours else float("inf")
         self._hours, self._looked = hours, 0.0
         self._votes: tuple[torch.Tensor, object] | None = None
         self._former: dict[int, object] = {}
@@ -198,6 +199,14 @@ class EarlyStop:
             return False
         former[1].wait()
         return former[0].item() > 0
+
+    def asked(self) -> bool:
+        """Whether any rank has a reason now, outside of a step. Collective."""
+        self._looked = 0.0
+        self._look()
+        votes = torch.tensor([float(bool(self._reason))], device=self._ranks.device)
+        dist.all_reduce(votes)
+        return votes.item() > 0
 
     @property
     def reason(self) -> str:

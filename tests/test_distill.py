@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from data_prep import shards
 from data_prep.errors import UserError
 from pipeline import batches, checkpoints, encoders, engines, hosts, runs
+from pipeline import distill as distill_module
 from pipeline import ranks as ranks_module
 from pipeline.distill import distill, distill_stages
 from pipeline.export import export
@@ -528,7 +529,7 @@ def test_a_gradient_that_is_not_finite_is_never_kept(folder, one_rank, stage):
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_chain_of_stages_is_what_its_parts_make_one_by_one(folder, tmp_path, capsys):
+def test_a_chain_of_stages_is_what_its_parts_make_one_by_one(folder, tmp_path, capsys, monkeypatch):
     text = f'base = "{folder}/tiny.toml"\nout = "{tmp_path}/chain"\n[[stage]]\nname = "assistant"\n'
     (tmp_path / "chain.toml").write_text(text + '[stage.student]\nlayers = 3\n[[stage]]\nname = "student"\n')
     stages = load_stages(tmp_path / "chain.toml")
@@ -546,6 +547,14 @@ def test_a_chain_of_stages_is_what_its_parts_make_one_by_one(folder, tmp_path, c
             Namespace(stop_at=None, **told),
         )
     assert (tmp_path / "chain" / "assistant-student" / "config.json").exists() and not record.exists()
+
+    with monkeypatch.context() as patch:  # asked to stop between the stages
+        patch.setattr(distill_module, "finish", lambda recipes: (tmp_path / "chain" / runs.STOP).touch())
+        assert distill_stages(stages, Namespace(stop_at=None, **told)) == runs.EARLY
+    assert json.loads(record.read_text())["code"] == 75 and not (tmp_path / "chain" / "student").exists()
+    assert "Stopped after stage assistant" in capsys.readouterr().out
+    assert distill_stages(stages, Namespace(stop_at=3, **told)) == 0  # of the second, since the first is complete
+    assert checkpoints.latest(tmp_path / "chain" / "student").step == 3
     assert distill_stages(stages, Namespace(stop_at=None, **told)) == 0
     assert f"{tmp_path}/chain/assistant already has its checkpoint of step 6" in capsys.readouterr().out
     assert (tmp_path / "chain" / "student" / "COMPLETE").exists() and json.loads(record.read_text())["code"] == 0
@@ -559,10 +568,15 @@ def test_a_chain_of_stages_is_what_its_parts_make_one_by_one(folder, tmp_path, c
     own = [f"teacher.model={tmp_path}/one-student", "teacher.layer=3", f"out={tmp_path}/two"]
     assert distill(load_recipes(folder / "tiny.toml", own)) == 0
     assert_same_state(tmp_path / "chain" / "student", tmp_path / "two")
+    (tmp_path / "chain" / "assistant-student").rename(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "chain" / "student-student")
+    export(
+        tmp_path / "chain" / "student", tmp_path / "chain" / "student-student"
+    )  # the run itself knows its teacher's way
     chain = json.loads((tmp_path / "chain" / "student-student" / "distillation.json").read_text())
     assert [one["recipe"]["student"]["layers"] for one in chain] == [3, 2]
     card = (tmp_path / "chain" / "student-student" / "README.md").read_text()
-    assert f"| way | {folder}/teacher → 3 × 16 → 2 × 16 (by a teacher assistant) |" in card
+    assert f"| chain | {folder}/teacher → 3 × 16 → 2 × 16 (by a teacher assistant) |" in card
 
 
 # --- refusing to start ------------------------------------------------------------------------------------------------

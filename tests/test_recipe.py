@@ -345,7 +345,10 @@ def test_a_recipe_goes_over_its_base_table_by_table(tmp_path):
         ("stage = 3", "over.toml: stage = 3: write each as a table [[stage]] with a name"),
         ('[[stage]]\nbase = "tiny.toml"', "over.toml: [[stage]] name = None: each of several needs a name"),
         ('out = "o"\n' + 2 * '[[stage]]\nname = "a"\nbase = "tiny.toml"\n', "[[stage]] name = 'a': is given twice"),
-        ('[[stage]]\nname = "a"\nbase = "tiny.toml"\nout = "b"', "over.toml, stage a: out is given; its run folder is"),
+        (
+            'out = "o"\n[[stage]]\nname = "a"\nbase = "tiny.toml"\nout = "b"',
+            "over.toml, stage a: out is given; its run folder is",
+        ),
         (
             'out = "o"\n[[stage]]\nname = "a"\nbase = "tiny.toml"\n[[stage]]\nname = "b"\nbase = "tiny.toml"\n'
             "[stage.teacher]\nlayer = 2",
@@ -357,6 +360,15 @@ def test_a_recipe_goes_over_its_base_table_by_table(tmp_path):
             "over.toml, stage b: the stage before has 2 students; a teacher is one",
         ),
         ('base = "tiny.toml"\n[[stage]]\nname = "a"\nstepz = 3', "over.toml, stage a: stepz = 3: unknown key"),
+        ('[[stage]]\nname = "a"\nbase = "tiny.toml"', "over.toml: out is missing; stages need one"),
+        (
+            'base = "tiny.toml"\n[[stage]]\nname = "a"\n[[stage]]\nname = "b"\nteacher = "c"',
+            "over.toml, stage b: teacher = 'c': must be a table [teacher]",
+        ),
+        (
+            'base = "tiny.toml"\n[[stage]]\nname = "a"\n[[stage]]\nname = "a-student"',
+            "over.toml: [[stage]] name = 'a-student': a's student is exported to that folder",
+        ),
     ],
 )
 def test_a_mistake_in_bases_and_stages_is_named(tmp_path, text, message):
@@ -402,6 +414,12 @@ def test_overrides_reach_all_stages_or_one_by_its_name(tmp_path):
     for overrides, message in (
         (["stage.nope.steps=5"], "stage.nope.steps=5: write stage.NAME.key=value; over.toml has assistant, student"),
         (["stage=nope"], "stage=nope: over.toml has the stages assistant, student"),
+        (["stage.student.out=x"], "stage.student.out=x: its run folder is OUT/NAME"),
+        (
+            ["stage.student.teacher.layer=1"],
+            "stage.student.teacher.layer=1: its teacher is the student of the stage before",
+        ),
+        (["stage.student.teacher=1"], "over.toml, stage student: teacher = 1: must be a table [teacher]"),
         ([], "has the stages assistant, student; this takes one: pick it by stage=NAME"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
