@@ -46,6 +46,7 @@ from deepspeed.utils import (
 )
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_made: list = []  # the engines of this process
 
 
 def check_same_weights(ranks: Ranks, student: nn.Module) -> str:
@@ -144,6 +145,7 @@ def host_teacher(
             set_z3_leaf_modules(body, list({type(layer) for layer in body.layers}))
         with quietly(recipe.teacher.ds_config):
             body, *_ = deepspeed.initialize(model=body, config=config, dist_init_required=False)
+        _made.append(body)
         body.eval()
 
     @torch.no_grad()
@@ -197,6 +199,7 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
             config=config | _QUIET,
             dist_init_required=False,
         )
+    _made.append(engine)
     # The bf16 wrapper of stage 0 takes an empty first step on its own, which would leave Adam's bias correction one off.
     _set_updates(engine, 0)
     engine.resolved_config = config
@@ -237,7 +240,12 @@ def fit(encoder: CutEncoder, recipe: Recipe, ranks: Ranks, name: str) -> None:
 
 
 def release() -> None:
-    """Free what engines that nobody uses any more still hold: they refer to themselves."""
+    """Free the engines of this process, which no one uses any more, as far as DeepSpeed lets go of them.
+
+    Without this hooks hold all of them for ever. Of ZeRO-3's some part stays.
+    """
+    while _made:
+        _made.pop().destroy()
     gc.collect()
     get_accelerator().empty_cache()
 

@@ -1,5 +1,6 @@
 """pipeline.distill under the real DeepSpeed launcher: engines, resume, world size, and every way it refuses to start."""
 
+import gc
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
 from safetensors.torch import load_file
 
 from data_prep import shards
@@ -156,7 +158,7 @@ def losses(run: Path, kind: str = "train", names: tuple[str, ...] = ("loss", "qk
 
 def assert_same_state(run: Path, other: Path) -> None:
     """Weights and moments of both are the same, bit for bit."""
-    one, two = final_state(run), final_state(other)
+    one, two = (checkpoints.latest(path).tensors() for path in (run, other))
     assert one.keys() == two.keys()
     for name in one:
         assert torch.equal(one[name], two[name]), name
@@ -577,6 +579,17 @@ def test_a_chain_of_stages_is_what_its_parts_make_one_by_one(folder, tmp_path, c
     assert [one["recipe"]["student"]["layers"] for one in chain] == [3, 2]
     card = (tmp_path / "chain" / "student-student" / "README.md").read_text()
     assert f"| chain | {folder}/teacher → 3 × 16 → 2 × 16 (by a teacher assistant) |" in card
+
+
+def test_nothing_of_a_finished_stage_stays_in_memory(folder, tmp_path):
+    engines.release()
+    before = sum(type(thing) is DeepSpeedEngine for thing in gc.get_objects())
+    options = engine_options("replicate", 2, "bf16")
+    for out in ("one", "two"):
+        assert distill(load_recipes(folder / "tiny.toml", [f"out={tmp_path / out}", "steps=2", *options])) == 0
+        engines.release()
+        assert sum(type(thing) is DeepSpeedEngine for thing in gc.get_objects()) == before
+    assert_same_state(tmp_path / "one", tmp_path / "two")
 
 
 # --- refusing to start ------------------------------------------------------------------------------------------------
