@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import errno
+import math
 import os
 import re
 import sys
@@ -25,6 +26,18 @@ class Parser(argparse.ArgumentParser):
         near = [hint for word in unknown for hint in difflib.get_close_matches(word, known, 1)]
         hint = f"did you mean {near[0]}?" if "unrecognized" in message and near else f"see {self.prog} --help"
         raise UserError(f"{message}; {hint}")
+
+
+def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
+    """An option's type: a whole number of at least ``least`` (not negative) and below ``below``."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) < below:
+            limit = "" if below == math.inf else f" and below {below}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}{limit}")
+        return int(text)
+
+    return parse
 
 
 def some(items: Sequence[object], count: int = 3, apart: str = ", ", others: str = "others") -> str:

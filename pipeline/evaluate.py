@@ -12,6 +12,7 @@ with its reason, the others go on, and the command ends with code 1.
 import argparse
 import functools
 import logging
+import math
 import os
 import sys
 import time
@@ -26,7 +27,7 @@ import torch
 import transformers
 from accelerate.utils import broadcast_object_list
 
-from data_prep.errors import Parser, UserError, run_command
+from data_prep.errors import Parser, UserError, run_command, whole_number
 from data_prep.shards import write_json
 from pipeline import finetune, qa, results
 from pipeline.scored_model import ScoredModel, check_fit, label_order, open_model
@@ -48,12 +49,12 @@ class Cell:
         return self.path.with_name(self.path.stem + results.FAILED)
 
     def __str__(self) -> str:
-        return "lr {learning_rate:g}, {epochs} epochs, seed {seed}".format(**self.settings)
+        return "lr {learning_rate}, {epochs} epochs, seed {seed}".format(**self.settings)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A model on a task: its data, label order, and cells, some of them finished."""
+    """A model on a task: its data, label order, and cells, some of them finished or failed by an earlier call."""
 
     model: ScoredModel
     task: str
@@ -62,6 +63,7 @@ class Job:
     order: list[str]
     cells: list[Cell]
     finished: list[Cell]
+    failed: list[Cell]
 
 
 # --- before anything is trained ---------------------------------------------------------------------------------------
@@ -76,18 +78,18 @@ def make_job(options: argparse.Namespace, model: ScoredModel, task: str, data: T
     check_fit(
         model, task, length, {"training": data.train} | {f"dev {key}".strip(): v for key, v in data.scored.items()}
     )
-    if TASKS[task].answers:
-        qa.check_length(model.tokenizer, length)
+    (qa if TASKS[task].answers else finetune).check_length(model.tokenizer, length)
     folder = options.out / model.name / task
     cells = [
-        Cell(folder / f"lr{rate:g}-epochs{epochs}-seed{seed}.json", _settings(options, task, rate, epochs, seed))
+        Cell(folder / f"lr{rate}-epochs{epochs}-seed{seed}.json", _settings(options, task, rate, epochs, seed))
         for rate, epochs in settings(TASKS[task], options.grid, options.learning_rate, options.epochs)
         for seed in options.seeds
     ]
     finished = [cell for cell in cells if cell.path.exists()]
     for cell in finished:
         _check_same(cell, model, facts)
-    return Job(model, task, data, facts, list(label_order(model, task)), cells, finished)
+    failed = [cell for cell in cells if cell.failure.exists()]
+    return Job(model, task, data, facts, list(label_order(model, task)), cells, finished, failed)
 
 
 def _settings(options: argparse.Namespace, task: str, rate: float, epochs: int, seed: int) -> dict:
@@ -134,10 +136,10 @@ def run_job(job: Job, say: Callable[..., object], label: str) -> list[str]:
     """Run the cells that are not finished. Returns a line for each that failed."""
     if job.finished:
         say(f"{label}: {len(job.finished)} of {len(job.cells)} cells were finished earlier")
-    done = {cell.path for cell in job.finished}
+    done, failed_before = ({cell.path for cell in cells} for cells in (job.finished, job.failed))
     left = [(number, cell) for number, cell in enumerate(job.cells, 1) if cell.path not in done]
     # Those that failed before come last: under several processes a failure ends the run, and others must not wait for it.
-    left.sort(key=lambda numbered: numbered[1].failure.exists())
+    left.sort(key=lambda numbered: numbered[1].path in failed_before)
     encoded = functools.cache(lambda: encode(job))
     on_bars = sys.stderr.isatty()  # progress bars come between a line's beginning and its end
     failed = []
@@ -153,12 +155,13 @@ def run_job(job: Job, say: Callable[..., object], label: str) -> list[str]:
 
 def run_cell(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> tuple[str, bool]:
     """Train, score and write one cell, or what made it fail. Returns how it ended, and whether well."""
-    start = time.monotonic()
+    start, before = time.monotonic(), _inode(cell.failure)
     try:
         scores, dev = finetune.finetune(job.model, job.task, job.order, encoded(), cell.settings)
     except Exception as error:  # whatever it was, the other cells are worth having
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        _write(cell.failure, _record(job, cell) | {"error": reason})
+        if _inode(cell.failure) == before:  # else another process failed first, and this one because that has gone
+            _write_failure(cell.failure, _record(job, cell) | {"error": reason})
         if finetune.distributed():
             raise  # the other processes wait for this one in a collective
         return f"failed: {reason}", False
@@ -184,7 +187,7 @@ def encode(job: Job) -> finetune.Encoded:
         if task.answers:
             score = qa.scorer(rows, features, key if job.task == "mlqa" else None, task.unanswerable)
             return finetune.ScoredSet(features.remove_columns(["start_positions", "end_positions"]), score)
-        return finetune.labelled_set(features, task)
+        return finetune.labelled_set(features, task, job.order)
 
     dev = {key: scored_set(key, rows) for key, rows in job.data.dev.items()}
     test = {key: scored_set(key, rows) for key, rows in job.data.test.items()}
@@ -213,6 +216,19 @@ def _write(path: Path, record: dict) -> None:
     if is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
+
+
+def _write_failure(path: Path, record: dict) -> None:
+    """By whichever process failed, each with a file of its own until it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f".{path.name}.{os.environ.get('RANK', '0')}")
+    write_json(own, record)
+    own.replace(path)
+
+
+def _inode(path: Path) -> int | None:
+    """The file's number, which one that is put in its place has not; None if it is not there."""
+    return path.stat().st_ino if path.exists() else None
 
 
 def versions() -> dict[str, str]:
@@ -259,28 +275,36 @@ def parser() -> Parser:
     add("--data", help="a folder with the original files, or a hub id (default: the task's own on the hub)")
     add("--out", type=Path, required=True, help="where results are kept")
     add("--name", help="the model's name there (default: its folder's)")
-    add("--seeds", type=int, nargs="+", default=SEEDS, help="default: 1 2 3 4")
+    add("--seeds", type=whole_number(0, 2**32), nargs="+", default=SEEDS, help="default: 1 2 3 4")
     add("--grid", action="store_true", help="the paper's learning rates × epochs (default: one of them, in the middle)")
-    add("--learning-rate", type=_positive(float), nargs="+", default=(), help="these instead of the paper's")
-    add("--epochs", type=_positive(int), nargs="+", default=(), help="these instead of the paper's")
-    add("--batch", type=_positive(int), help="rows for each update (default: the paper's)")
-    add("--length", type=_positive(int), help="tokens (default: the paper's)")
+    add("--learning-rate", type=_rate, nargs="+", default=(), help="these instead of the paper's")
+    add("--epochs", type=whole_number(1), nargs="+", default=(), help="these instead of the paper's")
+    add("--batch", type=whole_number(1), help="rows for each update (default: the paper's)")
+    add("--length", type=whole_number(1), help="tokens (default: the paper's)")
     add("--languages", help="of XNLI, MLQA and XQuAD, apart by commas (default: all that are there)")
     return made
 
 
-def _positive(kind: type) -> Callable[[str], int | float]:
-    def number(text: str) -> int | float:
-        if not 0 < (value := kind(text)) < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
+    return value
 
-    return number
+
+def _names(text: str) -> list[str]:
+    """Names apart by commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     """(tasks, languages). Raises UserError for what is unknown or clashes."""
-    tasks = [check_task(name.strip()) for name in options.task.split(",")]
+    tasks = [check_task(name) for name in _names(options.task)]
+    if not tasks:
+        raise UserError(f"--task {options.task!r}: no task; tasks are {', '.join(TASKS)}")
     if options.name and len(options.model) > 1:
         raise UserError(f"--name {options.name}: with {len(options.model)} models; evaluate them one after the other")
     if options.out.exists() and not options.out.is_dir():
@@ -288,7 +312,7 @@ def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     for task in tasks:
         finetune.check_batch(options.batch or TASKS[task].batch)
     options.seeds = list(dict.fromkeys(options.seeds))
-    return list(dict.fromkeys(tasks)), [name.strip() for name in (options.languages or "").split(",") if name.strip()]
+    return tasks, _names(options.languages or "")
 
 
 def quieten() -> None:
@@ -326,12 +350,12 @@ def prepare(options: argparse.Namespace, say: Callable[..., object]) -> list[Job
 
 
 def agree(jobs: list[Job]) -> None:
-    """All processes go by what the first found finished."""
+    """All processes go by what the first found finished and failed: they must run the same cells in the same order."""
     if finetune.distributed():
         cuda = torch.cuda.is_available()
         accelerate.PartialState(cpu=not cuda, **({} if cuda else {"backend": "gloo"}))
         for job in jobs:
-            job.finished[:] = broadcast_object_list([job.finished])[0]
+            job.finished[:], job.failed[:] = broadcast_object_list([job.finished, job.failed])
 
 
 def main() -> int:

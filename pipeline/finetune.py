@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from data_prep.errors import UserError
+from pipeline.precision import has_bf16_gpu
 from pipeline.scored_model import ScoredModel
 from pipeline.tasks import ADAM_EPSILON, MAX_GRAD_NORM, TASKS, WARMUP, WEIGHT_DECAY, Task, label_scores
 
@@ -60,7 +61,7 @@ def processes() -> int:
 
 
 def precision() -> str:
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if has_bf16_gpu() else "fp32"
 
 
 def encode_labelled(
@@ -81,12 +82,16 @@ def encode_labelled(
 IN_MEMORY = {"keep_in_memory": True, "load_from_cache_file": False, "new_fingerprint": "encoded"}
 
 
-def labelled_set(features: Dataset, task: Task) -> ScoredSet:
-    """Encoded rows and the score of the outputs for them."""
+def labelled_set(features: Dataset, task: Task, order: Sequence[str]) -> ScoredSet:
+    """Encoded rows, their labels numbered by ``order``, and the score of the outputs for them."""
     labels = np.asarray(features["label"])
+    # F1 is of the task's own label 1, whatever its number among the model's.
+    ids = np.array([task.labels.index(label) for label in order])
 
     def score(outputs: np.ndarray) -> dict[str, float]:
-        return label_scores(task, outputs.argmax(-1) if task.labels else outputs[:, 0], labels)
+        if not task.labels:
+            return label_scores(task, outputs[:, 0], labels)
+        return label_scores(task, ids[outputs.argmax(-1)], ids[labels])
 
     return ScoredSet(features, score)
 
@@ -172,6 +177,13 @@ def _joint_score(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
         return {"score": label_scores(task, outputs.predictions.argmax(-1), outputs.label_ids)[task.primary]}
 
     return score
+
+
+def check_length(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+    """Raise UserError if not even a token of each text of a pair is left."""
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 2
+    if length < least:
+        raise UserError(f"--length {length}: too short for a pair of texts; {least} at least")
 
 
 def check_batch(batch: int) -> None:

@@ -26,6 +26,11 @@ def lacks_bf16_units(device: torch.device) -> bool:
     return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def has_bf16_gpu() -> bool:
+    """Whether there is a GPU that computes in bf16. torch also calls it supported where it is emulated, which is slow."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def fit_arithmetic(encoder: nn.Module, precision: str, device: torch.device) -> None:
     """Give ``encoder``, whose weights are ``precision``, the arithmetic that is fast on ``device``, where it stays."""
     if device.type == "cpu":

@@ -102,11 +102,19 @@ def unknown_share(tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> float:
 def label_order(model: ScoredModel, name: str) -> Sequence[str]:
     """The task's labels in the order of the model's outputs: its own, if it comes with a head for these labels.
 
-    Raises UserError for a head whose labels are others, or have no names: their order would be a guess.
+    Raises UserError for a head whose labels are others, or have no names: their order would be a guess; and, where the label
+    is a number, for one with several outputs.
     """
     task: Task = TASKS[name]
     classifies = any("ForSequenceClassification" in each for each in model.config.architectures or [])
-    if task.answers or not task.labels or not classifies:
+    if task.answers or not classifies:
+        return task.labels
+    if not task.labels:
+        if model.config.num_labels != 1:
+            raise UserError(
+                f"{model.path}: its head has {model.config.num_labels} outputs, {name} wants one number; give the encoder "
+                "without the head"
+            )
         return task.labels
     own = [str(model.config.id2label[key]) for key in sorted(model.config.id2label)]
     by_lower = {label.lower().replace("-", "_"): label for label in task.labels}

@@ -9,7 +9,6 @@ With --out, RESULTS/STUDENT/speed.json receives each student's figures for the r
 """
 
 import argparse
-import csv
 import statistics
 import sys
 import time
@@ -22,10 +21,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from data_prep.errors import Parser, UserError, run_command
+from data_prep.errors import Parser, UserError, run_command, whole_number
 from data_prep.shards import write_json
 from pipeline import encoders, paper, results
+from pipeline.precision import has_bf16_gpu
 from pipeline.scored_model import describe_model, name_of
+from pipeline.task_data import read_tsv
+from pipeline.tasks import TASKS
 
 _FIRST_ORDINARY = 1000  # made-up ids begin here where the vocabulary is large enough: below are special and unused ones
 
@@ -65,7 +67,7 @@ def usual_device() -> torch.device:
 
 def usual_dtype(device: torch.device) -> torch.dtype:
     """bf16 where a GPU computes in it, else fp32."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else torch.float32
+    return torch.bfloat16 if device.type == "cuda" and has_bf16_gpu() else torch.float32
 
 
 def device_name(device: torch.device, dtype: torch.dtype) -> str:
@@ -112,20 +114,11 @@ def _encoded(tokenizer, pairs: list[tuple[str, str]], length: int) -> Batch:
 
 
 def _read_qnli(path: Path, count: int) -> list[tuple[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            missing = {"question", "sentence"} - set(rows.fieldnames or ())
-            if missing:
-                raise UserError(
-                    f"{path}: no column {sorted(missing)[0]!r}; --data wants QNLI's dev.tsv with its header"
-                )
-            pairs = [(row["question"], row["sentence"] or "") for row, _ in zip(rows, range(count), strict=False)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); --data wants QNLI's dev.tsv") from None
-    if len(pairs) < count:
-        raise UserError(f"{path}: {len(pairs)} rows, {count} are wanted; lower --batches or --batch")
-    return pairs
+    rows = read_tsv(path, "qnli", TASKS["qnli"].layout, [])
+    if len(rows) < count:
+        raise UserError(f"{path}: {len(rows)} rows, {count} are wanted; lower --batches or --batch")
+    first = rows[:count]
+    return list(zip(first["first"], first["second"], strict=True))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -230,12 +223,6 @@ def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
     return [row[0].ljust(widths[0]), *(word.rjust(width) for word, width in zip(row[1:], widths[1:], strict=True))]
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def main() -> None:
     parser = Parser(
         prog="python -m pipeline.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -243,9 +230,10 @@ def main() -> None:
     parser.add_argument("reference", metavar="REFERENCE", help="the teacher: a folder or hub id")
     parser.add_argument("students", metavar="STUDENT", nargs="+", help="folders or hub ids")
     parser.add_argument("--data", type=Path, metavar="FILE", help="QNLI's dev.tsv (default: made-up ids)")
-    parser.add_argument("--batches", type=_positive, default=100, metavar="N", help="default: 100, as in the paper")
-    parser.add_argument("--batch", type=_positive, default=32, metavar="N", help="sequences in a batch (default: 32)")
-    parser.add_argument("--length", type=_positive, default=128, metavar="N", help="tokens at most (default: 128)")
+    count = whole_number(1)
+    parser.add_argument("--batches", type=count, default=100, metavar="N", help="default: 100, as in the paper")
+    parser.add_argument("--batch", type=count, default=32, metavar="N", help="sequences in a batch (default: 32)")
+    parser.add_argument("--length", type=count, default=128, metavar="N", help="tokens at most (default: 128)")
     parser.add_argument("--out", type=Path, metavar="RESULTS", help="a results folder, for the report")
     options = parser.parse_args()
     transformers_logging.disable_progress_bar()

@@ -173,8 +173,8 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, columns). Only a line feed ends a row: texts may hold any other separator of lines."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start:,}; get the original file") from None
     lines = text.removesuffix("\n").split("\n")
@@ -322,8 +322,8 @@ def read_squad(path: Path, unanswerable: bool) -> Dataset:
         found = [
             (str(q["id"]), q["question"], context, q.get("answers"), q.get("is_impossible")) for q, context in rows
         ]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a file in SQuAD's layout ({type(error).__name__}: {error})") from None
     is_second = version.removeprefix("v").startswith("2") or any(impossible is not None for *_, impossible in found)
@@ -344,19 +344,28 @@ def _questions(rows: Iterable[tuple], where: str, unanswerable: bool) -> Dataset
         answers = [] if impossible else answers
         if not answers and not unanswerable:
             raise UserError(f"{where}: question {id_} has no answer; a test set without labels, or SQuAD 2.0?")
-        for answer in answers:
-            start, text = answer["answer_start"], answer["text"]
-            if context[start : start + len(text)] != text:
-                raise UserError(f"{where}: question {id_}: its answer {text!r} is not in the context at {start}")
+        if not (isinstance(question, str) and isinstance(context, str)):
+            raise UserError(f"{where}: question {id_}: its question or context is not text; get the original file")
+        starts, texts = _spans(answers, context, f"{where}: question {id_}")
         if id_ in seen:
             raise UserError(f"{where}: two questions have the id {id_}")
         seen.add(id_)
-        starts = [answer["answer_start"] for answer in answers]
-        texts = [answer["text"] for answer in answers]
         values = (id_, question, context, {"text": texts, "answer_start": starts})
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)
     return Dataset.from_dict(columns)
+
+
+def _spans(answers: Sequence[dict], context: str, where: str) -> tuple[list[int], list[str]]:
+    """The answers' starts and texts. Raises UserError if one is not in the context, or not in SQuAD's layout."""
+    try:
+        starts, texts = ([answer[key] for answer in answers] for key in ("answer_start", "text"))
+        for start, text in zip(starts, texts, strict=True):
+            if context[start : start + len(text)] != text:
+                raise UserError(f"{where}: its answer {text!r} is not in the context at {start}")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{where}: its answers are not in SQuAD's layout ({type(error).__name__}: {error})") from None
+    return starts, texts
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------

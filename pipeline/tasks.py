@@ -200,7 +200,8 @@ def check_task(name: str) -> str:
 def settings(task: Task, grid: bool, learning_rates: Sequence[float], epochs: Sequence[int]) -> list[tuple[float, int]]:
     """(learning rate, epochs) to run: the middle one or the paper's whole grid, where options do not say otherwise."""
     rates = learning_rates or (task.learning_rates if grid else task.middle[:1])
-    return [(rate, count) for rate in rates for count in epochs or (task.epochs if grid else task.middle[1:])]
+    counts = epochs or (task.epochs if grid else task.middle[1:])
+    return [(rate, count) for rate in dict.fromkeys(rates) for count in dict.fromkeys(counts)]
 
 
 def label_scores(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:

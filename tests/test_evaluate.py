@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -113,6 +114,58 @@ def test_a_crashed_cell_is_recorded_the_others_go_on_and_it_is_tried_again(run, 
     assert run("rte", "--seeds", 1, 2, "--epochs", 1, "--length", 32)[0] == 0
     found = results.read_results(tmp_path / "out")
     assert not found.failures and [c.score for c in found.cells] == [60.0, 50.0]
+
+
+@pytest.fixture
+def job(data, tmp_path, model):
+    """One of three cells, before the first is run."""
+    files.write_glue(data, "rte")
+    paths = ["--model", model, "--data", data, "--out", tmp_path / "out"]
+    words = [*paths, "--task", "rte,", "--seeds", 1, 2, 3, *FAST[2:]]  # a comma too many does no harm
+    (made,) = evaluate.prepare(evaluate.parser().parse_args(list(map(str, words))), print)
+    return made
+
+
+def test_the_process_that_crashes_first_records_why(job, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def crash(rank, reason):
+        monkeypatch.setenv("RANK", rank)
+        raise RuntimeError(reason)
+
+    def lose_the_other(*_):
+        monkeypatch.setattr(finetune, "finetune", lambda *_: crash("1", "out of memory"))
+        with pytest.raises(RuntimeError):
+            evaluate.run_cell(job, job.cells[0], dict)
+        crash("0", "connection closed")
+
+    for _ in range(2):  # what an earlier call recorded is replaced
+        monkeypatch.setattr(finetune, "finetune", lose_the_other)
+        with pytest.raises(RuntimeError, match="connection closed"):
+            evaluate.run_cell(job, job.cells[0], dict)
+        failure = json.loads(job.cells[0].failure.read_text())
+        assert failure["error"] == "RuntimeError: out of memory"
+        job.cells[0].failure.write_text("{}")
+    assert [path.name for path in job.cells[0].failure.parent.iterdir()] == [job.cells[0].failure.name]
+
+
+def test_all_processes_run_the_cells_that_the_first_has_not_finished_in_its_order(job, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(evaluate.accelerate, "PartialState", lambda **_: None)
+    monkeypatch.setattr(evaluate, "broadcast_object_list", lambda _: [job.cells[1:2], job.cells[:1]])
+    ran = []
+    monkeypatch.setattr(evaluate, "run_cell", lambda _, cell, __: (ran.append(cell.settings["seed"]), ("", True))[1])
+    evaluate.agree([job])
+    evaluate.run_job(job, lambda *_, **__: None, "rte")
+    assert ran == [3, 1]
+
+
+def test_settings_that_differ_anywhere_have_files_of_their_own(run, data, tmp_path, monkeypatch):
+    files.write_glue(data, "rte")
+    monkeypatch.setattr(finetune, "finetune", lambda *args: ({"": {"accuracy": 50.0}}, {}))
+    run("rte", *FAST, "--learning-rate", 3e-5, 3.0000001e-5, 3e-5)
+    names = sorted(path.name for path in (tmp_path / "out/small/rte").iterdir())
+    assert names == ["lr3.0000001e-05-epochs1-seed1.json", "lr3e-05-epochs1-seed1.json"]
 
 
 def test_an_interrupt_leaves_what_is_finished(run, data, tmp_path, monkeypatch):
@@ -243,6 +296,24 @@ def test_a_head_with_other_or_nameless_labels_is_refused(tmp_path, model):
             label_order(opened, "rte")
 
 
+@pytest.mark.parametrize("order", [("not_equivalent", "equivalent"), ("equivalent", "not_equivalent")])
+def test_f1_is_of_the_tasks_class_in_whatever_order_the_head_has_the_labels(order):
+    task = TASKS["mrpc"]
+    said = ["equivalent", "equivalent", "not_equivalent", "equivalent", "not_equivalent"]
+    meant = ["equivalent", "not_equivalent", "equivalent", "equivalent", "not_equivalent"]
+    rows = datasets.Dataset.from_dict({"label": [order.index(label) for label in meant]})
+    outputs = np.eye(2)[[order.index(label) for label in said]]
+    scores = finetune.labelled_set(rows, task, order).score(outputs)
+    assert scores == pytest.approx({"accuracy": 60, "f1": 100 * 2 / 3})  # 2 hits, 1 miss, 1 false one
+
+
+def test_a_head_of_several_outputs_is_refused_where_the_label_is_a_number(tmp_path, model):
+    opened = open_model(str(with_head(tmp_path / "two", model, ["no", "yes"])))
+    with pytest.raises(UserError, match="two: its head has 2 outputs, stsb wants one number; give the encoder without"):
+        label_order(opened, "stsb")
+    assert not label_order(open_model(str(with_head(tmp_path / "one", model, ["score"]))), "stsb")
+
+
 # --- bad input, before anything is trained ----------------------------------------------------------------------------
 
 
@@ -260,7 +331,13 @@ def untrained(monkeypatch):
         ("rt", (), "unknown task; did you mean rte"),
         ("rte", ("--length", 200), "the model has 160 positions; give --length"),
         ("rte", ("--length", 32, "--languages", "de"), "rte has one language"),
-        ("rte", ("--learning-rate", 0), "0 is not above 0"),
+        (",", (), "--task ',': no task; tasks are mnli"),
+        ("rte", ("--learning-rate", 0), "'0' is not a finite number above 0"),
+        ("rte", ("--learning-rate", "high"), "'high' is not a finite number above 0"),
+        ("rte", ("--epochs", 1.5), "'1.5' is not a whole number of at least 1"),
+        ("rte", ("--seeds", -1), "'-1' is not a whole number of at least 0 and below 4294967296"),
+        ("rte", ("--seeds", 2**32), "'4294967296' is not a whole number"),
+        ("rte", ("--length", 4), "--length 4: too short for a pair of texts; 5 at least"),
         ("rte", ("--name", "a/b"), "--name a/b: not a folder's name"),
         ("rte", ("--model", "nowhere/at/all"), "nowhere/at/all: no such folder"),
         ("squad1", ("--length", 64), "no train-v1.1.json for squad1"),

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from pipeline import encoders, precision
+from pipeline import encoders, finetune, precision, speed
 from tests.test_encoders import FAMILIES, padded_batch
 from tests.tiny import make_teacher
 
@@ -20,6 +20,14 @@ def bulk_dropout(p):
     module = nn.Sequential(nn.Dropout(p))
     precision.fit_arithmetic(module, "fp32", CPU)
     return module.train()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_gpu_that_emulates_bf16_is_not_one_that_has_it(monkeypatch, own):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or own)
+    assert finetune.precision() == ("bf16" if own else "fp32")
+    assert speed.usual_dtype(torch.device("cuda")) == (torch.bfloat16 if own else torch.float32)
 
 
 def seeded(seed, function, *arguments, **options):

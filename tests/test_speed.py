@@ -170,14 +170,15 @@ def test_a_length_beyond_a_models_positions_is_refused(models):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("index\tsentence\tlabel\n", "no column 'question'; --data wants QNLI's dev.tsv with its header"),
+        ("index\tsentence\tlabel\n", "no column 'question', only index, sentence, label; is this a file of this task"),
         ("", "no column 'question'"),
         (
             "index\tquestion\tsentence\tlabel\n0\tw1\tw2\tentailment\n",
             "1 rows, 2 are wanted; lower --batches or --batch",
         ),
-        (b"question\tsentence\n\xff\t\n", "cannot be read"),
-        (None, "cannot be read"),
+        ("index\tquestion\tsentence\tlabel\n0\tw1 w2\n", "dev.tsv:2: 2 columns, qnli's files have 4 here"),
+        (b"question\tsentence\n\xff\t\n", "not UTF-8 at byte 18"),
+        (None, "dev.tsv: no such file"),
     ],
 )
 def test_a_file_that_is_not_qnlis_is_refused(tmp_path, content, message):
@@ -206,4 +207,4 @@ def test_a_mistake_of_the_command_is_named(monkeypatch, arguments, message):
 def test_a_mistake_is_one_line_and_code_2(models):
     result = command(models["teacher"], models["student"], "--data", "none.tsv", "--length", 8)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: none.tsv: cannot be read") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: none.tsv: no such file") and result.stderr.count("\n") == 1

@@ -9,6 +9,11 @@ from pipeline.task_data import read_task
 from tests import task_files as files
 
 
+def folder_for(path):
+    path.unlink()
+    path.mkdir()
+
+
 def replace(path, old, new, count=1):
     text = path.read_text(encoding="utf-8")
     assert old in text
@@ -123,6 +128,7 @@ def test_the_fingerprint_is_of_the_rows_and_not_of_their_place(tmp_path):
         ),
         ("cola", lambda p: replace(p / "dev.tsv", "gj04\t", ""), "dev.tsv:1: 3 columns, cola's files have 4"),
         ("rte", lambda p: (p / "dev.tsv").unlink(), "dev.tsv: no such file"),
+        ("rte", lambda p: folder_for(p / "train.tsv"), "train.tsv: is a directory"),
         ("rte", lambda p: (p / "train.tsv").unlink(), "no train.tsv for rte there or in RTE"),
         (
             "rte",
@@ -177,6 +183,18 @@ def change(path, edit):
             "q1-2: its answer 'w99' is not in the",
         ),
         ("squad1", lambda c, p: p[2]["qas"][0].update(id="q1-1"), "two questions have the id q1-1"),
+        (
+            "squad1",
+            lambda c, p: p[2]["qas"][0]["answers"][0].pop("answer_start"),
+            "q1-2: its answers are not in SQuAD's layout .KeyError: 'answer_start'.",
+        ),
+        (
+            "squad1",
+            lambda c, p: p[2]["qas"][0]["answers"][0].update(answer_start="0"),
+            "q1-2: its answers are not in SQuAD's layout .TypeError",
+        ),
+        ("squad1", lambda c, p: p[2].update(context=7), "q1-2: its question or context is not text"),
+        ("squad1", lambda c, p: p[2]["qas"][0].update(question=7), "q1-2: its question or context is not text"),
         ("squad1", lambda c, p: c.pop("data"), "not a file in SQuAD's layout"),
         ("squad2", lambda c, p: [c.update(version="1.1"), [q["qas"][0].pop("is_impossible") for q in p]], "SQuAD 1.1"),
     ],
@@ -186,6 +204,13 @@ def test_questions_that_do_not_fit_are_refused_by_name(tmp_path, task, edit, nam
     change(next(tmp_path.glob("dev-*.json")), edit)
     with pytest.raises(UserError, match=named):
         read_task(task, str(tmp_path))
+
+
+def test_a_folder_in_the_place_of_a_file_of_questions_is_named(tmp_path):
+    squad(tmp_path)
+    folder_for(tmp_path / "dev-v1.1.json")
+    with pytest.raises(UserError, match=r"dev-v1.1.json: is a directory"):
+        read_task("squad1", str(tmp_path))
 
 
 def test_places_and_languages_that_are_not_there_are_named(tmp_path):

@@ -26,6 +26,7 @@ def test_the_grid_is_the_papers_and_the_default_lies_in_it():
 def test_options_take_the_place_of_the_papers_settings():
     assert tasks.settings(TASKS["rte"], True, (1e-4,), ()) == [(1e-4, epochs) for epochs in (3, 4, 5, 10)]
     assert tasks.settings(TASKS["rte"], False, (), (1, 2)) == [(3e-5, 1), (3e-5, 2)]
+    assert tasks.settings(TASKS["rte"], False, (3e-5, 3e-5), (1, 1)) == [(3e-5, 1)]
 
 
 def test_scores_are_percent_by_their_definitions():
