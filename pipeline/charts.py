@@ -1,12 +1,15 @@
 """The report's charts as SVG: scores with their spread, and the losses of a run. The same input gives the same bytes."""
 
 import io
+import textwrap
 import warnings
 from typing import NamedTuple
 
 import matplotlib
 from matplotlib import ticker
 from matplotlib.figure import Figure
+
+from pipeline.results import shown_mean
 
 # In the order in which they are given out; readable in grey, and told apart by the colour-blind (Okabe and Ito, 2008).
 _COLOURS = ("#1a1a1a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -60,14 +63,13 @@ def _bar(axis, place: int, row: Bar) -> None:
         axis.errorbar(row.value, place, xerr=row.spread, color="#1a1a1a", linewidth=1.1, capsize=2.5)
     if row.is_teacher:
         axis.axvline(row.value, color=_TEACHER, linewidth=0.9, linestyle="--", zorder=0)
-    spread = "" if row.spread is None else f" ± {row.spread:.1f}"
     inside = row.value > 10  # percent: room for the words
-    axis.annotate(f"{row.value:.1f}{spread}", (0 if inside else max(0, row.value + (row.spread or 0)), place), (4, 0),
+    axis.annotate(shown_mean(row.value, row.spread), (0 if inside else max(0, row.value + (row.spread or 0)), place), (4, 0),
                   textcoords="offset points", va="center", fontsize=8, color="#fff" if inside else "#1a1a1a")  # fmt: skip
 
 
-def losses(title: str, rows: list[dict]) -> bytes:
-    """Losses of one run by step [nats]: held out as points on a line, training as a faint line, a colour for each relation.
+def losses(title: str, unit: str, rows: list[dict]) -> bytes:
+    """Losses of one run by step: held out as points on a line, training as a faint line, a colour for each relation.
 
     ``rows``: the run's metrics.jsonl. The total is black.
     """
@@ -93,7 +95,7 @@ def losses(title: str, rows: list[dict]) -> bytes:
         axis.grid(axis="y", linewidth=0.4, color="#ddd")
         axis.set_title(_short(title, 48), fontsize=10, fontweight="bold", loc="left", parse_math=False)
         axis.set_xlabel("step", fontsize=8)
-        axis.set_ylabel("loss [nats], log scale", fontsize=8)
+        axis.set_ylabel(textwrap.fill(f"loss [{unit}], log scale", 40), fontsize=8)
         figure.legend(frameon=False, fontsize=8, ncols=5, loc="outside lower center")
         return _svg(figure)
 

@@ -258,8 +258,9 @@ def _figure(cells: list[results.Cell]) -> str:
     if not cells:
         return "–"
     setting, mean, spread, count = results.best(cells)
-    spread = "" if spread is None else f" ± {spread:.1f}"
-    return f"{mean:.1f}{spread} (n = {count}, lr {setting['learning_rate']:g}, {setting['epochs']} epochs)"
+    return (
+        f"{results.shown_mean(mean, spread)} (n = {count}, lr {setting['learning_rate']:g}, {setting['epochs']} epochs)"
+    )
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from pipeline import checkpoints, encoders, runs
 from pipeline.checkpoints import Checkpoint
 from pipeline.monitor import heldout_rows
 from pipeline.recipe import Recipe, load_recipe, recipe_of
+from pipeline.relations import value_mse_note
 from pipeline.weights import Weights
 
 DISTILLATION = "distillation.json"
@@ -204,7 +205,7 @@ embeddings, {count["transformer"] / 1e6:.1f} M Transformer layers), trained by d
 | precision | {recipe["precision"]} |
 | versions | {", ".join(f"{name} {version}" for name, version in info["versions"].items())} |
 
-Held-out relation loss (KL divergence in nats, teacher ‖ student) by step:
+Held-out relation loss (KL divergence of teacher ‖ student in nats{value_mse_note(recipe["pairs"])}) by step:
 
 | step | {" | ".join(names)} |
 |{"---|" * (len(names) + 1)}

@@ -59,7 +59,6 @@ class Table:
     source: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    note: str = ""
 
 
 def known_as(model: dict) -> Distilled | str | None:

@@ -14,7 +14,7 @@ Shapes: B batch, T positions, R relation heads, D relation head width (teacher's
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,11 @@ from torch.autograd.function import once_differentiable
 PAIRS = tuple(a + b for a in "qkv" for b in "qkv")
 VALUE_MSE = "v_mse"  # in a recipe's pairs: value_mse instead of a relation
 VALUE_PROJECTION = "value_projection.weight"  # in checkpoints: trained with such a student, not part of it
+
+
+def value_mse_note(names: Iterable[str]) -> str:
+    """What follows "nats", the unit of relation losses, where the loss of values is among these names."""
+    return f"; {VALUE_MSE}: mean squared difference of values" if VALUE_MSE in names else ""
 
 
 class QKV(NamedTuple):

@@ -15,7 +15,7 @@ from pathlib import Path
 from data_prep.errors import Parser, UserError, run_command
 from pipeline import paper
 from pipeline.page import html, table, words
-from pipeline.results import Cell, by_setting, mean_and_spread, read_results
+from pipeline.results import Cell, by_setting, mean_and_spread, read_results, shown_mean
 from pipeline.scores import (
     Figure,
     Scores,
@@ -102,7 +102,7 @@ def scores_section(scores: Scores) -> Section:
     head = [
         "model",
         "size",
-        *(f"{title(task)}, {metric_name(scores.primary(task))}".rstrip(", ") for task in scores.tasks),
+        *(words(f"{title(task)}, {metric_name(scores.primary(task))}".rstrip(", ")) for task in scores.tasks),
     ]
     rows = [
         [_name(scores, model), _size(scores, model), *(shown(scores.figure(model, task)) for task in scores.tasks)]
@@ -142,16 +142,14 @@ def _size(scores: Scores, model: str) -> str:
 
 
 def shown(figure: Figure | None) -> str:
-    if figure is None:
-        return NONE
-    spread = "" if figure.spread is None else f" ± {figure.spread:.1f}"
-    return f"{figure.mean:.1f}{spread} ({figure.n})"
+    return NONE if figure is None else f"{shown_mean(figure.mean, figure.spread)} ({figure.n})"
 
 
 def _said(scores: Scores) -> list[str]:
     """A list of what a reader must know of the table above."""
     said = [
-        f"not there yet ({NONE}): {words(model)} in {', '.join(map(title, tasks))}" for model, tasks in missing(scores)
+        f"not there yet ({NONE}): {words(model)} in {words(', '.join(map(title, tasks)))}"
+        for model, tasks in missing(scores)
     ]
     for failure in scores.results.failures:
         seed = f", seed {failure.settings['seed']}" if "seed" in failure.settings else ""
@@ -170,7 +168,7 @@ def _other_metrics(scores: Scores) -> list[str]:
         columns += [(task, name) for name in sorted(names - {scores.primary(task)})]
     if not columns:
         return []
-    head = ["other metrics of the same runs", *(f"{title(task)}, {metric_name(name)}" for task, name in columns)]
+    head = ["other metrics of the same runs", *(words(f"{title(task)}, {metric_name(name)}") for task, name in columns)]
     rows = [[words(m), *(shown(scores.figure(m, task, name)) for task, name in columns)] for m in scores.models]
     return [*table(head, rows), ""]
 
@@ -182,7 +180,12 @@ def retention_section(scores: Scores) -> Section:
     """What each model keeps of the teacher."""
     lines = []
     if scores.teacher:
-        head = [f"percent of {words(scores.teacher)}", *map(title, scores.tasks), "average", "over"]
+        head = [
+            f"percent of {words(scores.teacher)}",
+            *(words(title(task)) for task in scores.tasks),
+            "average",
+            "over",
+        ]
         lines = [
             "## Retention",
             "",
@@ -299,12 +302,9 @@ def _ours(scores: Scores, model: str, columns: tuple[paper.Column, ...]) -> list
 
 
 def _budget(model: dict) -> str:
-    """What a student was trained on, stage by stage, or that it is a public model."""
+    """What a student was trained on, stage by stage."""
     try:
-        return (
-            "; then ".join(words(_steps(stage)) for stage in model["distillation"] or [])
-            or "no distillation: it is public"
-        )
+        return "; then ".join(words(_steps(stage)) for stage in model["distillation"])
     except (KeyError, TypeError, ValueError):
         return "steps that are not on record"
 
@@ -333,7 +333,7 @@ def language_section(scores: Scores) -> Section:
                 for model in scores.models
                 if scores.figure(model, task)
             ]
-            head = [f"{title(task)}, {metric_name(metric)}", "average", *map(words, languages)]
+            head = [words(f"{title(task)}, {metric_name(metric)}"), "average", *map(words, languages)]
             lines += [*table(head, rows), ""]
     return (["## By language", "", "Means over the seeds of the setting shown above.", "", *lines] if lines else []), {}
 
@@ -406,20 +406,23 @@ def runs_section(runs: list[Path]) -> Section:
         return [], {}
     from pipeline import charts
     from pipeline.monitor import read_metrics  # torch takes seconds
+    from pipeline.relations import value_mse_note
 
-    drawn, rows = {}, []
+    drawn, rows, names = {}, [], []
     for number, run in enumerate(runs, 1):
         metrics = [row for row in read_metrics(run) if isinstance(row, dict) and {"step", "kind"} <= row.keys()]
         if not metrics:
             raise UserError(f"{run}: no rows in metrics.jsonl; --runs takes folders that pipeline.distill wrote")
         name = run.resolve().name
-        drawn[f"report-losses-{number}.svg"] = charts.losses(name, metrics)
-        rows += _first_and_last(name, metrics, charts.relations(metrics))
+        relations = charts.relations(metrics)
+        drawn[f"report-losses-{number}.svg"] = charts.losses(name, f"nats{value_mse_note(relations)}", metrics)
+        rows += _first_and_last(name, metrics, relations)
+        names += relations
     lines = [
         "## Distillation",
         "",
-        "Relation losses in nats: KL divergence of teacher and student, averaged over heads and positions. Points are held-out "
-        "documents, faint lines are training.",
+        "Relation losses: KL divergence of teacher and student, averaged over heads and positions, in "
+        f"nats{value_mse_note(names)}. Points are held-out documents, faint lines are training.",
         "",
         *_linked(drawn, "Losses"),
     ]
@@ -477,9 +480,10 @@ def _stages(model: dict) -> list[str]:
 def _stage(stage: dict) -> str:
     recipe = stage.get("recipe", stage)
     student = recipe["student"]
+    where = ", layer to layer up to layer" if recipe.get("transfer") == "layer-to-layer" else " of layer"
     return (
         f"{paper.size(student['layers'], student['hidden'])} ({student.get('init', 'random')} start) by "
-        f"{', '.join(recipe['pairs'])} in {recipe['relation_heads']} relation heads of layer {recipe['teacher']['layer']}, "
+        f"{', '.join(recipe['pairs'])} in {recipe['relation_heads']} relation heads{where} {recipe['teacher']['layer']}, "
         f"{_steps(stage)}, learning rate {recipe['learning_rate']:g}"
     )
 
@@ -489,7 +493,7 @@ def _origin(task: str, cells: list[Cell]) -> list[str]:
     setting = {key: value for key, value in first.settings.items() if key != "seed"}
     seconds = [cell.seconds for cell in cells if cell.seconds == cell.seconds]
     return [
-        title(task),
+        words(title(task)),
         words(shown_setting(setting)),
         words(" ".join(str(cell.settings.get("seed", "?")) for cell in cells)),
         words(f"{first.data.get('source')}, fingerprint {str(first.data.get('fingerprint'))[:12]}"),
@@ -514,10 +518,10 @@ def command(scores: Scores, model: dict, task: str, cells: list[Cell]) -> str:
     for key, flag in _FLAGS.items():
         if key in first.settings:
             said += [flag, f"{first.settings[key]}"]
-    if languages := first.settings.get("languages"):
-        said += ["--languages", languages if isinstance(languages, str) else ",".join(languages)]
+    if languages := {name.partition("/")[2] for cell in cells for name in cell.scores if "/" in name}:
+        said += ["--languages", ",".join(_in_order(languages))]
     said += ["--out", str(scores.results.folder)]
-    return " ".join(shlex.join(said).split("\n"))
+    return " ".join(shlex.join(said).splitlines())  # a code block ends at whatever line break
 
 
 def _tried(scores: Scores, model: str) -> list[str]:
@@ -531,7 +535,7 @@ def _tried(scores: Scores, model: str) -> list[str]:
             each = [
                 f"{shown_setting(setting)}: {shown(Figure(*mean_and_spread(own), len(own)))}" for setting, own in ranked
             ]
-            lines += [f"* {title(task)}, all {len(groups)} settings: {words('; '.join(each))}"]
+            lines += [f"* {words(title(task))}, all {len(groups)} settings: {words('; '.join(each))}"]
     return [*lines, ""] if lines else []
 
 

@@ -11,6 +11,7 @@ Loose files directly below RESULTS belong to others, as do names that begin with
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from data_prep.errors import UserError
 
 FORMAT = 1
 MODEL, SPEED, FAILED = "model.json", "speed.json", ".failed.json"
+
+_NAME = re.compile(r"[\w.-]+(/[\w-]+)?")  # of a task or a score: f1, accuracy/de
 
 _NEEDED = {
     "model": {
@@ -118,8 +121,10 @@ class Results:
 
 def read_results(folder: Path) -> Results:
     """Read a results folder whole. Raises UserError naming the first file that is torn, unknown or out of its place."""
-    if not folder.is_dir():
+    if not folder.exists():
         raise UserError(f"{folder}: no such folder; python -m pipeline.evaluate … --out {folder} makes it")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder; results are kept in one")
     models, speeds, cells, failures = {}, {}, [], []
     for place in _visible(folder):
         if not place.is_dir():
@@ -154,17 +159,41 @@ def _read_task(folder: Path, model: str, cells: list[Cell], failures: list[Failu
 
 
 def read_cell(path: Path) -> Cell | Failure:
-    """A cell's file, or a failed one's. Raises UserError if it is torn or of another kind."""
+    """A cell's file, or a failed one's. Raises UserError if it is torn, of another kind, or has a value of a wrong type."""
     failed = path.name.endswith(FAILED)
     record = read_record(path, "failure" if failed else "cell")
     kind = Failure if failed else Cell
-    cell = kind(path, **{name: record[name] for name in kind.__annotations__ if name in record})
-    if isinstance(cell, Cell) and not (
-        all(isinstance(score, int | float) and math.isfinite(score) for score in cell.scores.values())
-        and cell.primary in cell.scores
+    if wrong := _wrong(record) or ("" if failed else _wrong_scores(record)):
+        raise UserError(f"{path}: {wrong}; delete it and evaluate again")
+    return kind(path, **{name: record[name] for name in kind.__annotations__ if name in record})
+
+
+def _wrong(record: dict) -> str:
+    """What is wrong with the task's name, the seed, or a value that may be left out."""
+    task, seed, dev = record["task"], record["settings"].get("seed", 0), record.get("dev")
+    seconds, versions = record.get("seconds", 0), record.get("versions", {})
+    for key, value, holds in (
+        ("task", task, _NAME.fullmatch(task)),
+        ("seed", seed, isinstance(seed, int) and not isinstance(seed, bool)),
+        ("dev", dev, dev is None or _is_number(dev)),
+        ("seconds", seconds, _is_number(seconds)),
+        ("versions", versions, isinstance(versions, dict)),
     ):
-        raise UserError(f"{path}: scores are not numbers, or lack {cell.primary!r}; delete it and evaluate again")
-    return cell
+        if not holds:
+            return f"{key} = {value!r} is not a cell's"
+    return ""
+
+
+def _wrong_scores(record: dict) -> str:
+    scores, primary = record["scores"], record["primary"]
+    if unnamed := [name for name in scores if not _NAME.fullmatch(name)]:
+        return f"{unnamed[0]!r} is not a score's name"
+    whole = primary in scores and all(map(_is_number, scores.values()))
+    return "" if whole else f"scores are not numbers, or lack {primary!r}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_record(path: Path, kind: str) -> dict:
@@ -199,6 +228,11 @@ def by_setting(cells: Iterable[Cell]) -> list[tuple[dict[str, Any], list[Cell]]]
 def mean_and_spread(values: list[float]) -> tuple[float, float | None]:
     """The mean and the sample standard deviation, which one value has not."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def shown_mean(mean: float, spread: float | None) -> str:
+    """`72.0 ± 2.0`; without a spread the mean alone."""
+    return f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
 
 
 def best(cells: Iterable[Cell]) -> Best:

@@ -13,7 +13,7 @@ from data_prep.errors import UserError
 from pipeline import checkpoints, encoders, speed
 from pipeline.maps import SENTENCE, relation_maps, save_figure
 from pipeline.monitor import heldout_rows
-from pipeline.relations import PAIRS
+from pipeline.relations import PAIRS, value_mse_note
 
 transformers_logging.disable_progress_bar()
 
@@ -94,7 +94,7 @@ def losses(run: Path, step: int, pairs: list[str]) -> list[str]:
         return ["No held-out documents: no held-out losses."]
     first, last = heldout[0], heldout[-1]
     rows = [
-        f"| held-out loss (nats) | step {first['step']} | step {last['step']} | left over |",
+        f"| held-out loss (nats{value_mse_note(pairs)}) | step {first['step']} | step {last['step']} | left over |",
         "|---|---|---|---|",
     ]
     for name in ("loss", *pairs):

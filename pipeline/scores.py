@@ -151,17 +151,14 @@ def _references(results: Results) -> set[str]:
 
 
 def _find(results: Results, stage: dict) -> str | None:
-    """The model here that was the teacher of a stage: of the same path, else weights, else name."""
+    """The model here that was the teacher of a stage: of the same path, else name."""
     recipe = stage.get("recipe", stage)
     teacher = recipe.get("teacher") if isinstance(recipe, dict) else None
     wanted = teacher.get("model") if isinstance(teacher, dict) else None
     if not isinstance(wanted, str):
         return None
-    made_of = stage.get("teacher")
-    weights = made_of.get("weights") if isinstance(made_of, dict) else None
     for same in (
         lambda model: Path(model["path"]).resolve() == Path(wanted).resolve(),
-        lambda model: model["weights"] == weights,
         lambda model: model["name"] in (wanted.replace("/", "--"), Path(wanted).name),
     ):
         found = [name for name, model in results.models.items() if same(model)]

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from data_prep.errors import run_command
 from pipeline import hosts
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,15 @@ def run(ranks: int, module: str, *arguments: str) -> subprocess.CompletedProcess
         cwd=ROOT,
         timeout=PATIENCE,
     )
+
+
+def told(monkeypatch, capsys, main, *arguments) -> tuple[int, str, str]:
+    """Exit code, output and error line of a command that is run in this process, by its ``main``."""
+    monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, arguments)])
+    try:
+        run_command(main)
+    except SystemExit as end:
+        return end.code, *capsys.readouterr()
 
 
 def start_ranks(world: int, *arguments: str, local: int | None = None) -> list[subprocess.Popen]:

@@ -1,7 +1,7 @@
 """pipeline.export on a small finished run."""
 
+import dataclasses
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -11,22 +11,8 @@ from transformers import AutoModel, AutoTokenizer
 from data_prep.errors import UserError
 from pipeline import checkpoints, encoders, export
 from pipeline.recipe import load_recipe
-from tests import launching
+from tests.launching import told
 from tests.tiny import make_recipe
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    jobs = [{"recipe": str(make_recipe(folder)), "overrides": ["precision=bf16"]}]
-    assert launching.run_jobs(folder, 1, jobs) == [None, True]
-    return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def student(run):
-    export.export(run, run.parent / "student")
-    return run.parent / "student"
 
 
 def test_the_student_is_a_plain_hugging_face_folder(run, student):
@@ -93,6 +79,20 @@ def test_the_model_card_names_teacher_data_and_numbers(run, student):
     assert len(rows) == 3
 
 
+def test_the_model_card_gives_values_by_their_squared_difference_no_nats(run, student):
+    checkpoint = checkpoints.latest(run)
+    model, chain = AutoModel.from_pretrained(student), export.read_distillation(student)
+    kl = "Held-out relation loss (KL divergence of teacher ‖ student in nats{}) by step:"
+    assert kl.format("") in export.model_card(run, checkpoint, model, chain)
+    recipe = checkpoint.info["recipe"] | {"pairs": ["qk", "v_mse"]}
+    shutil.copytree(run, run.parent / "values")
+    metrics = run.parent / "values" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"vv"', '"v_mse"'))
+    checkpoint = dataclasses.replace(checkpoint, info=checkpoint.info | {"recipe": recipe})
+    card = export.model_card(run.parent / "values", checkpoint, model, chain)
+    assert kl.format("; v_mse: mean squared difference of values") in card
+
+
 def test_an_earlier_export_is_replaced_and_anything_else_is_not(run, student, tmp_path):
     export.export(run, student)
     (tmp_path / "README.md").write_text("my project")
@@ -133,16 +133,10 @@ def test_a_student_that_changes_on_its_way_to_disk_is_found_out(run, tmp_path):
         export.check_export(tmp_path, model)
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "pipeline.export", str(tmp_path), str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        env=launching.environment(),
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {tmp_path}: no whole checkpoint")
-    assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+def test_a_folder_that_is_no_run_is_named(tmp_path, monkeypatch, capsys):
+    code, _, line = told(monkeypatch, capsys, export.main, tmp_path, tmp_path / "out")
+    assert code == 2 and line.count("\n") == 1
+    assert line.startswith(f"error: {tmp_path}: no whole checkpoint") and not (tmp_path / "out").exists()
 
 
 def test_the_student_of_another_run_is_not_replaced(run, student, tmp_path):

@@ -1,8 +1,10 @@
 """pipeline.report on results made here: figures, what is said of gaps, the papers beside, and a page that needs nothing."""
 
 import base64
+import dataclasses
 import json
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -228,12 +230,6 @@ def test_the_teacher_is_found_by_path_or_name(folder, distilled_from):
     assert teacher_of(folder) == "teacher"
 
 
-def test_the_teacher_is_found_by_its_weights(folder):
-    put_model(folder, "renamed", weights="cafe")
-    put_model(folder, "student", distillation=[stage("old/name") | {"teacher": {"weights": "cafe"}}])
-    assert teacher_of(folder) == "renamed"
-
-
 def test_without_a_distillation_the_speeds_reference_is_the_teacher(folder):
     put_model(folder, "student")
     speed = {"model": "student", "reference": "teacher", "device": "cpu", "speedup": 2.0}
@@ -375,6 +371,22 @@ def test_runs_have_curves_and_their_first_and_last_losses(folder, tmp_path):
     assert not (folder / "report-losses-2.svg").exists()
 
 
+def test_values_by_their_squared_difference_are_not_in_nats(tmp_path):
+    values, relations = put_metrics(tmp_path / "values", ("qk", "v_mse")), put_metrics(tmp_path / "relations")
+    note = "nats; v_mse: mean squared difference of values"
+    lines, charts = report.runs_section([relations, values])
+    assert note in "\n".join(lines) and note not in "\n".join(report.runs_section([relations])[0])
+    assert [b"nats; v_mse: mean squared" in chart for chart in charts.values()] == [False, True]
+
+
+def test_what_learnt_from_which_layer_is_told(folder):
+    put_model(folder, "student", distillation=[stage(transfer="layer-to-layer")])
+    put_model(folder, "last", distillation=[stage()])
+    text = "\n".join(report.origin_section(Scores(read_results(folder), "teacher"))[0])
+    assert "by qk, vv in 12 relation heads, layer to layer up to layer 6, 1,000 steps" in text
+    assert "by qk, vv in 12 relation heads of layer 6, 1,000 steps" in text
+
+
 def test_a_run_without_metrics_is_named(folder, tmp_path):
     with pytest.raises(
         UserError, match=r"nothing: no rows in metrics.jsonl; --runs takes folders that pipeline.distill wrote"
@@ -395,8 +407,6 @@ def test_each_figure_comes_with_the_command_that_makes_it_again(folder):
 
 
 def test_the_command_is_one_that_evaluate_understands(folder):
-    import shlex
-
     from pipeline.evaluate import parser
 
     made(folder)
@@ -405,6 +415,45 @@ def test_the_command_is_one_that_evaluate_understands(folder):
     options = parser().parse_args(shlex.split(line)[3:])
     assert (options.model, options.name, options.task) == (["models/student"], "student", "rte")
     assert options.seeds == [1, 2, 3] and options.learning_rate == [3e-05] and options.epochs == [3]
+
+
+def test_the_command_names_the_languages_that_were_scored(folder):
+    for seed in (1, 2):
+        put_cell(folder, "student", 50.0, "xnli", seed, others={"accuracy/sw": 40.0, "accuracy/de": 60.0})
+    scores = Scores(read_results(folder), "teacher")
+    model = scores.results.models["student"]
+    assert " --languages de,sw --out " in report.command(scores, model, "xnli", scores.chosen("student", "xnli"))
+    assert "--languages" not in report.command(scores, model, "rte", scores.chosen("student", "rte"))
+
+
+def commands_of_the_papers_tables():
+    """Those of the README, word by word."""
+    text = (launching.ROOT / "README.md").read_text().partition("\n## The papers' tables\n")[2].partition("\n## ")[0]
+    lines = [line.strip() for line in text.replace("\\\n", "").splitlines() if line.startswith("    ")]
+    variables = dict(line.split("=", 1) for line in lines if not line.startswith("./"))
+    for name, value in variables.items():
+        lines = [line.replace(f"${name}", value) for line in lines]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("./")]
+
+
+def test_the_readmes_commands_for_the_papers_tables_fit_the_recipes():
+    from pipeline.evaluate import check_options, parser
+    from pipeline.recipe import SHIPPED, load_stages
+
+    recipes = [recipe for path in SHIPPED.glob("*.toml") for stage in load_stages(path) for recipe in stage]
+    runs = {recipe.out for recipe in recipes}
+    students = {str(recipe.exported) for recipe in recipes if recipe.stage}
+    scored = []
+    for verb, *words in commands_of_the_papers_tables():
+        if verb == "export":
+            assert words[0] in runs
+            students.add(words[1])
+        assert {word for word in words if word.startswith("runs/")} <= runs | students
+        if verb == "evaluate":
+            options = parser().parse_args(words)
+            check_options(options)
+            scored.append((options.out, options.name or options.model[0]))
+    assert len(scored) > 5 and len(set(scored)) == len(scored)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -468,6 +517,34 @@ def test_names_and_reasons_of_others_are_shown_and_never_obeyed(folder):
     assert len(whole_cells) == 4  # scores, other metrics, retention, sizes
 
 
+@pytest.mark.parametrize("line_break", ["\r", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\r\n"])
+def test_a_command_stays_in_its_line_whatever_a_path_holds(folder, line_break):
+    scores = Scores(read_results(folder), "teacher")
+    hostile = f"models/a{line_break}{line_break}<img src=x onerror=alert(1)>"
+    model = scores.results.models["student"] | {"path": hostile}
+    assert len(report.command(scores, model, "rte", scores.chosen("student", "rte")).splitlines()) == 1
+
+
+def test_names_of_tasks_and_scores_are_shown_as_they_are(folder):
+    results, bad = read_results(folder), "<b onclick=x>|y"
+    cells = [
+        dataclasses.replace(
+            cell, task=bad, scores=dict.fromkeys((bad, "f1", f"{bad}/de", f"{bad}/en"), 1.0), primary=bad
+        )
+        for cell in results.cells
+    ]
+    twice = [*cells, *(dataclasses.replace(cell, settings=cell.settings | {"epochs": 9}) for cell in cells)]
+    scores = Scores(dataclasses.replace(results, cells=[*twice, *results.cells]), "teacher")
+    sections = [
+        report.scores_section(dataclasses.replace(scores, results=dataclasses.replace(scores.results, cells=own)))[0]
+        for own in (twice, [cell for cell in [*twice, *results.cells] if (cell.model, cell.task) != ("student", bad)])
+    ]
+    sections += [report.retention_section(scores)[0], report.language_section(scores)[0]]
+    for lines in (*sections, report.origin_section(scores)[0]):
+        text = "\n".join(line for line in lines if not line.startswith(("    ", "![")))  # code, and files' names
+        assert "&lt;b onclick=x&gt;\\|y" in text and "<b onclick" not in text
+
+
 def test_the_same_results_give_the_same_bytes(folder, tmp_path):
     run = put_metrics(tmp_path / "run")
 
@@ -500,13 +577,10 @@ def test_a_folder_without_scores_is_named(tmp_path):
         made(tmp_path)
 
 
-def test_the_command_prints_where_the_report_is(folder):
-    result = subprocess.run(
-        [sys.executable, "-m", "pipeline.report", str(folder)],
-        capture_output=True, text=True, env=launching.environment(), cwd=launching.ROOT,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == [
+def test_the_command_prints_where_the_report_is(folder, monkeypatch, capsys):
+    code, out, _ = launching.told(monkeypatch, capsys, report.main, folder)
+    assert code == 0
+    assert out.splitlines() == [
         "2 models on 2 tasks: RTE, MRPC.",
         "The teacher is teacher.",
         "student keeps 86.1 % of it, on average over 1 task.",
@@ -524,10 +598,7 @@ def test_the_command_prints_where_the_report_is(folder):
         (["x", "--teachr", "y"], "unrecognized arguments: --teachr"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(arguments, message):
-    result = subprocess.run(
-        [sys.executable, "-m", "pipeline.report", *arguments],
-        capture_output=True, text=True, env=launching.environment(), cwd=launching.ROOT,
-    )  # fmt: skip
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {message}") and result.stderr.count("\n") == 1
+def test_a_mistake_is_one_line_and_code_2(arguments, message, monkeypatch, capsys):
+    code, _, line = launching.told(monkeypatch, capsys, report.main, *arguments)
+    assert code == 2
+    assert line.startswith(f"error: {message}") and line.count("\n") == 1

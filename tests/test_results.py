@@ -100,6 +100,16 @@ def test_loose_and_hidden_files_beside_models_are_not_read(folder):
         (lambda folder: cell(folder, scores=None), "scores = None is not a cell's"),
         (lambda folder: cell(folder, primary="f2"), "lack 'f2'"),
         (lambda folder: cell(folder, scores={"accuracy": float("nan")}), "scores are not numbers"),
+        (lambda folder: cell(folder, scores={"accuracy": True}), "scores are not numbers"),
+        (lambda folder: cell(folder, scores={"accuracy": 1.0, "<b>": 1.0}), "'<b>' is not a score's name"),
+        (lambda folder: cell(folder, scores={"accuracy": 1.0, "f1/de/x": 1.0}), "'f1/de/x' is not a score's name"),
+        (lambda folder: cell(folder, task="r|e"), r"task = 'r\|e' is not a cell's"),
+        (lambda folder: cell(folder, seed="a"), "seed = 'a' is not a cell's"),
+        (lambda folder: cell(folder, seed=True), "seed = True is not a cell's"),
+        (lambda folder: cell(folder, dev="x"), "dev = 'x' is not a cell's"),
+        (lambda folder: cell(folder, dev=float("nan")), "dev = nan is not a cell's"),
+        (lambda folder: cell(folder, seconds="x"), "seconds = 'x' is not a cell's"),
+        (lambda folder: cell(folder, versions=[1]), r"versions = \[1\] is not a cell's"),
         (lambda folder: cell(folder).rename(folder / "s/x.json"), "x.json: not a file of results"),
         (lambda folder: cell(folder).rename(folder / "s/rte/x.txt"), "x.txt: not a cell's file"),
         (
@@ -118,6 +128,10 @@ def test_a_torn_or_foreign_file_is_refused_by_name(folder, make, named):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="none: no such folder"):
         results.read_results(tmp_path / "none")
+
+
+def test_a_mean_is_shown_with_its_spread_if_it_has_one():
+    assert [results.shown_mean(72.04, 2.0), results.shown_mean(72.04, None)] == ["72.0 ± 2.0", "72.0"]
 
 
 def test_reading_loads_no_model_code():

@@ -1,37 +1,14 @@
 """pipeline.run_report on a small finished run, and by the command."""
 
-import subprocess
-import sys
+import json
 
 import pytest
 from PIL import Image
 
 from data_prep.errors import UserError
-from pipeline import export, run_report
+from pipeline import report, run_report
 from pipeline.monitor import read_metrics
-from tests import launching
-from tests.tiny import make_recipe
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    jobs = [{"recipe": str(make_recipe(folder)), "overrides": ["precision=bf16"]}]
-    assert launching.run_jobs(folder, 1, jobs) == [None, True]
-    return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def student(run):
-    export.export(run, run.parent / "student")
-    return run.parent / "student"
-
-
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.report", *map(str, arguments)],
-        capture_output=True, text=True, env=launching.environment(), cwd=launching.ROOT,
-    )  # fmt: skip
+from tests.launching import told
 
 
 def test_the_report_shows_sizes_speed_losses_and_maps(run, student):
@@ -52,24 +29,33 @@ def test_a_report_is_of_the_runs_own_student_only(run, student, tmp_path):
         run_report.report(run, run.parent / "teacher")
 
 
-def test_the_command_with_a_student_reports_its_run(run, student):
-    result = command(run, student)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("# run: 6 of 6 steps") and (run / "report.md").read_text() in result.stdout
+def test_values_by_their_squared_difference_are_not_in_nats(tmp_path):
+    losses = {"loss": 2.0, "qk": 1.0, "v_mse": 1.0}
+    rows = [{"step": step, "kind": "heldout"} | losses for step in (0, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first = run_report.losses(tmp_path, 6, ["qk", "v_mse"])[0]
+    assert first.startswith("| held-out loss (nats; v_mse: mean squared difference of values) |")
+    assert run_report.losses(tmp_path, 6, ["qk"])[0].startswith("| held-out loss (nats) |")
 
 
-def test_a_run_without_its_student_is_told_how_to_report_it(run):
-    result = command(run)
-    assert result.returncode == 2
-    assert result.stderr == (
+def test_the_command_with_a_student_reports_its_run(run, student, monkeypatch, capsys):
+    code, out, _ = told(monkeypatch, capsys, report.main, run, student)
+    assert code == 0
+    assert out.startswith("# run: 6 of 6 steps") and (run / "report.md").read_text() in out
+
+
+def test_a_run_without_its_student_is_told_how_to_report_it(run, monkeypatch, capsys):
+    code, _, line = told(monkeypatch, capsys, report.main, run)
+    assert code == 2
+    assert line == (
         f"error: {run}: the folder of a run, not of results; python -m pipeline.report {run} STUDENT_FOLDER, "
         f"or --runs {run} with a results folder\n"
     )
 
 
-def test_options_of_scores_do_not_go_with_a_student(run, student):
-    result = command(run, student, "--teacher", "t")
-    assert (result.returncode, result.stderr) == (
+def test_options_of_scores_do_not_go_with_a_student(run, student, monkeypatch, capsys):
+    code, _, line = told(monkeypatch, capsys, report.main, run, student, "--teacher", "t")
+    assert (code, line) == (
         2,
         "error: --runs, --teacher and --all-tables are for a results folder; leave the student's folder out\n",
     )

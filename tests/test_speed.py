@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from data_prep.errors import UserError
 from pipeline import encoders, results, speed
 from pipeline.scored_model import describe_model
-from tests import launching
+from tests.launching import told
 from tests.tiny import make_teacher
 
 CPU = torch.device("cpu")
@@ -35,13 +34,6 @@ def qnli(tmp_path):
     rows = [f'{n}\tw{n} "w2 ?\tw3 w4 w5{" w6" * n}\tentailment' for n in range(7)]
     path.write_text("index\tquestion\tsentence\tlabel\n" + "\n".join(rows) + "\n")
     return path
-
-
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.speed", *map(str, arguments)],
-        capture_output=True, text=True, env=launching.environment(), cwd=launching.ROOT,
-    )  # fmt: skip
 
 
 def clock(monkeypatch, seconds):
@@ -106,13 +98,15 @@ def test_every_student_is_measured_against_the_reference(models, monkeypatch):
     assert records[0]["device"].startswith("cpu (") and records[0]["device"].endswith("fp32")
 
 
-def test_the_command_measures_writes_and_shows_the_paper(models, qnli, tmp_path):
+def test_the_command_measures_writes_and_shows_the_paper(models, qnli, tmp_path, monkeypatch, capsys):
     out = tmp_path / "results"
     shape = ("--batches", 2, "--batch", 3, "--length", 32)
-    result = command(models["teacher"], models["student"], "--data", qnli, *shape, "--out", out)
-    assert result.returncode == 0, result.stderr
-    assert "2 batches of 3 × 32 (QNLI/dev.tsv) on cpu (1 thread), fp32:" in result.stdout
-    assert "arXiv 2002.10957" in result.stdout and "times as fast" in result.stdout
+    pair = models["teacher"], models["student"]
+    code, shown, _ = told(monkeypatch, capsys, speed.main, *pair, "--data", qnli, *shape, "--out", out)
+    device = speed.usual_device()
+    assert code == 0
+    assert f"2 batches of 3 × 32 (QNLI/dev.tsv) on {speed.device_name(device, speed.usual_dtype(device))}:" in shown
+    assert "arXiv 2002.10957" in shown and "times as fast" in shown
     found = results.read_results(out)
     assert found.models["student"] == describe_model(models["student"], "student")
     assert list(found.models) == ["student", "teacher"] and list(found.speeds) == ["student"]
@@ -204,7 +198,13 @@ def test_a_mistake_of_the_command_is_named(monkeypatch, arguments, message):
         speed.main()
 
 
-def test_a_mistake_is_one_line_and_code_2(models):
-    result = command(models["teacher"], models["student"], "--data", "none.tsv", "--length", 8)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: none.tsv: no such file") and result.stderr.count("\n") == 1
+def test_a_mistake_is_one_line_and_code_2(models, monkeypatch, capsys):
+    arguments = models["teacher"], models["student"], "--data", "none.tsv", "--length", 8
+    code, _, line = told(monkeypatch, capsys, speed.main, *arguments)
+    assert code == 2
+    assert line.startswith("error: none.tsv: no such file") and line.count("\n") == 1
+
+
+def test_a_file_is_no_folder_for_results(models, qnli):
+    with pytest.raises(UserError, match=re.escape(f"{qnli}: is not a folder; results are kept in one")):
+        speed.describe(list(models.values()), qnli)
