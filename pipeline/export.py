@@ -112,14 +112,18 @@ def read_distillation(folder: Path) -> list[dict]:
 
 
 def distillation_of(checkpoint: Checkpoint) -> list[dict]:
-    """How its student was made: what the checkpoint says of its teacher, and then of itself."""
-    own = dict(checkpoint.info, teacher=dict(checkpoint.info["teacher"]))
+    """How its student was made: what the checkpoint says of its teacher, and then of itself, without this machine's paths."""
+    own = {key: value for key, value in checkpoint.info.items() if key != "id"} | {
+        "teacher": dict(checkpoint.info["teacher"]),
+        "recipe": checkpoint.info["recipe"]
+        | {key: Path(checkpoint.info["recipe"][key]).name for key in ("data", "out")},
+    }
     return [*_checked(own["teacher"].pop("distillation", []), checkpoint.path), own]
 
 
 def _checked(chain: object, path: Path) -> list[dict]:
     if not isinstance(chain, list) or not all(
-        isinstance(one, dict) and {"id", "recipe"} <= one.keys() for one in chain
+        isinstance(one, dict) and {"sha256", "recipe"} <= one.keys() for one in chain
     ):
         raise UserError(f"{path}: not what export writes; export the model again")
     for one in chain:
@@ -129,7 +133,7 @@ def _checked(chain: object, path: Path) -> list[dict]:
 
 def is_export_of(out: Path, checkpoint: Checkpoint) -> bool:
     """Whether ``out`` holds the student of this very checkpoint."""
-    return [one["id"] for one in read_distillation(out)[-1:]] == [checkpoint.info["id"]]
+    return [one["sha256"] for one in read_distillation(out)[-1:]] == [checkpoint.info["sha256"]]
 
 
 def _may_be_replaced(out: Path, run: Path) -> bool:

@@ -517,10 +517,16 @@ def test_ctrl_c_while_a_worker_starts_is_heard_once_it_is_known(moment, tmp_path
             time.sleep(0.1)  # it wakes up
 
     monkeypatch.setattr(BaseProcess, "start", interrupted)
+    former = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored, where tests are started in the background
     other.start()
-    with pytest.raises(KeyboardInterrupt):
-        small(tmp_path, vocab, b"one", b"two")
-    done.set()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            small(tmp_path, vocab, b"one", b"two")
+    finally:
+        signal.signal(signal.SIGINT, former)
+        done.set()
     assert not multiprocessing.active_children()
 
 

@@ -404,7 +404,7 @@ def test_an_unknown_file_among_the_results_is_told_before_anything_is_trained(ru
 def test_models_are_told_apart_and_how_they_were_distilled_is_kept(run, data, tmp_path, model, monkeypatch):
     files.write_glue(data, "rte")
     student = make_teacher(tmp_path / "student", layers=2, hidden=8)
-    way = [{"id": "1", "recipe": load_recipe(make_recipe(tmp_path)).to_dict()}]
+    way = [{"sha256": "1", "recipe": load_recipe(make_recipe(tmp_path)).to_dict()}]
     (student / "distillation.json").write_text(json.dumps(way))
     monkeypatch.setattr(finetune, "finetune", lambda m, *args: ({"": {"accuracy": 50.0 + m.card["layers"]}}, {}))
     _, said = run("rte", *FAST, models=[model, student])
