@@ -115,8 +115,7 @@ def distillation_of(checkpoint: Checkpoint) -> list[dict]:
     """How its student was made: what the checkpoint says of its teacher, and then of itself, without this machine's paths."""
     own = {key: value for key, value in checkpoint.info.items() if key != "id"} | {
         "teacher": dict(checkpoint.info["teacher"]),
-        "recipe": checkpoint.info["recipe"]
-        | {key: Path(checkpoint.info["recipe"][key]).name for key in ("data", "out")},
+        "recipe": runs.what_decides(checkpoint.info["recipe"]),
     }
     return [*_checked(own["teacher"].pop("distillation", []), checkpoint.path), own]
 

@@ -169,6 +169,17 @@ def die_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def what_decides(recipe: dict) -> dict:
+    """Of a recipe's values those that decide a run's result, and what no recipe lacks: data and run by their names alone."""
+    names = {key: Path(recipe[key]).name for key in ("data", "out")}
+    decisive = {key: value for key, value in recipe.items() if key not in _FREE | {"teacher", "student"}}
+    tables = {
+        table: {key: value for key, value in recipe[table].items() if f"{table}.{key}" not in _FREE - {"teacher.model"}}
+        for table in ("teacher", "student")
+    }
+    return names | {"micro_batch": recipe["micro_batch"]} | decisive | tables
+
+
 def _flat(recipe: dict) -> dict:
     tables = {key: value for key, value in recipe.items() if isinstance(value, dict)}
     flat = {key: value for key, value in recipe.items() if key not in tables}
