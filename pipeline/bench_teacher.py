@@ -140,26 +140,31 @@ def _measure(options) -> Iterator[Row]:
     generator = torch.Generator().manual_seed(SEED)
     ids = torch.randint(5, config.vocab_size, (1, options.length), generator=generator).to(ranks.device)
     for _ in range(2):  # the second pass knows the order of the layers
-        output, peak, _ = measured(lambda: teach(ids))
-    yield Row(
-        "peak of a forward", (after - embeddings + peak) / mib, "MiB", f"1 × {options.length} tokens, as above", case
-    )
-    yield Row("forward / bound", (after - embeddings + peak) / bound, "×", "its activations included", case)
+        output, risen, _ = measured(lambda: teach(ids))
+    same, alone = torch.tensor(1, device=ranks.device), torch.tensor(0, device=ranks.device)
+    if ranks.first and free_memory(ranks.device) > 3 * (whole + embeddings):
+        replica, _ = encoders.empty_encoder(config, layer)
+        teach_alone, _ = engines.host_teacher(
+            recipe, Ranks(0, 1, 1, ranks.device), replica, engines.Hosting("replicate", "", 0, 0),
+            lambda name: weights.tensor(names[name]),
+        )  # fmt: skip
+        for _ in range(2):
+            before = _resident()
+            with _Peak() as peak_alone:
+                wanted = teach_alone(ids)
+        alone.fill_(peak_alone.highest - before)
+        same.fill_(all(map(torch.equal, output, wanted)))
+    dist.broadcast(alone, 0)
+    dist.broadcast(same, 0)
+    held = after - embeddings + risen
+    yield Row("peak of a forward", held / mib, "MiB", f"1 × {options.length} tokens, as above", case)
+    yield Row("a replica's forward", float(alone) / mib, "MiB", "its rise: activations and temporary copies", case)
+    yield Row("forward / bound", (held - float(alone)) / bound, "×", "without what a replica needs too", case)
     with _received() as count:
         teach(ids)
     gathered, formula = count[0] * size, whole * (ranks.world - 1) / ranks.world
     yield Row("gathered", gathered / mib, "MiB", "received by a rank in a forward", case)
     yield Row("gathered / formula", gathered / formula, "×", "formula: (ranks − 1) / ranks of the layers", case)
-
-    same = torch.tensor(1, device=ranks.device)
-    if ranks.first and free_memory(ranks.device) > 3 * (whole + embeddings):
-        one = Ranks(0, 1, 1, ranks.device)
-        replica, _ = encoders.empty_encoder(config, layer)
-        teach_alone, _ = engines.host_teacher(
-            recipe, one, replica, engines.Hosting("replicate", "", 0, 0), lambda name: weights.tensor(names[name])
-        )
-        same = torch.tensor(int(all(map(torch.equal, output, teach_alone(ids)))), device=ranks.device)
-    dist.broadcast(same, 0)
     yield Row("exact", float(same), "", "1: q, k, v are a replica's, bit for bit", case)
 
 

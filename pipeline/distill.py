@@ -153,7 +153,7 @@ def train(
     order = batches.order_of(windows, recipe.sampling_alpha, recipe.seed)
     reading = batches.steps(windows, order, start, last, recipe.batch, ranks.rank, ranks.world)
     real_tokens = batches.filled(windows, order) * recipe.tokens_per_step
-    heldout = batches.heldout_ids(
+    heldout = batches.heldout_of(
         corpus, recipe.length, recipe.eval_samples, recipe.sampling_alpha, recipe.seed, recipe.layout
     )
     if ranks.first:
@@ -172,7 +172,7 @@ def train(
         for trainee, model, digest, (_, checkpoint) in zip(trainees, models, hashes, due, strict=True):
             trainee.monitor.say(about_student(trainee.recipe, model, digest))
             trainee.monitor.say(f"Going on from {checkpoint.path}." if checkpoint else "Starting at step 0.")
-        for note in batches.notes(corpus, windows, order, recipe.batch):
+        for note in batches.notes(corpus, windows, order, recipe.batch, recipe.steps):
             everywhere(trainees, f"note: {note}")
         if heldout is None:
             everywhere(
@@ -182,11 +182,14 @@ def train(
             )
 
     def evaluate(chosen: list[Trainee], step: int) -> None:
-        losses = heldout_losses(chosen, ranks, heldout, teach, windows.padding)
+        losses, of_sources = heldout_losses(chosen, ranks, heldout, teach, windows.padding)
         images = probe_images(chosen, ranks, tokenizer, teach)
-        for trainee, own, image in zip(chosen, losses, images, strict=True):
+        read = batches.read_of(windows, order, step * recipe.batch)
+        for trainee, own, of_source, image in zip(chosen, losses, of_sources, images, strict=True):
             if trainee.monitor:
                 trainee.monitor.evaluated(step, own, image)
+                if len(read) > 1:
+                    trainee.monitor.of_sources(step, read, of_source)
 
     def save(trainee: Trainee, step: int) -> None:
         state = engines.read_state(trainee.engine, trainee.names, ranks.first) | trainee.tail
@@ -368,27 +371,41 @@ def stop_if_data_changed(windows: batches.Windows, ranks: Ranks) -> None:
 
 @torch.no_grad()
 def heldout_losses(
-    trainees: list[Trainee], ranks: Ranks, heldout: Tensor | None, teach: Teach, padding: int | None
-) -> list[dict[str, float]]:
-    """For each trainee its mean losses in nats over the held-out sequences [n, length]; empty without any."""
+    trainees: list[Trainee], ranks: Ranks, heldout: batches.Heldout | None, teach: Teach, padding: int | None
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """For each trainee its mean losses in nats over the held-out sequences, and its mean loss over those of each source.
+
+    Both are empty without any sequence, the second also where all are of one source.
+    """
     if heldout is None:
-        return [{} for _ in trainees]
+        return [{} for _ in trainees], [{} for _ in trainees]
     recipe = trainees[0].recipe
     for trainee in trainees:
         trainee.engine.eval()
     # Every rank runs equally many forwards (ZeRO-3 gathers in each); one without a batch left runs the first, weightless.
-    parts = heldout.split(recipe.micro_batch)
+    parts = heldout.ids.split(recipe.micro_batch)
     total = torch.zeros((len(trainees), len(recipe.pairs) + 1), device=ranks.device)
+    names = sorted(set(heldout.sources))
+    of_source = torch.zeros((len(trainees), len(names)), device=ranks.device)
     for first in range(0, len(parts), ranks.world):
         mine = first + ranks.rank
         ids, lengths = batches.unpadded(parts[mine if mine < len(parts) else 0], padding)
         ids = ids.to(ranks.device)
         teacher = teach(ids)
-        for trainee, sums in zip(trainees, total, strict=True):
-            losses = trainee.losses(teacher, trainee.engine(ids), lengths)
+        for trainee, sums, by_name in zip(trainees, total, of_source, strict=True):
+            output = trainee.engine(ids)
+            losses = trainee.losses(teacher, output, lengths)
             sums += torch.stack(list(losses.values())) * len(ids) * (mine < len(parts))
+            if len(names) > 1 and mine < len(parts):
+                sources = heldout.sources[mine * recipe.micro_batch :][: len(ids)]
+                for name, loss in zip(sources, trainee.loss_of_each(teacher, output, lengths), strict=True):
+                    by_name[names.index(name)] += loss
     dist.all_reduce(total)
-    return [dict(zip(("loss", *recipe.pairs), own, strict=True)) for own in (total / len(heldout)).tolist()]
+    dist.all_reduce(of_source)
+    counts = torch.tensor([heldout.sources.count(name) for name in names], device=ranks.device)
+    means = [dict(zip(("loss", *recipe.pairs), own, strict=True)) for own in (total / len(heldout.ids)).tolist()]
+    by_source = [dict(zip(names, own, strict=True)) if len(names) > 1 else {} for own in (of_source / counts).tolist()]
+    return means, by_source
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from pipeline.batches import Reading
+
 
 class Monitor:
     """Writes one row for each logged step to RUN/metrics.jsonl and RUN/tensorboard, and shows it, after ``label``.
@@ -92,6 +94,17 @@ class Monitor:
             self._write(step, "heldout", losses)
             self.say(f"step {step}/{self._steps}  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
+    def of_sources(self, step: int, reading: dict[str, Reading], losses: dict[str, float]) -> None:
+        """What was read of each source up to now, and its held-out loss in nats where a sequence of it is held out."""
+        rows = {name: read._asdict() for name, read in reading.items()}
+        for name, loss in losses.items():
+            rows.setdefault(name, {})["loss"] = loss
+        self._file.write(json.dumps({"step": step, "kind": "sources", "sources": rows}) + "\n")
+        self._file.flush()
+        for name, values in rows.items():
+            for what, value in values.items():
+                self._board.add_scalar(f"{'heldout_loss' if what == 'loss' else what}_by_source/{name}", value, step)
+
     def close(self) -> None:
         self._bar.close()
         self._board.close()
@@ -115,6 +128,12 @@ def read_metrics(run: Path) -> list[dict]:
         except json.JSONDecodeError:
             continue
     return rows
+
+
+def source_rows(run: Path, step: int) -> list[tuple[int, dict[str, dict[str, float]]]]:
+    """(step, what of_sources was told by the name of each source) up to ``step``."""
+    rows = read_metrics(run)
+    return [(row["step"], row["sources"]) for row in rows if row["kind"] == "sources" and row["step"] <= step]
 
 
 def heldout_rows(run: Path, step: int) -> list[dict]:

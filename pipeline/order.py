@@ -54,6 +54,12 @@ class Order:
             parts.append([x[max(start - first, 0) : stop - first] for x in self._block(number)])
         return Samples(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
+    def drawn(self, samples: int) -> np.ndarray:
+        """How many of the first ``samples`` are of each source, int64 [sources]; O(1) at any number."""
+        blocks, rest = divmod(samples, BLOCK)
+        quotas = self.quotas.astype(np.int64)
+        return blocks * quotas + np.bincount(self._shuffled(blocks)[:rest], minlength=len(quotas))
+
     def forget(self) -> None:
         """Drop the blocks that are kept, so that the next call takes as long as a first one."""
         self._block.cache_clear()
@@ -63,16 +69,17 @@ class Order:
         drawn = np.uint64(number) * self._quota + self._rank  # how many samples of this source came before this one
         epoch, rest = np.divmod(drawn, self._grid.size)
         window = permute(rest, self._grid, _mix(self._key + epoch))
-        source = self._source[self._shuffle(number)]
+        source = self._shuffled(number)
         by_source = np.argsort(source, kind="stable")  # a source's samples come in the order in which they are drawn
         samples = Samples(source.astype(np.int64), *np.empty((2, BLOCK), np.int64))
         samples.epoch[by_source], samples.window[by_source] = epoch.view(np.int64), window.view(np.int64)
         return samples
 
-    def _shuffle(self, number: int) -> np.ndarray:
-        """The numbers 0 … BLOCK − 1 in an order of block ``number``."""
+    def _shuffled(self, number: int) -> np.ndarray:
+        """The source of each sample of block ``number``."""
         key = _mix(self._layout_key + np.uint64(number))
-        return np.argsort(_mix(key + np.arange(BLOCK, dtype=np.uint64)).astype(np.uint16), kind="stable")
+        hashes = _mix(key + np.arange(BLOCK, dtype=np.uint64)).astype(np.uint16)
+        return self._source[np.argsort(hashes, kind="stable")]
 
 
 class Grid(NamedTuple):

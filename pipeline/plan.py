@@ -301,7 +301,7 @@ def about_gathers(plan: Plan) -> list[str]:
                 "",
                 f"Only {gathers.ahead:.0%} of a layer is gathered ahead of its turn; all of it with "
                 f"stage3_prefetch_bucket_size = {layer} and stage3_max_live_parameters = {2 * layer} in "
-                f"{recipe.teacher.ds_config}",
+                "a copy of teacher_zero3_prefetch.json",
             )
         )
     if gathers.over_nodes and gathers.exposed:

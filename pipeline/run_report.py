@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from data_prep.errors import UserError
 from pipeline import checkpoints, encoders, speed
 from pipeline.maps import SENTENCE, relation_maps, save_figure
-from pipeline.monitor import heldout_rows
+from pipeline.monitor import heldout_rows, source_rows
 from pipeline.relations import PAIRS, value_mse_note
 
 transformers_logging.disable_progress_bar()
@@ -36,6 +36,7 @@ def report(run: Path, student_folder: Path) -> str:
         "",
         *losses(run, checkpoint.step, recipe["pairs"]),
         "",
+        *sources(run, checkpoint.step),
         "![Relations of teacher and student for one sentence](relations.png)",
         "",
         "## Next",
@@ -100,6 +101,23 @@ def losses(run: Path, step: int, pairs: list[str]) -> list[str]:
     for name in ("loss", *pairs):
         rows.append(f"| {name} | {first[name]:.4f} | {last[name]:.4f} | {100 * last[name] / first[name]:.0f} % |")
     return rows
+
+
+def sources(run: Path, step: int) -> list[str]:
+    """A table of what was read of each source, and its held-out loss first and last; nothing for a single source."""
+    found = source_rows(run, step)
+    if not found:
+        return []
+    (begin, first), (end, last) = found[0], found[-1]
+    rows = [
+        f"| source | tokens read | share | epochs | held-out loss, step {begin} | step {end} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in sorted(last.items(), key=lambda named: -named[1].get("tokens", 0)):
+        read = [f"{row['tokens']:,}", f"{row['share']:.2%}", f"{row['epochs']:.2f}"] if "tokens" in row else ["–"] * 3
+        shown = [f"{each[name]['loss']:.4f}" if "loss" in each.get(name, {}) else "–" for each in (first, last)]
+        rows.append(f"| {' | '.join([name, *read, *shown])} |")
+    return [*rows, ""]
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ has its own engine, and what becomes of it is what would become of it alone.
 import contextlib
 import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,19 @@ class Trainee:
             losses[VALUE_MSE] = value_mse(targets.v, output[3], lengths)
             losses["loss"] = losses["loss"] + losses[VALUE_MSE]
         return {name: losses[name] for name in ("loss", *recipe.pairs)}
+
+    def loss_of_each(self, teacher: QKV, output: tuple[Tensor, ...], lengths: Tensor | None) -> list[Tensor]:
+        """The loss of each sequence alone, for looking at: scalars whose mean is ``losses``' of all."""
+        eager = replace(
+            self, divergence=divergence_and_gradient
+        )  # a compiled one would be compiled for one sequence too
+        rows = len(self.recipe.layers)  # of the output for a sequence
+        found = []
+        for i in range(len(output[0]) // rows):
+            own = tuple(x[i * rows : (i + 1) * rows] for x in output)
+            length = None if lengths is None else lengths[i : i + 1]
+            found.append(eager.losses(teacher, own, length, slice(i, i + 1))["loss"])
+        return found
 
     def targets(self, teacher: QKV, part: slice, length: int) -> QKV:
         """What this student learns from: ``part`` of the sequences, their first ``length`` positions, its own layers."""

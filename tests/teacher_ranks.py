@@ -18,6 +18,7 @@ WAYS = {
     "replicate": ["teacher.hosting=replicate"],
     "world": ["teacher.hosting=zero3"],
     "node": ["teacher.hosting=zero3", "teacher.shard_group=node"],
+    "prefetch": ["teacher.hosting=zero3", "teacher.ds_config=teacher_zero3_prefetch.json"],
     "offload": ["teacher.hosting=zero3", "teacher.ds_config=teacher_zero3_offload.json"],
 }
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +79,31 @@ def test_a_shard_that_is_changed_under_a_run_is_told(tmp_path, layout, change):
 
 def test_what_will_not_be_read_is_said(corpus, tmp_path):
     windows = batches.training_windows(corpus, 16)
-    notes = list(batches.notes(corpus, windows, batches.order_of(windows, 30.0, 3), batch=10_000))
+    notes = list(batches.notes(corpus, windows, batches.order_of(windows, 30.0, 3), batch=10_000, steps=1))
     assert any("642 windows of 16 tokens, less than a batch" in note for note in notes)
     assert any(note.startswith("source tiny is left out") for note in notes)
     assert any(note.startswith("source b is never read: its share is below 1 in 8192") for note in notes)
     assert any(note == "23 of 9,011 tokens lie in shard tails that fill no window" for note in notes)
+
+
+@pytest.mark.parametrize("samples", [0, 5, 8192, 3 * 8192 + 4000])
+def test_what_is_read_of_a_source_is_counted_without_reading(corpus, samples):
+    windows = batches.training_windows(corpus, 16)
+    order = batches.order_of(windows, 0.5, 3)
+    found = Counter(windows.names[number] for number in (order(0, samples).source if samples else ()))
+    for name, reading in batches.read_of(windows, order, samples).items():
+        assert reading.tokens == 16 * found[name]
+        assert reading.share == pytest.approx(found[name] / max(samples, 1))
+        assert reading.epochs == pytest.approx(found[name] / windows.counts[windows.names.index(name)])
+
+
+def test_a_source_that_is_read_too_often_is_told(corpus):
+    windows = batches.training_windows(corpus, 16)
+    order = batches.order_of(windows, 0.0, 3)  # as often from b, which has half as many windows
+    told = [note for steps in (1000, 1300, 2200) for note in batches.notes(corpus, windows, order, 8, steps)]
+    told = [note for note in told if "times" in note]
+    assert [note.split(" are read")[0] for note in told] == ["1 of 2 sources", "2 of 2 sources"]
+    assert "the most: b 24)" in told[0] and "the most: b 41, a 21)" in told[1]
 
 
 def test_sources_are_drawn_by_the_size_of_the_whole_not_of_the_part_that_was_prepared(corpus):
@@ -181,7 +202,7 @@ def test_the_share_of_padding_is_that_of_what_is_read(documents):
     share = float(np.average(shares, weights=order.quotas))
     assert batches.filled(windows, order) == pytest.approx(share)
     assert f"{1 - share:.1%} of the positions that are read are padding" in list(
-        batches.notes(corpus, windows, order, 8)
+        batches.notes(corpus, windows, order, 8, 1)
     )
 
 
@@ -211,11 +232,17 @@ def test_one_epoch_reads_every_window_once(corpus):
 
 
 def test_held_out_samples_are_the_same_each_time_and_capped(corpus):
-    first = batches.heldout_ids(corpus, 16, 20, 1.0, 3)
-    assert first.shape == (20, 16)
-    assert torch.equal(first, batches.heldout_ids(corpus, 16, 20, 1.0, 3))
-    assert len(batches.heldout_ids(corpus, 16, 10**9, 1.0, 3)) == 3 * (700 // 14)
-    assert batches.heldout_ids(corpus, 16, 0, 1.0, 3) is None
+    first = batches.heldout_of(corpus, 16, 20, 1.0, 3)
+    assert first.ids.shape == (20, 16) and len(first.sources) == 20
+    again = batches.heldout_of(corpus, 16, 20, 1.0, 3)
+    assert torch.equal(first.ids, again.ids) and first.sources == again.sources
+    whole = batches.heldout_of(corpus, 16, 10**9, 1.0, 3)
+    assert len(whole.ids) == 3 * (700 // 14) and set(whole.sources) == {"a", "b", "tiny"}
+    for name in set(whole.sources):  # each sequence is of the source that it is said to be of
+        kept = corpus.heldout[name].shards[0].open()[: 700 // 14 * 14].reshape(-1, 14)
+        own = whole.ids[[source == name for source in whole.sources], 1:-1].numpy()
+        assert {row.tobytes() for row in own} <= {row.tobytes() for row in kept.astype(own.dtype)}
+    assert batches.heldout_of(corpus, 16, 0, 1.0, 3) is None
 
 
 def test_reading_ahead_gives_the_same_batches_in_order():

@@ -45,7 +45,11 @@ ENGINES = (
     ),
     *((hosting, 1, precision) for hosting, precision in (("replicate", "bf16"), ("zero3", "fp32"))),
 )
-SHARDED = {"offloaded": "teacher.ds_config=teacher_zero3_offload.json", "in-node": "teacher.shard_group=node"}
+SHARDED = {
+    "offloaded": "teacher.ds_config=teacher_zero3_offload.json",
+    "ahead": "teacher.ds_config=teacher_zero3_prefetch.json",
+    "in-node": "teacher.shard_group=node",
+}
 RESUMED = (("fp32", 1), *(("bf16", stage) for stage in STAGES))
 STAGE_CHANGES = ((2, 1), (4, 3), (5, 0), (6, 2))  # the stage up to each step
 # Unequal in everything that a student may have of its own.

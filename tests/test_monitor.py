@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.batches import Reading
 from pipeline.maps import relation_image, relation_maps
-from pipeline.monitor import Monitor, read_metrics
+from pipeline.monitor import Monitor, read_metrics, source_rows
 from pipeline.relations import QKV, relation
 
 
@@ -33,6 +35,26 @@ def test_a_half_written_last_line_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text()[:-20])
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_what_was_read_of_each_source_and_its_loss_are_kept(tmp_path):
+    monitor = Monitor(tmp_path, 0, 10, 100)
+    for step in (0, 5):
+        monitor.of_sources(step, {"de": Reading(30 * step, 0.6, 0.5), "sw": Reading(20 * step, 0.4, 2.0)}, {"sw": 0.25})
+    monitor.close()
+    assert source_rows(tmp_path, 4) == [
+        (
+            0,
+            {
+                "de": {"tokens": 0, "share": 0.6, "epochs": 0.5},
+                "sw": {"tokens": 0, "share": 0.4, "epochs": 2.0, "loss": 0.25},
+            },
+        )
+    ]
+    assert [step for step, _ in source_rows(tmp_path, 5)] == [0, 5]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in board.Scalars("tokens_by_source/de")] == [0, 150]
+    assert [event.value for event in board.Scalars("heldout_loss_by_source/sw")] == [0.25, 0.25]
 
 
 def test_time_spent_outside_steps_does_not_slow_the_rate(tmp_path, monkeypatch):

@@ -143,7 +143,7 @@ def test_broken_toml_and_missing_files_are_named(tmp_path):
     path = tmp_path / "broken.toml"
     path.write_text("steps = \n")
     assert "broken.toml: not valid TOML" in refusal(path)
-    assert "shipped recipes are demo, minilm_12x384" in refusal(tmp_path / "none.toml")
+    assert "shipped recipes are demo, demo_multilingual, minilm_12x384" in refusal(tmp_path / "none.toml")
 
 
 def test_a_batch_that_does_not_split_over_the_ranks_is_named(tiny):

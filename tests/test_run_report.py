@@ -7,7 +7,8 @@ from PIL import Image
 
 from data_prep.errors import UserError
 from pipeline import report, run_report
-from pipeline.monitor import read_metrics
+from pipeline.batches import Reading
+from pipeline.monitor import Monitor, read_metrics
 from tests.launching import told
 
 
@@ -36,6 +37,22 @@ def test_values_by_their_squared_difference_are_not_in_nats(tmp_path):
     first = run_report.losses(tmp_path, 6, ["qk", "v_mse"])[0]
     assert first.startswith("| held-out loss (nats; v_mse: mean squared difference of values) |")
     assert run_report.losses(tmp_path, 6, ["qk"])[0].startswith("| held-out loss (nats) |")
+
+
+def test_what_was_read_of_each_source_and_its_loss_are_a_table(tmp_path):
+    assert run_report.sources(tmp_path, 10) == []
+    monitor = Monitor(tmp_path, 0, 10, 100)
+    monitor.of_sources(0, {"de": Reading(0, 0.0, 0.0), "sw": Reading(0, 0.0, 0.0)}, {"sw": 0.5, "odd": 0.75})
+    monitor.of_sources(8, {"de": Reading(2048, 0.25, 0.5), "sw": Reading(6144, 0.75, 2.0)}, {"sw": 0.25})
+    monitor.of_sources(20, {"de": Reading(9999, 0.5, 0.5)}, {})
+    monitor.close()
+    assert run_report.sources(tmp_path, 10) == [
+        "| source | tokens read | share | epochs | held-out loss, step 0 | step 8 |",
+        "|---|---|---|---|---|---|",
+        "| sw | 6,144 | 75.00% | 2.00 | 0.5000 | 0.2500 |",
+        "| de | 2,048 | 25.00% | 0.50 | – | – |",
+        "",
+    ]
 
 
 def test_the_command_with_a_student_reports_its_run(run, student, monkeypatch, capsys):

@@ -3,12 +3,15 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pipeline.compiling import Compiled
-from pipeline.step import Clock
+from pipeline.recipe import load_recipe
+from pipeline.relations import QKV, divergence_and_gradient
+from pipeline.step import Clock, Trainee
 from tests import launching
 
 
@@ -43,6 +46,25 @@ def test_what_fails_uncompiled_too_is_not_blamed_on_the_compiler(capsys):
         with pytest.raises(ValueError, match="no"):
             function(torch.zeros(2))
     assert "note:" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("transfer, pairs", [("last", "qk,vv"), ("layer-to-layer", "qq,v_mse")])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_mean_of_each_sequences_loss_is_the_loss_of_all(transfer, pairs, padded):
+    recipe = load_recipe("minilm_3x384", [f"transfer={transfer}", f"pairs={pairs}"])
+    layers = tuple(recipe.layers.values())
+    trainee = Trainee(recipe, None, Compiled(None, "nothing"), teacher_layers=layers)
+    random = torch.Generator().manual_seed(1)
+    teacher, student = (
+        tuple(torch.randn(3 * len(layers), 7, width, generator=random) for _ in range(count))
+        for width, count in ((24, 3), (12, 3))
+    )
+    output = (*student, teacher[2] + 1)
+    lengths = torch.tensor([7, 2, 5]) if padded else None
+    each = trainee.loss_of_each(QKV(*teacher), output, lengths)
+    whole = replace(trainee, divergence=divergence_and_gradient).losses(QKV(*teacher), output, lengths)
+    assert len(each) == 3 and torch.stack(each).mean().item() == pytest.approx(whole["loss"].item(), rel=1e-5)
+    assert len({round(loss.item(), 6) for loss in each}) == 3
 
 
 def test_the_clock_adds_up_parts_while_it_runs():
