@@ -220,10 +220,12 @@ MANY_EPOCHS = 20
 
 
 class Reading(NamedTuple):
-    """What a run has read of a source: real ``tokens``, their ``share`` of all, and how often its windows were (``epochs``)."""
+    """What a run has read of a source: real ``tokens``, their ``share`` of all, the share that it is to have in the long run
+    (``planned``, in proportion to the source's tokens ** α), and how often its windows were read (``epochs``)."""
 
     tokens: int
     share: float
+    planned: float
     epochs: float
 
 
@@ -231,9 +233,10 @@ def read_of(windows: Windows, order: Order, samples: int) -> dict[str, Reading]:
     """By the name of each source, what is read of it in the first ``samples``."""
     drawn = order.drawn(samples)
     tokens = drawn * windows.length * np.asarray(windows.filled)
-    shares, epochs = tokens / max(tokens.sum(), 1), drawn / np.asarray(windows.counts)
-    found = zip(windows.names, tokens.round(), shares, epochs, strict=True)
-    return {name: Reading(int(count), float(share), float(times)) for name, count, share, times in found}
+    planned = order.quotas * np.asarray(windows.filled)
+    columns = tokens / max(tokens.sum(), 1), planned / planned.sum(), drawn / np.asarray(windows.counts)
+    found = zip(windows.names, tokens.round(), *columns, strict=True)
+    return {name: Reading(int(count), *map(float, others)) for name, count, *others in found}
 
 
 def notes(corpus: Corpus, windows: Windows, order: Order, batch: int, steps: int) -> Iterator[str]:

