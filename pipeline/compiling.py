@@ -23,13 +23,13 @@ class Compiled:
         self._function, self._what = function, what
         self._compiled = torch.compile(function, dynamic=True)
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments, **options):
         if self._what in self._failed:
-            return self._function(*arguments)
+            return self._function(*arguments, **options)
         try:
-            return self._compiled(*arguments)
+            return self._compiled(*arguments, **options)
         except Exception as error:
-            result = self._function(*arguments)  # what fails here as well is not the compiler's fault
+            result = self._function(*arguments, **options)  # what fails here as well is not the compiler's fault
             self._failed.add(self._what)
             if os.environ.get("RANK", "0") == "0":
                 cause = (str(error).strip().splitlines() or [type(error).__name__])[0]

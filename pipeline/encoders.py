@@ -1,8 +1,8 @@
-"""Teacher and student, cut down to what the loss reads: the query, key and value projections of one layer.
+"""Teacher and student, cut down to what the loss reads: the queries, keys and values of one layer's attention.
 
 Both models are cut structurally: embeddings, layers 1…L−1 and, of layer L, the three projections (after its pre-norm in
-pre-norm families). Nothing above ever runs, no attention map is ever kept, and ``forward`` returns q, k and v, which is
-safe under ZeRO-3 where hooks that steal them are not.
+pre-norm families; queries and keys rotated by position where the model rotates them). Nothing above ever runs, no attention
+map is ever kept, and ``forward`` returns q, k and v, which is safe under ZeRO-3 where hooks that steal them are not.
 
 Another family of encoders is one more line in ``FAMILIES``.
 """
@@ -23,25 +23,36 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
 from data_prep.errors import UserError
 from pipeline.relations import QKV, VALUE_PROJECTION
 from pipeline.weights import Weights
 
 
+Rotation = tuple[Tensor, Tensor]  # cosines and sines of the positions' angles, each [1, T, width of a head]
+
+
 @dataclass(frozen=True)
 class Family:
-    """Where a family of encoders keeps its parts, and what its config calls them."""
+    """Where a family of encoders keeps its parts, and what its config calls them.
 
+    ``projections`` are three linear layers, or one that gives q, k and v side by side. ``rotation``, of a family that has
+    no position embeddings, asks its ``rotary_emb`` for the angles of hidden states [B, T, width] at positions [1, T] in a
+    layer of some kind of attention.
+    """
+
+    embeddings: Callable[[nn.Module], nn.Module] = lambda model: model.embeddings
     layers: Callable[[nn.Module], nn.ModuleList] = lambda model: model.encoder.layer
-    projections: Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]] = lambda layer: (
+    projections: Callable[[nn.Module], tuple[nn.Linear, ...]] = lambda layer: (
         layer.attention.self.query,
         layer.attention.self.key,
         layer.attention.self.value,
     )
     pre_norm: Callable[[nn.Module], nn.Module] = lambda layer: nn.Identity()
+    rotation: Callable[[nn.Module, Tensor, Tensor, str], Rotation] | None = None
     ffn: str = "intermediate_size"
+    gated: bool = False  # the FFN has three matrices
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     first_position: Callable[[PreTrainedConfig], int] = lambda config: 0
 
@@ -73,7 +84,32 @@ FAMILIES = {
         ffn="hidden_dim",
         dropouts=("dropout", "attention_dropout"),
     ),
+    "modernbert": Family(  # and mmBERT
+        layers=lambda model: model.layers,
+        projections=lambda layer: (layer.attn.Wqkv,),
+        pre_norm=lambda layer: layer.attn_norm,
+        rotation=lambda rotary, hidden, positions, kind: rotary(hidden, positions, kind),
+        gated=True,
+        dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout"),
+    ),
+    "eurobert": Family(
+        embeddings=lambda model: model.embed_tokens,
+        layers=lambda model: model.layers,
+        projections=lambda layer: (
+            layer.self_attn.q_proj,
+            layer.self_attn.k_proj,
+            layer.self_attn.v_proj,
+        ),
+        pre_norm=lambda layer: layer.input_layernorm,
+        rotation=lambda rotary, hidden, positions, kind: rotary(hidden, positions),
+        gated=True,
+        dropouts=("attention_dropout",),
+    ),
 }
+
+# What a position attends to, by transformers' name for it: everything, or a window around it.
+_GLOBAL = "full_attention"
+_MASKS = {_GLOBAL: create_bidirectional_mask, "sliding_attention": create_bidirectional_sliding_window_mask}
 
 # The shapes of the papers' teachers, so that a recipe can be checked and planned without a network.
 _XLMR = {
@@ -108,7 +144,7 @@ _PUBLIC_SHAPES = {
 
 
 class CutEncoder(nn.Module):
-    """Embeddings, layers 1…L−1 and the q, k, v projections of layer L of a transformers encoder, sharing its weights.
+    """Embeddings, layers 1…L−1 and the q, k, v of layer L of a transformers encoder, sharing its weights.
 
     The embeddings stand apart from the ``body`` so that a sharded teacher can keep them whole: gathering a table of
     250,000 rows to read a few hundred of them would be most of its traffic.
@@ -122,9 +158,11 @@ class CutEncoder(nn.Module):
         super().__init__()
         self.config = model.config
         self.padding = padding
-        self.embeddings = nn.Sequential(model.embeddings)
+        self._rotation = family_of(model.config).rotation
+        self.embeddings = nn.Sequential(family_of(model.config).embeddings(model))
         if hasattr(model, "embeddings_project"):  # ELECTRA's small embeddings
             self.embeddings.append(model.embeddings_project)
+        self.rotary = model.rotary_emb if self._rotation else None
         self.body = CutBody(model, layer, earlier)
         self.value_projection: nn.Linear | None = None  # of a student that is compared by value_mse
 
@@ -137,18 +175,27 @@ class CutEncoder(nn.Module):
         qkv = self.body(*self.embed(input_ids, attention_mask))
         return qkv if self.value_projection is None else (*qkv, self.value_projection(qkv.v))
 
-    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """What the body reads: embedded ids [B, T, width] and the mask in the form this model's attention wants."""
+    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, dict[str, dict]]:
+        """What the body reads: embedded ids [B, T, width], and what a layer is given beside them by its kind of attention.
+
+        That is the mask in the form this model's attention wants, and the rotation if there is one.
+        """
         if attention_mask is None and self.padding is not None:
             attention_mask = input_ids != self.padding
             attention_mask[:, 0] = True  # that is [CLS]; a query without a single key would have no attention
         hidden = self.embeddings(input_ids)
-        mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
-        return hidden, mask
+        beside: dict[str, dict] = {}
+        for kind in sorted(set(_attention(self.config))):
+            mask = _MASKS[kind](config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
+            beside[kind] = {"attention_mask": mask}
+            if self._rotation:
+                positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+                beside[kind]["position_embeddings"] = self._rotation(self.rotary, hidden, positions, kind)
+        return hidden, beside
 
 
 class CutBody(nn.Module):
-    """Layers 1…L−1 and the three projections of layer L; of ``earlier`` layers what they project as well."""
+    """Layers 1…L−1 and the q, k, v of layer L; of ``earlier`` layers theirs as well."""
 
     def __init__(self, model: PreTrainedModel, layer: int, earlier: tuple[int, ...] = ()):
         super().__init__()
@@ -156,19 +203,18 @@ class CutBody(nn.Module):
         layers = family.layers(model)
         below = enumerate(layers[: layer - 1], 1)
         self.layers = nn.ModuleList(LayerWithQKV(one, family) if i in earlier else one for i, one in below)
-        self.pre_norm = family.pre_norm(layers[layer - 1])
-        self.query, self.key, self.value = family.projections(layers[layer - 1])
+        self.last = Projections(layers[layer - 1], family)
+        self._attention = _attention(model.config)[:layer]
 
-    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> QKV:
+    def forward(self, hidden: Tensor, beside: dict[str, dict]) -> QKV:
         told = []
-        for layer in self.layers:
+        for layer, kind in zip(self.layers, self._attention, strict=False):
             if isinstance(layer, LayerWithQKV):
-                hidden, *qkv = layer(hidden, mask)
+                hidden, *qkv = layer(hidden, **beside[kind])
                 told.append(qkv)
             else:
-                hidden = layer(hidden, mask)
-        hidden = self.pre_norm(hidden)
-        last = QKV(self.query(hidden), self.key(hidden), self.value(hidden))
+                hidden = layer(hidden, **beside[kind])
+        last = self.last(hidden, beside[self._attention[-1]].get("position_embeddings"))
         if not told:
             return last
         return QKV(*(torch.stack(of_layers, 1).flatten(0, 1) for of_layers in zip(*told, last, strict=True)))
@@ -181,15 +227,60 @@ class LayerWithQKV(nn.Module):
         super().__init__()
         self.layer, self._family = layer, family
 
-    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, hidden: Tensor, attention_mask: Tensor | None = None, position_embeddings: Rotation | None = None
+    ) -> tuple[Tensor, ...]:
+        rotated = {} if position_embeddings is None else {"position_embeddings": position_embeddings}
         normed = self._family.pre_norm(self.layer)(hidden)
-        return self.layer(hidden, mask), *(project(normed) for project in self._family.projections(self.layer))
+        qkv = _projected(normed, self._family.projections(self.layer), position_embeddings)
+        return self.layer(hidden, attention_mask=attention_mask, **rotated), *qkv
+
+
+class Projections(nn.Module):
+    """Of a layer what gives its q, k and v, and no more."""
+
+    def __init__(self, layer: nn.Module, family: Family):
+        super().__init__()
+        self.pre_norm = family.pre_norm(layer)
+        self.projections = nn.ModuleList(family.projections(layer))
+
+    def forward(self, hidden: Tensor, rotation: Rotation | None = None) -> QKV:
+        return _projected(self.pre_norm(hidden), self.projections, rotation)
+
+
+def _projected(hidden: Tensor, projections: Iterable[nn.Linear], rotation: Rotation | None) -> QKV:
+    """q, k and v [B, T, width] as the layer's attention reads them.
+
+    Relations are made of *rotated* queries and keys. What the papers transfer is what a position attends to, and a rotated
+    model attends by softmax(rotated q · rotated k); before the rotation the same vectors do not tell positions apart. A
+    student with position embeddings learns from it as well: both come to maps [T, T].
+
+    The rotation turns features i and i + half of a head by one angle, and only whole pairs have products that follow from
+    the distance of two positions. So pairs are put side by side, in q, k and v alike: that changes no relation of the
+    model's own heads, and with more relation heads (MiniLMv2's re-split) each of even width is made of whole pairs.
+
+    Keys and values that several heads share are repeated for each, as the model itself does: q, k and v are of one width.
+    """
+    together = [projection(hidden) for projection in projections]
+    q, k, v = together if len(together) == 3 else together[0].chunk(3, -1)
+    if rotation is None:
+        return QKV(q, k, v)
+    size, sharing = rotation[0].shape[-1], q.shape[-1] // k.shape[-1]
+    cos, sin = (x[..., None, : size // 2].float() for x in rotation)
+    read = []
+    for x, turns, repeats in ((q, True, 1), (k, True, sharing), (v, False, sharing)):
+        a, b = x.unflatten(-1, (-1, 2, size // 2)).unbind(-2)  # [B, T, heads, half] each
+        if turns:
+            a, b = (a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype)
+        pairs = torch.stack((a, b), -1).flatten(-2)
+        read.append((pairs.repeat_interleave(repeats, 2) if repeats > 1 else pairs).flatten(2))
+    return QKV(*read)
 
 
 def cut_encoder(
     model: PreTrainedModel, layer: int, padding: int | None = None, earlier: tuple[int, ...] = ()
 ) -> CutEncoder:
-    """The cut of ``model`` at ``layer`` (from 1). Raises UserError for a layer that it does not have."""
+    """The cut of ``model`` at ``layer`` (from 1). Raises UserError for a layer or a shape that cannot be cut."""
     check_layer(model.config, layer)
     return CutEncoder(model, layer, padding, earlier)
 
@@ -197,6 +288,12 @@ def cut_encoder(
 def check_layer(config: PreTrainedConfig, layer: int) -> None:
     if not 1 <= layer <= config.num_hidden_layers:
         raise UserError(f"teacher.layer = {layer}: the model has layers 1 to {config.num_hidden_layers}")
+    heads, size = config.num_attention_heads, getattr(config, "head_dim", None)
+    if size and heads * size != config.hidden_size:
+        raise UserError(
+            f"head_dim = {size}: {heads} heads of it are not hidden_size = {config.hidden_size} wide together, which is "
+            "not supported"
+        )
 
 
 def split(
@@ -265,6 +362,19 @@ def family_of(config: PreTrainedConfig) -> Family:
     if config.model_type not in FAMILIES:
         raise UserError(f"model type {config.model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
     return FAMILIES[config.model_type]
+
+
+def _attention(config: PreTrainedConfig) -> list[str]:
+    """What each layer attends to, by transformers' names."""
+    return getattr(config, "layer_types", None) or [_GLOBAL] * config.num_hidden_layers
+
+
+def global_layers(config: PreTrainedConfig) -> list[int]:
+    """The layers, counted from 1, in which every position attends to all others.
+
+    Of another, whose attention sees a window only, the maps [T, T] are not what it attends to.
+    """
+    return [number for number, kind in enumerate(_attention(config), 1) if kind == _GLOBAL]
 
 
 def longest_input(config: PreTrainedConfig) -> int:
@@ -371,30 +481,42 @@ def student_config(
     heads: int,
     ffn: int,
     dropout: float,
-):
-    """The teacher's config at the student's size: same family, vocabulary and positions."""
-    family = family_of(teacher)
-    values = teacher.to_dict()
-    for gone in (
-        "_name_or_path",
-        "architectures",
-        "dtype",
-        "torch_dtype",
-        "transformers_version",
-        "model_type",
-    ):
-        values.pop(gone, None)
-    mapped = {
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "num_attention_heads": heads,
-    }
-    own_names = teacher.attribute_map
-    values |= {own_names.get(key, key): value for key, value in mapped.items()}
+    layer: int | None = None,
+    model_type: str | None = None,
+) -> PreTrainedConfig:
+    """A student of ``teacher`` at ``layer`` (None: its last): its vocabulary, padding and positions, and its family.
+
+    Where layers attend globally or locally, each does as the teacher's in its place (of ``layer``, evenly spaced): it may
+    start from that one or learn from it, and the last attends as ``layer``, globally. Heads share keys as the teacher's
+    if their number allows it. Another ``model_type`` gives a plain model of that family, with position embeddings.
+    """
+    if model_type in (None, teacher.model_type):
+        kept = teacher.to_dict()
+        for gone in ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "model_type"):
+            kept.pop(gone, None)
+        own_names, family = teacher.attribute_map, family_of(teacher)
+    else:
+        kept = {"vocab_size": teacher.vocab_size, "pad_token_id": teacher.pad_token_id}
+        kept["max_position_embeddings"] = longest_input(teacher)
+        own_names, family = {}, FAMILIES[model_type]
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
+    values = kept | {own_names.get(key, key): value for key, value in sizes.items()}
     values |= {family.ffn: ffn} | dict.fromkeys(family.dropouts, dropout)
     if "embedding_size" in values:
         values["embedding_size"] = hidden
-    return AutoConfig.for_model(teacher.model_type, **values)
+    if "layer_types" in values:
+        places = evenly_spaced(layer or teacher.num_hidden_layers, layers)
+        values["layer_types"] = [_attention(teacher)[max(place, 1) - 1] for place in places]
+    if "num_key_value_heads" in values:
+        sharing = teacher.num_attention_heads // teacher.num_key_value_heads
+        values |= {"num_key_value_heads": heads // sharing if heads % sharing == 0 else heads, "head_dim": hidden // heads}
+    return AutoConfig.for_model(model_type or teacher.model_type, **values)
+
+
+def student_ffn(teacher: PreTrainedConfig, hidden: int, model_type: str | None = None) -> int:
+    """4 · hidden, as in the papers. A gated FFN, which they do not have, keeps the teacher's proportion."""
+    family = FAMILIES[model_type or teacher.model_type]
+    return getattr(teacher, family.ffn) * hidden // teacher.hidden_size if family.gated else 4 * hidden
 
 
 def build_student(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
@@ -453,12 +575,14 @@ def forward_flops(config: PreTrainedConfig, layer: int, length: int, earlier: in
     """Floating-point operations of the cut's forward of one sequence: its matrix products, 2 for each multiply-add.
 
     That is ``layer`` − 1 whole layers, and three projections of the last and of each of so many ``earlier`` ones that
-    tell theirs; a backward takes twice as many.
+    tell theirs; a backward takes twice as many. Local attention counts as global, since it is computed whole and masked.
     """
-    width = config.hidden_size
-    ffn = getattr(config, family_of(config).ffn)
-    whole = 4 * width**2 + 2 * width * ffn + 2 * length * width  # projections, FFN, q·k and the sum of values
-    return 2.0 * length * ((layer - 1) * whole + (1 + earlier) * 3 * width**2)
+    width, heads = config.hidden_size, config.num_attention_heads
+    family = family_of(config)
+    projections = width**2 + 2 * width**2 * getattr(config, "num_key_value_heads", heads) // heads
+    ffn = (3 if family.gated else 2) * width * getattr(config, family.ffn)
+    whole = projections + width**2 + ffn + 2 * length * width  # q, k, v, output, FFN, q·k and the sum of values
+    return 2.0 * length * ((layer - 1) * whole + (1 + earlier) * projections)
 
 
 def weights_hash(parameters: Iterable[Tensor]) -> str:

@@ -117,7 +117,7 @@ def host_teacher(
 
     names = iter([name for name, _ in teacher.named_parameters()])
     body = teacher.body
-    blocks = [teacher.embeddings, *body.layers, nn.ModuleList([body.pre_norm, body.query, body.key, body.value])]
+    blocks = [teacher.embeddings, *body.layers, body.last]
     for block in blocks:
         sharded = hosting.kind == "zero3" and block is not teacher.embeddings
         for module in block.modules():

@@ -103,7 +103,7 @@ def _tiny(recipes: list[Recipe], config) -> tuple[list[Recipe], object]:
     """The same run with models of almost no size."""
     width = math.lcm(recipes[0].relation_heads, recipes[0].student.heads)
     heads = recipes[0].student.heads
-    small = encoders.student_config(config, 2, width, heads, width, 0.0)
+    small = encoders.student_config(config, 2, width, heads, width, 0.0, recipes[0].teacher.layer)
     small.vocab_size = 100
     teacher = dataclasses.replace(recipes[0].teacher, layer=2)
     student = {"layers": 2, "hidden": width, "heads": heads, "init": "random"}

@@ -90,11 +90,14 @@ def cpu_sdpa(module, query, key, value, attention_mask, dropout=0.0, **options):
 
 
 def wide_sdpa(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **options):
-    """transformers' SDPA attention with its products in fp32; shapes as there. With dropout every query needs a key."""
+    """transformers' SDPA attention with its products in fp32; shapes as there."""
     dtype = query.dtype
     query, key, value = query.float(), key.float(), value.float()
     mask = _float_mask(attention_mask)
     if dropout and not module.is_causal:
+        sharing = query.shape[1] // key.shape[1]
+        if sharing > 1:  # heads have keys and values in common
+            key, value = (x.repeat_interleave(sharing, 1) for x in (key, value))
         return _dropped_attention(query, key, value, mask, dropout, scaling).to(dtype), None
     output, weights = sdpa_attention_forward(
         module, query, key, value, mask, dropout=dropout, scaling=scaling, **options
@@ -112,7 +115,8 @@ def _dropped_attention(query, key, value, mask, p, scaling):
     masks = [None] * len(query)
     if mask is not None:
         if mask.dtype == torch.bool:
-            mask = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
+            # Not -inf: a padded query may have no key in its window, and a softmax of nothing would be NaN.
+            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
         masks = mask.expand(*query.shape[:-1], key.shape[-2])
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     outputs = []

@@ -39,18 +39,18 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Student:
-    """``[student]``: the model that is trained. Its FFN is 4 · hidden, as in the paper; its last layer learns."""
+    """``[student]``: the model that is trained. Its FFN is 4 · hidden, as in the paper; its last layer learns.
+
+    A gated FFN, which the paper does not have, keeps the teacher's proportion.
+    """
 
     layers: int
     hidden: int
     heads: int = 12
+    model_type: Literal["teacher", "bert"] = "teacher"  # the teacher's family, or BERT with the teacher's vocabulary
     init: Literal["random", "teacher"] = "random"
     dropout: float = 0.1
     ds_config: str = "student_zero1.json"
-
-    @property
-    def ffn(self) -> int:
-        return 4 * self.hidden
 
 
 @dataclass(frozen=True)
@@ -201,19 +201,35 @@ class Recipe:
             self.length <= longest,
             f"at most the teacher's {longest} positions",
         )
+        whole = encoders.global_layers(config)
+        for layer in self.layers.values():
+            if layer not in whole:
+                self._refuse(
+                    "teacher.layer",
+                    f"the teacher's layer {layer} has local attention, whose maps are not what it attends to; "
+                    f"its global layers are {', '.join(map(str, whole))}",
+                )
         if self.transfer == "layer-to-layer":
             self._need(
                 "student.layers", self.student.layers <= self.teacher.layer, "at most teacher.layer to learn from"
             )
         if self.student.init == "teacher":
+            student = self.student_config(config)
+            if student.model_type != config.model_type:
+                self._refuse(
+                    "student.init",
+                    f"the student is a {student.model_type}, the teacher a {config.model_type}; use 'random', or "
+                    "student.model_type = 'teacher'",
+                )
+            ffn = encoders.family_of(config).ffn
             for name, own, theirs in (
                 ("student.hidden", self.student.hidden, width),
                 ("student.heads", self.student.heads, config.num_attention_heads),
                 ("the student's embedding", self.student.hidden, getattr(config, "embedding_size", width)),
                 (
                     "the student's FFN",
-                    self.student.ffn,
-                    getattr(config, encoders.family_of(config).ffn),
+                    getattr(student, ffn),
+                    getattr(config, ffn),
                 ),
             ):
                 if own != theirs:
@@ -244,7 +260,10 @@ class Recipe:
         from pipeline import encoders
 
         s = self.student
-        return encoders.student_config(teacher_config, s.layers, s.hidden, s.heads, s.ffn, s.dropout)
+        model_type = None if s.model_type == "teacher" else s.model_type
+        ffn = encoders.student_ffn(teacher_config, s.hidden, model_type)
+        sizes = s.layers, s.hidden, s.heads, ffn, s.dropout
+        return encoders.student_config(teacher_config, *sizes, self.teacher.layer, model_type)
 
     def to_dict(self) -> dict:
         """Plain values, in the order of the fields, without what tells where the recipe stands."""

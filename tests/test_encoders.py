@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AttentionInterface, AutoModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from data_prep.errors import UserError
 from pipeline import assets, encoders
 from pipeline.precision import widen_products
+from pipeline.relations import relation
 from tests.launching import ROOT
 from tests.tiny import make_teacher
 
@@ -18,21 +21,34 @@ FAMILIES = {
     "xlm-roberta-xl": {"pad_token_id": 1},
     "electra": {"embedding_size": 16},
     "distilbert": {"hidden_dim": 128},
+    "modernbert": {"local_attention": 8, "attention_dropout": 0.1, "mlp_dropout": 0.1, "embedding_dropout": 0.1},
+    "eurobert": {"num_key_value_heads": 2, "attention_dropout": 0.1},
 }
+MODERN = ("modernbert", "eurobert")  # their queries and keys are rotated by position
 
 
 def whole_qkv(model, ids, mask, layer):
-    """q, k, v of a layer of the uncut model, caught by hooks on its projections."""
-    family = encoders.family_of(model.config)
+    """q, k, v of a layer of the uncut model, [B, T, width] each, as its attention is given them.
+
+    Keys and values that heads share are repeated for each. Of a rotated head, features i and i + half are put side by side.
+    """
     caught = []
-    hooks = [
-        projection.register_forward_hook(lambda module, inputs, output: caught.append(output))
-        for projection in family.projections(family.layers(model)[layer - 1])
-    ]
+
+    def note(module, query, key, value, *arguments, **options):
+        caught.append((query, key, value))
+        return sdpa_attention_forward(module, query, key, value, *arguments, **options)
+
+    AttentionInterface.register("noting", note)
+    AttentionMaskInterface.register("noting", sdpa_mask)
+    usual, model.config._attn_implementation = model.config._attn_implementation, "noting"
     model(ids, attention_mask=mask)
-    for hook in hooks:
-        hook.remove()
-    return caught
+    model.config._attn_implementation = usual
+    heads, size = model.config.num_attention_heads, caught[0][0].shape[-1]
+    order = torch.arange(size)
+    if model.config.model_type in MODERN:
+        order = order.view(2, -1).T.flatten()
+    own = (x.repeat_interleave(heads // x.shape[1], 1) for x in caught[layer - 1])
+    return [x.transpose(1, 2)[..., order].flatten(2) for x in own]
 
 
 def padded_batch(pad, length=12):
@@ -44,7 +60,7 @@ def padded_batch(pad, length=12):
     return ids, mask
 
 
-@pytest.mark.parametrize("layer", [1, 2, 4])
+@pytest.mark.parametrize("layer", [1, 2, 3, 4])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_cut_equals_the_whole_model_bit_for_bit(tmp_path, model_type, layer):
     folder = make_teacher(tmp_path, model_type, **FAMILIES[model_type])
@@ -88,6 +104,33 @@ def test_earlier_layers_tell_what_they_project_bit_for_bit(tmp_path, model_type)
     for number, theirs in enumerate(alone):
         assert all(torch.equal(x[number::3], own) for x, own in zip(several, theirs, strict=True))
     assert several.q.shape[0] == 3 * len(ids)
+
+
+@pytest.mark.parametrize("model_type", MODERN)
+def test_the_relation_of_queries_and_keys_is_the_layers_own_attention(tmp_path, model_type):
+    """Only q and k that are rotated tell what a position attends to."""
+    folder = make_teacher(tmp_path, model_type, **FAMILIES[model_type])
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    ids, _ = padded_batch(model.config.pad_token_id)
+    with torch.no_grad():
+        expected = model(ids, output_attentions=True).attentions[3]
+        q, k, _ = encoders.cut_encoder(model, 4)(ids)
+    torch.testing.assert_close(relation(q, k, 4), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("model_type", MODERN)
+def test_relations_of_rotated_heads_follow_from_distance_however_the_heads_are_split(tmp_path, model_type, heads):
+    """Of one token over and over, every position has the same q and k but for its rotation: a map of equal diagonals."""
+    folder = make_teacher(tmp_path, model_type, **FAMILIES[model_type])
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        q, k, v = encoders.cut_encoder(model, 4)(torch.full((1, 12), 7))
+    for a, b in ((q, k), (q, q), (k, k)):
+        logits = torch.einsum("btrd,bsrd->brts", *(x.unflatten(-1, (heads, -1)) for x in (a, b)))
+        torch.testing.assert_close(logits[..., 1:, 1:], logits[..., :-1, :-1], rtol=1e-4, atol=1e-4)
+        assert logits.std(-1).max() > 0.1  # and it does follow from it
+    assert torch.allclose(v, v[:, :1], atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +195,7 @@ def test_a_student_is_a_small_model_of_the_teachers_family(tmp_path, model_type)
     assert (student.num_hidden_layers, student.hidden_size, student.num_attention_heads) == (2, 24, 2)
     family = encoders.family_of(student)
     assert getattr(student, family.ffn) == 96
-    assert [getattr(student, name) for name in family.dropouts] == [0.25, 0.25]
+    assert {getattr(student, name) for name in family.dropouts} == {0.25}
     q, _, v = encoders.split(encoders.build_student(student, 0))[0].eval()(torch.full((2, 5), 7))
     assert q.shape == v.shape == (2, 5, 24)
 
@@ -160,18 +203,68 @@ def test_a_student_is_a_small_model_of_the_teachers_family(tmp_path, model_type)
 @pytest.mark.parametrize(
     "layers, last, expected", [(2, 4, [2, 4]), (3, 4, [1, 3, 4]), (1, 3, [3]), (4, 4, [1, 2, 3, 4])]
 )
-@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta-xl", "distilbert"])
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta-xl", "distilbert", "modernbert", "eurobert"])
 def test_teacher_initialisation_copies_evenly_spaced_layers(tmp_path, model_type, layers, last, expected):
     folder = make_teacher(tmp_path, model_type, **FAMILIES[model_type])
     teacher = AutoModel.from_pretrained(folder, dtype=torch.float32)
-    student = encoders.build_student(encoders.student_config(teacher.config, layers, 32, 4, 128, 0.0), seed=0)
+    config = encoders.student_config(teacher.config, layers, 32, 4, 128, 0.0, last)
+    student = encoders.build_student(config, seed=0)
     weights = encoders.weights_of(str(folder), "main", teacher.config)
     assert encoders.copy_every_kth_layer(weights, student, last) == expected
     family = encoders.family_of(student.config)
     for own, number in zip(family.layers(student), expected, strict=True):
-        for ours, theirs in zip(own.parameters(), family.layers(teacher)[number - 1].parameters(), strict=True):
-            assert torch.equal(ours, theirs)
+        theirs = dict(family.layers(teacher)[number - 1].named_parameters())
+        for name, ours in own.named_parameters():  # ModernBERT's first layer has a norm less than the others
+            assert torch.equal(ours, theirs[name])
     assert torch.equal(student.get_input_embeddings().weight, teacher.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("layers, kinds", [(1, "g"), (2, "lg"), (3, "glg"), (4, "gllg"), (6, "gglllg")])
+def test_a_students_layers_attend_as_those_of_the_teacher_in_their_place(tmp_path, layers, kinds):
+    teacher = encoders.load_config(str(make_teacher(tmp_path, "modernbert", **FAMILIES["modernbert"])))
+    assert encoders.global_layers(teacher) == [1, 4]
+    student = encoders.student_config(teacher, layers, 24, 2, 96, 0.0, 4)
+    assert encoders.global_layers(student) == [number for number, kind in enumerate(kinds, 1) if kind == "g"]
+    assert encoders.student_config(teacher, 1, 24, 2, 96, 0.0, 1).layer_types == ["full_attention"]
+
+
+@pytest.mark.parametrize("heads, shared", [(4, 2), (2, 1), (3, 3)])
+def test_a_students_heads_share_keys_as_the_teachers_do_where_they_can(tmp_path, heads, shared):
+    teacher = encoders.load_config(str(make_teacher(tmp_path, "eurobert", **FAMILIES["eurobert"])))
+    student = encoders.student_config(teacher, 2, 24, heads, 96, 0.0)
+    assert (student.num_key_value_heads, student.head_dim) == (shared, 24 // heads)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_bert_student_of_any_teacher_has_its_vocabulary_padding_and_length(tmp_path, model_type):
+    teacher = encoders.load_config(str(make_teacher(tmp_path, model_type, **FAMILIES[model_type])))
+    student = encoders.student_config(teacher, 2, 24, 2, 96, 0.25, model_type="bert")
+    assert (student.model_type, student.hidden_dropout_prob, student.intermediate_size) == ("bert", 0.25, 96)
+    assert (student.vocab_size, student.pad_token_id) == (teacher.vocab_size, teacher.pad_token_id)
+    assert encoders.longest_input(student) == encoders.longest_input(teacher)
+    assert encoders.build_student(student, 0).config.num_hidden_layers == 2
+
+
+def test_a_gated_ffn_keeps_the_teachers_proportion_and_others_are_the_papers(tmp_path):
+    folder = make_teacher(tmp_path, "modernbert", **FAMILIES["modernbert"], intermediate_size=48)
+    assert encoders.student_ffn(encoders.load_config(str(folder)), 24) == 36
+    assert encoders.student_ffn(encoders.load_config("google-bert/bert-base-uncased"), 24) == 96
+
+
+@pytest.mark.parametrize("layer", [1, 4])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_operations_are_those_of_every_linear_layer_and_of_attention(tmp_path, model_type, layer):
+    config = encoders.load_config(str(make_teacher(tmp_path, model_type, **FAMILIES[model_type])))
+    body = encoders.empty_encoder(config, layer)[0].body
+    linear = sum(m.weight.numel() for m in body.modules() if isinstance(m, torch.nn.Linear))
+    expected = 2 * 12 * linear + (layer - 1) * 2 * 2 * 12 * 12 * 32
+    assert encoders.forward_flops(config, layer, 12) == expected
+
+
+def test_heads_that_are_not_as_wide_as_the_model_together_are_refused(tmp_path):
+    config = encoders.load_config(str(make_teacher(tmp_path, "eurobert", head_dim=16)))
+    with pytest.raises(UserError, match=r"head_dim = 16: 4 heads of it are not hidden_size = 32"):
+        encoders.empty_encoder(config, 4)
 
 
 def test_roberta_has_two_positions_fewer_than_its_table(tmp_path):

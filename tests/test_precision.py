@@ -256,5 +256,5 @@ def test_products_are_widened_only_for_bf16_without_units(tmp_path, monkeypatch,
         cut = encoders.cut_encoder(AutoModel.from_pretrained(make_teacher(tmp_path)), 4)
         precision.fit_arithmetic(cut, kind, CPU)
         wide = kind == "bf16" and not units
-        assert (type(cut.body.query) is precision.WideLinear) == wide
+        assert (type(cut.body.last.projections[0]) is precision.WideLinear) == wide
         assert cut.config._attn_implementation == ("wide_sdpa" if wide else "cpu_sdpa")

@@ -320,6 +320,55 @@ def test_layer_to_layer_needs_as_many_layers_of_the_teacher(tiny):
     assert "student.layers = 4: must be at most teacher.layer to learn from" in message
 
 
+# --- modern teachers --------------------------------------------------------------------------------------------------
+
+
+def modern(tmp_path, *overrides: str):
+    """A recipe and its teacher's config, ModernBERT in four layers of which the first and the last are global."""
+    make_teacher(tmp_path / "teacher", "modernbert", local_attention=8, intermediate_size=48)
+    recipe = load_recipe(make_recipe(tmp_path), overrides)
+    return recipe, recipe.teacher_config()
+
+
+@pytest.mark.parametrize("transfer, layer, named", [("last", 3, 3), ("last", 2, 2), ("layer-to-layer", 4, 2)])
+def test_a_layer_that_attends_to_a_window_is_refused_with_the_global_ones(tmp_path, transfer, layer, named):
+    recipe, config = modern(tmp_path, f"teacher.layer={layer}", f"transfer={transfer}")
+    with pytest.raises(UserError) as error:
+        recipe.check_teacher(config)
+    assert str(error.value) == (
+        f"tiny.toml: teacher.layer = {layer}: the teacher's layer {named} has local attention, whose maps are not "
+        "what it attends to; its global layers are 1, 4"
+    )
+
+
+def test_a_modern_student_has_the_teachers_proportions_and_a_global_last_layer(tmp_path):
+    recipe, config = modern(tmp_path, "teacher.layer=4")
+    recipe.check_teacher(config)
+    student = recipe.student_config(config)
+    assert (student.model_type, student.intermediate_size, student.layer_types[-1]) == (
+        "modernbert",
+        24,
+        "full_attention",
+    )
+
+
+def test_a_modern_teacher_may_have_a_bert_student(tmp_path):
+    recipe, config = modern(tmp_path, "teacher.layer=4", "student.model_type=bert")
+    recipe.check_teacher(config)
+    student = recipe.student_config(config)
+    assert (student.model_type, student.intermediate_size, student.vocab_size) == ("bert", 64, 50)
+    describe(recipe, config)
+
+
+def test_a_student_of_another_family_has_no_layers_to_start_from(tmp_path):
+    start = "student.hidden=32", "student.init=teacher", "teacher.layer=4"
+    recipe, config = modern(tmp_path, *start, "student.model_type=bert")
+    with pytest.raises(UserError, match=r"student.init = 'teacher': the student is a bert, the teacher a modernbert; use"):
+        recipe.check_teacher(config)
+    recipe, config = modern(tmp_path, *start)
+    recipe.check_teacher(config)
+
+
 # --- recipes over others, and stages ----------------------------------------------------------------------------------
 
 
