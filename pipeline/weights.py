@@ -38,7 +38,7 @@ class Weights:
         for name in shapes:
             by_file.setdefault(self._places[name][0], []).append(name)
         for path, names in by_file.items():
-            with _opened(path) as file:
+            with opened(path) as file:
                 for name in names:
                     found = tuple(file.get_slice(self._places[name][1]).get_shape())
                     if found != shapes[name]:
@@ -59,7 +59,7 @@ class Weights:
         """The tensor ``name`` as it is stored, on the CPU: a map of its file, which is closed with it."""
         self._find()
         path, key = self._places[name]
-        with _opened(path) as file:
+        with opened(path) as file:
             return file.get_tensor(key)
 
     def _find(self) -> None:
@@ -75,8 +75,8 @@ class Weights:
             except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
                 cause = str(error).strip().splitlines()[0]
                 raise UserError(f"{self._model}: no such folder, and not to be had from the hub ({cause})") from None
-        for path in _files(folder):
-            with _opened(path) as file:
+        for path in weight_files(folder):
+            with opened(path) as file:
                 for key in file.keys():  # noqa: SIM118  (it is no dict)
                     self._places[self._own_name(key)] = path, key
         if not self._places:
@@ -89,7 +89,7 @@ class Weights:
         return key.removeprefix(self._prefix)
 
 
-def _files(folder: Path) -> Iterable[Path]:
+def weight_files(folder: Path) -> Iterable[Path]:
     """The files that hold a model's tensors: what its index names, or the only one."""
     index = folder / _INDEX
     if not index.is_file():
@@ -106,7 +106,7 @@ def _files(folder: Path) -> Iterable[Path]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path):
+def opened(path: Path):
     try:
         with safe_open(path, framework="pt") as file:
             yield file
