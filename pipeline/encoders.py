@@ -29,7 +29,6 @@ from data_prep.errors import UserError
 from pipeline.relations import QKV, VALUE_PROJECTION
 from pipeline.weights import Weights
 
-
 Rotation = tuple[Tensor, Tensor]  # cosines and sines of the positions' angles, each [1, T, width of a head]
 
 
@@ -158,11 +157,11 @@ class CutEncoder(nn.Module):
         super().__init__()
         self.config = model.config
         self.padding = padding
-        self._rotation = family_of(model.config).rotation
-        self.embeddings = nn.Sequential(family_of(model.config).embeddings(model))
+        family = family_of(model.config)
+        self.embeddings = nn.Sequential(family.embeddings(model))
         if hasattr(model, "embeddings_project"):  # ELECTRA's small embeddings
             self.embeddings.append(model.embeddings_project)
-        self.rotary = model.rotary_emb if self._rotation else None
+        self._rotation, self.rotary = family.rotation, model.rotary_emb if family.rotation else None
         self.body = CutBody(model, layer, earlier)
         self.value_projection: nn.Linear | None = None  # of a student that is compared by value_mse
 
@@ -509,7 +508,8 @@ def student_config(
         values["layer_types"] = [_attention(teacher)[max(place, 1) - 1] for place in places]
     if "num_key_value_heads" in values:
         sharing = teacher.num_attention_heads // teacher.num_key_value_heads
-        values |= {"num_key_value_heads": heads // sharing if heads % sharing == 0 else heads, "head_dim": hidden // heads}
+        values["num_key_value_heads"] = heads // sharing if heads % sharing == 0 else heads
+        values["head_dim"] = hidden // heads
     return AutoConfig.for_model(model_type or teacher.model_type, **values)
 
 

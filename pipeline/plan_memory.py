@@ -37,6 +37,7 @@ class Cut:
     tail: int
     largest: int
     dropouts: int = 2
+    gated: bool = False  # the FFN has three matrices
 
     @property
     def body(self) -> int:
@@ -50,13 +51,13 @@ class Cut:
 def cut_of(config: PreTrainedConfig, layer: int) -> Cut:
     """The sizes of the cut at ``layer`` of a model of this shape, counted on an encoder without memory."""
     encoder, _ = encoders.empty_encoder(config, layer)
-    body, ffn = encoder.body, getattr(config, encoders.family_of(config).ffn)
+    body, family = encoder.body, encoders.family_of(config)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in encoder.named_children()}
-    whole = sum(p.numel() for p in body.layers[0].parameters()) if len(body.layers) else 0
+    whole = sum(p.numel() for p in body.layers[-1].parameters()) if len(body.layers) else 0
     return Cut(
         layers=len(body.layers),
         width=config.hidden_size,
-        ffn=ffn,
+        ffn=getattr(config, family.ffn),
         heads=config.num_attention_heads,
         embeddings=counts["embeddings"],
         layer=whole,
@@ -64,6 +65,7 @@ def cut_of(config: PreTrainedConfig, layer: int) -> Cut:
         tail=encoders.count_parameters(config)["total"] - sum(counts.values()),
         largest=max(p.numel() for p in encoder.parameters()),
         dropouts=1 if config.model_type in ("distilbert", "xlm-roberta-xl") else 2,
+        gated=family.gated,
     )
 
 
@@ -90,7 +92,7 @@ def activations(cut: Cut, batch: int, length: int, dropout: float, device: Devic
     """Bytes that autograd keeps of a student's forward of ``batch`` sequences, the q, k, v of ``outputs`` layers included.
 
     Linear layers keep their input; fused attention q, k, v, its output and the logarithm of each row's sum; a norm its input,
-    mean and deviation; GELU its input; dropout a byte for each number.
+    mean and deviation; GELU its input, and a gate both factors; dropout a byte for each number.
     """
     width, ffn, n = cut.width, cut.ffn, device.number
     maps = device.cpu and dropout > 0
@@ -108,9 +110,12 @@ def activations(cut: Cut, batch: int, length: int, dropout: float, device: Devic
     layer = (
         read(width, 3) + attention + read(width) + read(width) + n * ffn + read(ffn) + 2 * norm + cut.dropouts * masks
     )
+    if cut.gated:  # such a family also rotates q and k, and keeps what they were before
+        layer += 2 * n * ffn + 2 * n * width
     told = outputs if outputs == 1 else 2 * outputs  # of several layers they are put together
     token = 16 + norm + masks + cut.layers * layer + outputs * read(width, 3) + told * 3 * n * width
-    copies = 4 * (cut.layers * (4 * width**2 + 2 * width * ffn) + 3 * width**2) if device.widens else 0
+    matrices = 3 if cut.gated else 2
+    copies = 4 * (cut.layers * (4 * width**2 + matrices * width * ffn) + 3 * width**2) if device.widens else 0
     return batch * length * token + copies
 
 
@@ -121,7 +126,7 @@ def qkv(cut: Cut, batch: int, length: int, device: Device) -> int:
 
 def teacher_pass(cut: Cut, batch: int, length: int, device: Device) -> int:
     """Bytes that a forward without gradients needs at its largest moment: in an FFN, between its two products."""
-    n, width, ffn = device.number, cut.width, cut.ffn
+    n, width, ffn = device.number, cut.width, cut.ffn * (2 if cut.gated else 1)
     if device.widens:
         product = 4 * width + 4 * ffn  # input and output in fp32
         return batch * length * (2 * n * width + n * ffn + product) + 4 * width * ffn

@@ -201,18 +201,18 @@ class Recipe:
             self.length <= longest,
             f"at most the teacher's {longest} positions",
         )
-        whole = encoders.global_layers(config)
-        for layer in self.layers.values():
-            if layer not in whole:
-                self._refuse(
-                    "teacher.layer",
-                    f"the teacher's layer {layer} has local attention, whose maps are not what it attends to; "
-                    f"its global layers are {', '.join(map(str, whole))}",
-                )
         if self.transfer == "layer-to-layer":
             self._need(
                 "student.layers", self.student.layers <= self.teacher.layer, "at most teacher.layer to learn from"
             )
+        global_layers = encoders.global_layers(config)
+        for layer in self.layers.values():
+            if layer not in global_layers:
+                self._refuse(
+                    "teacher.layer",
+                    f"the teacher's layer {layer} has local attention, whose maps are not what it attends to; "
+                    f"its global layers are {', '.join(map(str, global_layers))}",
+                )
         if self.student.init == "teacher":
             student = self.student_config(config)
             if student.model_type != config.model_type:

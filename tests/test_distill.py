@@ -28,6 +28,7 @@ from pipeline.ranks import Ranks
 from pipeline.recipe import load_recipe, load_recipes, load_stages
 from tests import launching
 from tests.literal_relations import literal_relation_loss
+from tests.test_encoders import FAMILIES, MODERN
 from tests.tiny import make_corpus, make_recipe, make_teacher
 
 TIMES = ("tokens_per_second", "data_wait", "model_flops")
@@ -594,6 +595,32 @@ def test_nothing_of_a_finished_stage_stays_in_memory(folder, tmp_path):
         engines.release()
         assert sum(type(thing) is DeepSpeedEngine for thing in gc.get_objects()) == before
     assert_same_state(tmp_path / "one", tmp_path / "two")
+
+
+# --- modern teachers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MODERN)
+def test_a_modern_student_learns_the_same_however_it_and_its_teacher_are_sharded(tmp_path, kind):
+    make_teacher(tmp_path / "teacher", kind, **FAMILIES[kind])
+    recipe = make_recipe(tmp_path)
+    for hosting, stage in (("replicate", 1), ("zero3", 3)):
+        options = [*engine_options(hosting, stage, "fp32"), "teacher.layer=4", f"out={tmp_path / hosting}"]
+        assert distill(load_recipes(recipe, options)) == 0
+    heldout = losses(tmp_path / "zero3", "heldout")
+    np.testing.assert_allclose(losses(tmp_path / "replicate", "heldout"), heldout, rtol=TOLERANCE["fp32"])
+    assert heldout[-1, 0] < heldout[0, 0]
+
+
+@pytest.mark.parametrize("kind", MODERN)
+def test_a_bert_student_of_a_modern_teacher_is_exported_with_the_teachers_tokenizer(tmp_path, kind):
+    make_teacher(tmp_path / "teacher", kind, **FAMILIES[kind])
+    options = ["teacher.layer=4", "student.model_type=bert", "layout=doc", "precision=bf16", "steps=3"]
+    assert distill(load_recipes(make_recipe(tmp_path), options)) == 0
+    export(tmp_path / "run", tmp_path / "student")
+    assert encoders.load_model(str(tmp_path / "student"), "main", torch.float32).config.model_type == "bert"
+    own, theirs = (encoders.load_tokenizer(str(tmp_path / name))("w1 w7").input_ids for name in ("student", "teacher"))
+    assert own == theirs
 
 
 # --- refusing to start ------------------------------------------------------------------------------------------------

@@ -77,7 +77,9 @@ def trained_cut(config, dtype: torch.dtype) -> encoders.CutEncoder:
 # --- memory: counted --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta-xl", "electra", "distilbert"])
+@pytest.mark.parametrize(
+    "kind", ["bert", "roberta", "xlm-roberta-xl", "electra", "distilbert", "modernbert", "eurobert"]
+)
 def test_a_cut_is_counted_to_the_parameter(kind):
     config = config_of(kind)
     model = encoders.build_student(config, 1)
@@ -98,19 +100,22 @@ def test_the_largest_public_teacher_is_counted_by_hand_and_without_its_weights()
     assert sizes.body == 47 * XXL_LAYER + XXL_LAST
 
 
+MODERN = {"modernbert": 0.05, "eurobert": 0.1}  # how much less is counted than there is: norms in eager torch keep more
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "electra", "distilbert"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "electra", "distilbert", *MODERN])
 def test_activations_are_what_autograd_keeps_with_fused_attention(kind, dtype, dropout):
     config = config_of(kind, dropout=dropout)
-    for name in encoders.family_of(config).dropouts[1:]:
+    for name in [name for name in encoders.family_of(config).dropouts if name.startswith("attention_")]:
         setattr(config, name, 0.0)  # a CPU has no fused attention with dropout; on a GPU it keeps no more with it
     cut = trained_cut(config, dtype)
     for module in cut.modules():
         if type(module) is torch.nn.Dropout:
             module.__class__ = precision.BulkDropout  # which keeps a byte for each number, as a GPU's does
     formula = plan_memory.activations(plan_memory.cut_of(config, 4), 3, 32, dropout, Device(dtype.itemsize))
-    assert formula == pytest.approx(saved_bytes(cut, torch.randint(3, 90, (3, 32))), rel=0.01)
+    assert formula == pytest.approx(saved_bytes(cut, torch.randint(3, 90, (3, 32))), rel=MODERN.get(kind, 0.01))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -363,7 +363,9 @@ def test_a_modern_teacher_may_have_a_bert_student(tmp_path):
 def test_a_student_of_another_family_has_no_layers_to_start_from(tmp_path):
     start = "student.hidden=32", "student.init=teacher", "teacher.layer=4"
     recipe, config = modern(tmp_path, *start, "student.model_type=bert")
-    with pytest.raises(UserError, match=r"student.init = 'teacher': the student is a bert, the teacher a modernbert; use"):
+    with pytest.raises(
+        UserError, match=r"init = 'teacher': the student is a bert, the teacher a modernbert; use 'random'"
+    ):
         recipe.check_teacher(config)
     recipe, config = modern(tmp_path, *start)
     recipe.check_teacher(config)
