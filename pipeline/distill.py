@@ -25,7 +25,7 @@ from data_prep.shards import Corpus, open_corpus, vocabulary_hash
 from pipeline import batches, checkpoints, encoders, engines, runs, slurm
 from pipeline.ds_config import load_ds_config
 from pipeline.engines import Teach
-from pipeline.export import export, is_export_of, read_distillation, untrained_student
+from pipeline.export import export, is_export_of, read_distillation, student_tokenizer, untrained_student
 from pipeline.maps import SENTENCE, relation_image, relation_maps
 from pipeline.monitor import Monitor
 from pipeline.places import TIMEOUT
@@ -138,6 +138,7 @@ def train(
         student, names, tail = trained_part(one, model, teacher_config.hidden_size, windows.padding)
         if checkpoint:
             runs.check_same_teacher(checkpoint, teacher_hash, one)
+            runs.check_same_vocabulary(checkpoint, one)
             state = checkpoint.tensors(names.values())
             if student.value_projection is not None:  # the rest has been loaded with the model
                 student.value_projection.weight.data.copy_(state[VALUE_PROJECTION])
@@ -162,7 +163,9 @@ def train(
             flops += 3 * encoders.forward_flops(model.config, *cut) * recipe.batch
         for number, (trainee, model) in enumerate(zip(trainees, models, strict=True)):
             run = Path(trainee.recipe.out)
-            runs.prepare_folder(run, trainee.recipe, trainee.engine.resolved_config, model.config, tokenizer)
+            runs.prepare_folder(
+                run, trainee.recipe, trainee.engine.resolved_config, model.config, student_tokenizer(trainee.recipe)
+            )
             (run / runs.COMPLETE).unlink(missing_ok=True)
             label = f"{run.name}: " if len(trainees) > 1 else ""
             trainee.monitor = Monitor(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -164,6 +165,8 @@ class CutEncoder(nn.Module):
         self._rotation, self.rotary = family.rotation, model.rotary_emb if family.rotation else None
         self.body = CutBody(model, layer, earlier)
         self.value_projection: nn.Linear | None = None  # of a student that is compared by value_mse
+        # [the teacher's vocabulary], of a student that has another.
+        self.register_buffer("own_ids", None, persistent=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """[B, T] ids -> QKV of [B, T, width]. The [B, T] mask of real positions follows from ``padding``.
@@ -182,7 +185,7 @@ class CutEncoder(nn.Module):
         if attention_mask is None and self.padding is not None:
             attention_mask = input_ids != self.padding
             attention_mask[:, 0] = True  # that is [CLS]; a query without a single key would have no attention
-        hidden = self.embeddings(input_ids)
+        hidden = self.embeddings(input_ids if self.own_ids is None else self.own_ids[input_ids])
         beside: dict[str, dict] = {}
         for kind in sorted(set(_attention(self.config))):
             mask = _MASKS[kind](config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
@@ -301,11 +304,13 @@ def split(
     earlier: tuple[int, ...] = (),
     value_width: int = 0,
     seed: int = 0,
+    own_ids: Tensor | None = None,
 ) -> tuple[CutEncoder, dict[str, str], dict[str, Tensor]]:
     """A student's trained part and its untrained tail.
 
     Returns the cut at the last layer, with a projection of its values to ``value_width`` if that is given, whose numbers
-    follow from ``seed``; the model's own name for each parameter of the cut (the projection's is its own); and, by the
+    follow from ``seed``; of a student with another vocabulary ``own_ids`` [teacher's vocabulary] are its ids for those of
+    its input; the model's own name for each parameter of the cut (the projection's is its own); and, by the
     model's name, the parameters that get no gradient (last attention output and FFN, pooler): no optimizer may see them,
     since DeepSpeed decays parameters without a gradient, yet they are part of the exported model.
     """
@@ -317,6 +322,7 @@ def split(
             torch.manual_seed(seed)
             cut.value_projection = nn.Linear(model.config.hidden_size, value_width, bias=False)
         names[VALUE_PROJECTION] = VALUE_PROJECTION
+    cut.own_ids = own_ids
     return (
         cut,
         names,
@@ -482,12 +488,14 @@ def student_config(
     dropout: float,
     layer: int | None = None,
     model_type: str | None = None,
+    ids: np.ndarray | None = None,
 ) -> PreTrainedConfig:
     """A student of ``teacher`` at ``layer`` (None: its last): its vocabulary, padding and positions, and its family.
 
     Where layers attend globally or locally, each does as the teacher's in its place (of ``layer``, evenly spaced): it may
     start from that one or learn from it, and the last attends as ``layer``, globally. Heads share keys as the teacher's
     if their number allows it. Another ``model_type`` gives a plain model of that family, with position embeddings.
+    ``ids`` [vocabulary]: the student's id of each of the teacher's, -1 for none.
     """
     if model_type in (None, teacher.model_type):
         kept = teacher.to_dict()
@@ -510,6 +518,10 @@ def student_config(
         sharing = teacher.num_attention_heads // teacher.num_key_value_heads
         values["num_key_value_heads"] = heads // sharing if heads % sharing == 0 else heads
         values["head_dim"] = hidden // heads
+    if ids is not None:
+        values["vocab_size"] = int(ids.max()) + 1
+        for key in [key for key in values if key.endswith("_token_id") and isinstance(values[key], int)]:
+            values[key] = int(ids[values[key]]) if ids[values[key]] >= 0 else None
     return AutoConfig.for_model(model_type or teacher.model_type, **values)
 
 
@@ -526,11 +538,13 @@ def build_student(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
         return AutoModel.from_config(config, dtype=torch.float32)
 
 
-def copy_every_kth_layer(teacher: Weights, student: PreTrainedModel, last: int) -> list[int]:
+def copy_every_kth_layer(
+    teacher: Weights, student: PreTrainedModel, last: int, ids: np.ndarray | None = None
+) -> list[int]:
     """Initialise ``student`` from evenly spaced layers of ``teacher``, ending with layer ``last``; returns them.
 
     With 12 layers and ``last`` = 12 a 6-layer student takes layers 2, 4, … 12. Embeddings are copied too, and the pooler
-    if the teacher has one.
+    if the teacher has one. ``ids``: as in student_config; the student gets its pieces' embeddings.
     """
     chosen = evenly_spaced(last, student.config.num_hidden_layers)
     prefix = next(n for n, m in student.named_modules() if m is family_of(student.config).layers(student)) + "."
@@ -542,9 +556,15 @@ def copy_every_kth_layer(teacher: Weights, student: PreTrainedModel, last: int) 
             origin = f"{prefix}{chosen[int(index)] - 1}.{rest}"
         if origin in teacher or not name.startswith("pooler."):
             origins[origin] = tensor
-    teacher.check({origin: tuple(tensor.shape) for origin, tensor in origins.items()})
+    shapes = {origin: tuple(tensor.shape) for origin, tensor in origins.items()}
+    embeddings = student.get_input_embeddings().weight
+    (table,) = (name for name, parameter in student.named_parameters() if parameter is embeddings)
+    if ids is not None:
+        shapes[table] = (len(ids), *embeddings.shape[1:])
+    teacher.check(shapes)
     for origin, tensor in origins.items():
-        tensor.copy_(teacher.tensor(origin))
+        found = teacher.tensor(origin)
+        tensor.copy_(found if ids is None or origin != table else found[ids >= 0])
     return chosen
 
 

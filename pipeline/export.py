@@ -65,15 +65,22 @@ def export_untrained(recipe: Recipe, out: Path) -> None:
     teacher = recipe.teacher.model, recipe.teacher.revision
     model = untrained_student(recipe, config, encoders.weights_of(*teacher, config)).eval()
     start = f"{recipe.student.layers} layers × {recipe.student.hidden}, {recipe.student.init} weights, not trained"
-    _write(out, model, encoders.load_tokenizer(*teacher), {"README.md": f"# {recipe.source}: {start}\n"})
+    _write(out, model, student_tokenizer(recipe), {"README.md": f"# {recipe.source}: {start}\n"})
 
 
 def untrained_student(recipe: Recipe, teacher_config, teacher: Weights) -> PreTrainedModel:
     """The whole student, fp32, as it starts: from layers of ``teacher``, or from random numbers."""
     student = encoders.build_student(recipe.student_config(teacher_config), recipe.seed)
     if recipe.student.init == "teacher":
-        encoders.copy_every_kth_layer(teacher, student, recipe.teacher.layer)
+        encoders.copy_every_kth_layer(teacher, student, recipe.teacher.layer, recipe.student_ids())
     return student
+
+
+def student_tokenizer(recipe: Recipe):
+    """The tokenizer that the student is exported with: the teacher's, or that of its own smaller vocabulary."""
+    if recipe.student.vocab:
+        return encoders.load_tokenizer(recipe.student.vocab)
+    return encoders.load_tokenizer(recipe.teacher.model, recipe.teacher.revision)
 
 
 def _write(out: Path, model: PreTrainedModel, tokenizer, files: dict[str, str]) -> None:

@@ -106,7 +106,7 @@ def _tiny(recipes: list[Recipe], config) -> tuple[list[Recipe], object]:
     small = encoders.student_config(config, 2, width, heads, width, 0.0, recipes[0].teacher.layer)
     small.vocab_size = 100
     teacher = dataclasses.replace(recipes[0].teacher, layer=2)
-    student = {"layers": 2, "hidden": width, "heads": heads, "init": "random"}
+    student = {"layers": 2, "hidden": width, "heads": heads, "init": "random", "vocab": ""}
     made = [dataclasses.replace(r, teacher=teacher, student=dataclasses.replace(r.student, **student)) for r in recipes]
     return [dataclasses.replace(one, length=16) for one in made], small
 

@@ -48,6 +48,7 @@ class Student:
     hidden: int
     heads: int = 12
     model_type: Literal["teacher", "bert"] = "teacher"  # the teacher's family, or BERT with the teacher's vocabulary
+    vocab: str = ""  # a folder of pipeline.trim_vocab, whose smaller vocabulary the student has; "": the teacher's
     init: Literal["random", "teacher"] = "random"
     dropout: float = 0.1
     ds_config: str = "student_zero1.json"
@@ -213,6 +214,12 @@ class Recipe:
                     f"the teacher's layer {layer} has local attention, whose maps are not what it attends to; "
                     f"its global layers are {', '.join(map(str, global_layers))}",
                 )
+        if self.student.vocab and len(self.student_ids()) != config.vocab_size:
+            self._refuse(
+                "student.vocab",
+                f"made from a vocabulary of {len(self.student_ids()):,}, the teacher's has {config.vocab_size:,}; trim the "
+                "teacher, or a model with its tokenizer",
+            )
         if self.student.init == "teacher":
             student = self.student_config(config)
             if student.model_type != config.model_type:
@@ -263,7 +270,13 @@ class Recipe:
         model_type = None if s.model_type == "teacher" else s.model_type
         ffn = encoders.student_ffn(teacher_config, s.hidden, model_type)
         sizes = s.layers, s.hidden, s.heads, ffn, s.dropout
-        return encoders.student_config(teacher_config, *sizes, self.teacher.layer, model_type)
+        return encoders.student_config(teacher_config, *sizes, self.teacher.layer, model_type, self.student_ids())
+
+    def student_ids(self):
+        """The student's id of each of the teacher's: int32 [vocabulary], -1 for none; None if they have the same."""
+        from pipeline.trim_vocab import load_trimmed
+
+        return load_trimmed(self.student.vocab) if self.student.vocab else None
 
     def to_dict(self) -> dict:
         """Plain values, in the order of the fields, without what tells where the recipe stands."""

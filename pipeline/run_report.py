@@ -125,13 +125,15 @@ def sources(run: Path, step: int) -> list[str]:
 @torch.inference_mode()
 def draw(path: Path, recipe: dict, teacher, student, student_folder: Path) -> None:
     tokenizer = encoders.load_tokenizer(str(student_folder))
-    ids = tokenizer(SENTENCE, return_tensors="pt")["input_ids"]
-    tokens = tokenizer.convert_ids_to_tokens(ids[0])
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(SENTENCE)["input_ids"])
+    of_teacher = encoders.load_tokenizer(
+        recipe["teacher"]["model"], recipe["teacher"]["revision"]
+    )  # has all its pieces
     qkv = [
-        encoders.cut_encoder(model, layer)(ids)
-        for model, layer in (
-            (teacher, recipe["teacher"]["layer"]),
-            (student, student.config.num_hidden_layers),
+        encoders.cut_encoder(model, layer)(torch.tensor([own.convert_tokens_to_ids(tokens)]))
+        for model, layer, own in (
+            (teacher, recipe["teacher"]["layer"], of_teacher),
+            (student, student.config.num_hidden_layers, tokenizer),
         )
     ]
     pairs = tuple(pair for pair in recipe["pairs"] if pair in PAIRS)

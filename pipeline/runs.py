@@ -13,6 +13,7 @@ ROOT/.ended                               how the newest launch ended, for the l
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -122,6 +123,18 @@ def check_same_teacher(checkpoint: Checkpoint, teacher_hash: str, recipe: Recipe
         )
 
 
+def check_same_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    if checkpoint.info.get("student_ids") != _ids_hash(recipe):
+        raise UserError(
+            f"{recipe.student.vocab}: not the vocabulary that {checkpoint.path} was trained with; use another out, or the former one"
+        )
+
+
+def _ids_hash(recipe: Recipe) -> str | None:
+    ids = recipe.student_ids()
+    return None if ids is None else hashlib.sha256(ids.tobytes()).hexdigest()[:16]
+
+
 def checkpoint_info(
     recipe: Recipe, corpus: Corpus, ranks: Ranks, step: int, teacher_hash: str, history: list[dict]
 ) -> dict:
@@ -138,6 +151,7 @@ def checkpoint_info(
             "weights": teacher_hash,
             "distillation": history,
         },
+        "student_ids": _ids_hash(recipe),
         "ranks": ranks.world,
         "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
     }
@@ -177,6 +191,8 @@ def what_decides(recipe: dict) -> dict:
         table: {key: value for key, value in recipe[table].items() if f"{table}.{key}" not in _FREE - {"teacher.model"}}
         for table in ("teacher", "student")
     }
+    if tables["student"].get("vocab"):
+        tables["student"]["vocab"] = Path(tables["student"]["vocab"]).name
     return names | {"micro_batch": recipe["micro_batch"]} | decisive | tables
 
 

@@ -10,10 +10,12 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from data_prep.errors import UserError
 from pipeline import encoders, engines
 from pipeline.batches import unpadded
 from pipeline.compiling import Compiled
@@ -89,7 +91,24 @@ class Trainee:
 def trained_part(recipe: Recipe, model: PreTrainedModel, teacher_width: int, padding: int | None = None):
     """encoders.split of a student, as its loss needs it: telling all layers that learn, and its values projected."""
     earlier = tuple(recipe.layers)[:-1]
-    return encoders.split(model, padding, earlier, teacher_width if VALUE_MSE in recipe.pairs else 0, recipe.seed)
+    width = teacher_width if VALUE_MSE in recipe.pairs else 0
+    return encoders.split(model, padding, earlier, width, recipe.seed, own_ids(recipe))
+
+
+def own_ids(recipe: Recipe) -> Tensor | None:
+    """The student's id for each of the teacher's, int64 [vocabulary], if it has a smaller vocabulary: dropped pieces are unknown.
+
+    Raises UserError if its tokenizer has no unknown token.
+    """
+    ids = recipe.student_ids()
+    if ids is None:
+        return None
+    unknown = encoders.load_tokenizer(recipe.student.vocab).unk_token_id
+    if unknown is None:
+        raise UserError(
+            f"student.vocab = {recipe.student.vocab!r}: its tokenizer has no unknown token to stand for dropped pieces"
+        )
+    return torch.from_numpy(np.where(ids < 0, unknown, ids).astype(np.int64))
 
 
 def divergence_of(recipe: Recipe) -> Divergence:

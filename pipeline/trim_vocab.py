@@ -75,7 +75,9 @@ def load_trimmed(folder: str | Path) -> np.ndarray:
 # --- the way from MODEL to OUT ----------------------------------------------------------------------------------------
 
 
-def trim(model: Path, data: Path, out: Path, languages: Sequence[str] | None = None, coverage: float = _COVERAGE) -> dict:
+def trim(
+    model: Path, data: Path, out: Path, languages: Sequence[str] | None = None, coverage: float = _COVERAGE
+) -> dict:
     """Write to ``out``, new or empty, the model without the pieces that the languages (default: all) do not need.
 
     ``coverage``: the share of each language's tokens that keep their pieces, above 0, at most 1. Returns what trimming.json
@@ -93,7 +95,9 @@ def trim(model: Path, data: Path, out: Path, languages: Sequence[str] | None = N
     rows = config.vocab_size
     if max(tokenizer.get_vocab().values()) >= rows:
         last = max(tokenizer.get_vocab().values())
-        raise UserError(f"{model}: its tokenizer has ids up to {last}, config.json says vocab_size = {rows}; get the whole model")
+        raise UserError(
+            f"{model}: its tokenizer has ids up to {last}, config.json says vocab_size = {rows}; get the whole model"
+        )
     corpus = open_corpus(data)
     check_vocabulary(corpus, model, tokenizer)
     sources = chosen(corpus, languages)
@@ -170,7 +174,9 @@ def read_spec(model: Path, tokenizer) -> dict:
     return spec
 
 
-_SUPPORTED = f"only {', '.join(vocabulary.KINDS[:-1])} and {vocabulary.KINDS[-1]} can be trimmed; use the model as it is"
+_SUPPORTED = (
+    f"only {', '.join(vocabulary.KINDS[:-1])} and {vocabulary.KINDS[-1]} can be trimmed; use the model as it is"
+)
 
 
 def check_vocabulary(corpus: Corpus, model: Path, tokenizer) -> None:
@@ -199,12 +205,16 @@ def chosen(corpus: Corpus, languages: Sequence[str] | None) -> dict[str, Source]
     lacking = [name for name in names if name not in corpus.sources]
     if lacking or not names:
         named = ", ".join(lacking) or "''"
-        raise UserError(f"--keep-languages {named}: not in {corpus.path}, which has {', '.join(corpus.sources) or 'none'}")
+        raise UserError(
+            f"--keep-languages {named}: not in {corpus.path}, which has {', '.join(corpus.sources) or 'none'}"
+        )
     empty = [name for name in names if not corpus.sources[name].tokens]
     if len(empty) == len(names):
         raise UserError(f"{corpus.path}: holds no tokens of {some(names)}; prepare it with text of these languages")
     if empty:
-        raise UserError(f"{corpus.path}: holds no tokens of {', '.join(empty)}; prepare some, or name the other languages")
+        raise UserError(
+            f"{corpus.path}: holds no tokens of {', '.join(empty)}; prepare some, or name the other languages"
+        )
     return {name: corpus.sources[name] for name in names}
 
 
@@ -315,7 +325,9 @@ def lines_of(report: dict) -> list[str]:
         f"cut by rows    {', '.join(report['cut'])}",
     ]
     if report["left_out"]:
-        lines.append(f"left behind    {some(report['left_out'], 6)}: hold the whole vocabulary in a form that is not read here")
+        lines.append(
+            f"left behind    {some(report['left_out'], 6)}: hold the whole vocabulary in a form that is not read here"
+        )
     if report["rewritten"]:
         lines.append(f"rewritten too  {', '.join(report['rewritten'])}")
     head = f"{'language':16} {'tokens':>13} {'needs':>8} {'kept':>9} {'held-out texts':>15} {'unknown':>18} {'cut otherwise':>14}"
@@ -355,7 +367,10 @@ def _write(model: Path, out: Path, new: np.ndarray, spec: dict, config: PreTrain
     own = {TRIMMING, VOCABULARY, _INDEX, *_MODEL_LISTS, "tokenizer.json", "tokenizer_config.json"}
     left_out = _copy_the_rest(model, out, own)
     common = [path.relative_to(out) for path in _files(out)]
-    sizes = {side: sum((root / file).stat().st_size for file in common if (root / file).is_file()) for side, root in (("before", model), ("after", out))}
+    sizes = {
+        side: sum((root / file).stat().st_size for file in common if (root / file).is_file())
+        for side, root in (("before", model), ("after", out))
+    }
     told = {"bytes": sizes, "parameters": parameters, "cut": cut, "rewritten": rewritten, "left_out": left_out}
     if (former := model / TRIMMING).is_file():
         told["earlier"] = _read_json(former)
@@ -363,7 +378,9 @@ def _write(model: Path, out: Path, new: np.ndarray, spec: dict, config: PreTrain
     if card.is_file():
         names = ", ".join(report["languages"])
         with card.open("a", encoding="utf-8") as file:
-            file.write(f"\n## Vocabulary\n\nCut from {len(new):,} to {len(kept):,} pieces, for {names}; see {TRIMMING}.\n")
+            file.write(
+                f"\n## Vocabulary\n\nCut from {len(new):,} to {len(kept):,} pieces, for {names}; see {TRIMMING}.\n"
+            )
     _write_json(out / TRIMMING, report | told)
     return told
 
@@ -380,7 +397,9 @@ def _write_weights(model: Path, out: Path, kept: torch.Tensor, rows: int) -> tup
                 before += tensors[name].numel()
                 if f".{name}".endswith(tuple(f".{known}" for known in _ROWS)):
                     if len(tensors[name]) != rows:
-                        raise UserError(f"{path}: {name} has {len(tensors[name])} rows, config.json says vocab_size = {rows}; get the whole model")
+                        raise UserError(
+                            f"{path}: {name} has {len(tensors[name])} rows, config.json says vocab_size = {rows}; get the whole model"
+                        )
                     tensors[name] = tensors[name][kept]
                     cut.append(name)
                 after += tensors[name].numel()
@@ -432,7 +451,9 @@ def _write_tokenizer(model: Path, out: Path, new: np.ndarray, spec: dict) -> lis
         "vocab.txt": lambda: "".join(f"{token}\n" for token in tokens),
         "vocab.json": lambda: json.dumps(tokens, ensure_ascii=False),
         "merges.txt": lambda: "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges),
-        "added_tokens.json": lambda: json.dumps({t["content"]: t["id"] for t in spec["added_tokens"]}, ensure_ascii=False),
+        "added_tokens.json": lambda: json.dumps(
+            {t["content"]: t["id"] for t in spec["added_tokens"]}, ensure_ascii=False
+        ),
     }
     for name in there:
         (out / name).write_text(contents[name](), encoding="utf-8")
@@ -540,9 +561,13 @@ def main() -> None:
         prog="python -m pipeline.trim_vocab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="a model folder: teacher or student")
-    parser.add_argument("--corpus", type=Path, required=True, metavar="DATA", help="prepared with the model's tokenizer")
+    parser.add_argument(
+        "--corpus", type=Path, required=True, metavar="DATA", help="prepared with the model's tokenizer"
+    )
     parser.add_argument("--keep-languages", metavar="de,en,…", help="sources of DATA (default: all)")
-    parser.add_argument("--coverage", type=_share, default=_COVERAGE, help=f"share of each language's tokens (default {_COVERAGE})")
+    parser.add_argument(
+        "--coverage", type=_share, default=_COVERAGE, help=f"share of each language's tokens (default {_COVERAGE})"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="the trimmed model's new folder")
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()
@@ -551,7 +576,9 @@ def main() -> None:
     languages = None if names is None else [name.strip() for name in names.split(",") if name.strip()]
     report = trim(options.model, options.corpus, options.out, languages, options.coverage)
     print("\n".join(lines_of(report)))
-    print(f"\n{options.out}: reloaded; the same outputs on kept pieces, bit for bit. {TRIMMING} there has these figures")
+    print(
+        f"\n{options.out}: reloaded; the same outputs on kept pieces, bit for bit. {TRIMMING} there has these figures"
+    )
 
 
 if __name__ == "__main__":

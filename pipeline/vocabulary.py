@@ -49,7 +49,11 @@ def covering(counts: np.ndarray, share: float) -> np.ndarray:
 def pieces_of(spec: dict) -> dict[int, str]:
     """The piece of each id, added tokens too."""
     vocab = spec["model"]["vocab"]
-    own = enumerate(piece for piece, _ in vocab) if isinstance(vocab, list) else ((i, piece) for piece, i in vocab.items())
+    own = (
+        enumerate(piece for piece, _ in vocab)
+        if isinstance(vocab, list)
+        else ((i, piece) for piece, i in vocab.items())
+    )
     return dict(own) | {token["id"]: token["content"] for token in spec["added_tokens"]}
 
 
