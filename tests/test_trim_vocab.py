@@ -84,7 +84,9 @@ def test_a_padded_batch_gives_the_same_too(parts):
     outputs = []
     for folder, tokenizer in ((parts.model, parts.before), (parts.out, parts.after)):
         with torch.no_grad():
-            outputs.append(AutoModel.from_pretrained(folder).eval()(**tokenizer(batch, padding=True, return_tensors="pt")))
+            outputs.append(
+                AutoModel.from_pretrained(folder).eval()(**tokenizer(batch, padding=True, return_tensors="pt"))
+            )
     assert torch.equal(outputs[0].last_hidden_state, outputs[1].last_hidden_state)
 
 
@@ -212,7 +214,9 @@ def test_a_head_is_kept_and_that_of_a_language_model_is_cut_too(kind, architectu
     kept = np.flatnonzero(new >= 0)
     ids = torch.from_numpy(kept[5:30])[None]
     with torch.no_grad():
-        before, after = (head(i).logits for head, i in zip(heads, (ids, torch.from_numpy(new)[ids].long()), strict=True))
+        before, after = (
+            head(i).logits for head, i in zip(heads, (ids, torch.from_numpy(new)[ids].long()), strict=True)
+        )
     before = before[..., kept] if architecture == "ForMaskedLM" else before
     assert torch.allclose(before, after, atol=1e-5)
 
@@ -289,7 +293,9 @@ def test_pieces_of_bpe_keep_every_merge_that_makes_them():
 
 
 def test_a_piece_with_a_character_that_nothing_else_spells_stays():
-    spec = json.loads(Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##a": 2, "##ab": 3, "##aa": 4}, unk_token="[UNK]")).to_str())
+    spec = json.loads(
+        Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##a": 2, "##ab": 3, "##aa": 4}, unk_token="[UNK]")).to_str()
+    )
     assert vocabulary.fallbacks(spec) == {0, 1, 2, 3}
 
 
@@ -302,7 +308,11 @@ def test_padding_and_post_processors_get_the_new_ids(tmp_path):
     }  # fmt: skip
     small = vocabulary.trimmed(spec, vocabulary.new_ids({0, 2, 3}, 4))
     assert small["added_tokens"][0]["id"] == small["padding"]["pad_id"] == 2
-    assert small["post_processor"]["processors"][1] == {"type": "RobertaProcessing", "sep": ["</s>", 1], "cls": ["<s>", 2]}
+    assert small["post_processor"]["processors"][1] == {
+        "type": "RobertaProcessing",
+        "sep": ["</s>", 1],
+        "cls": ["<s>", 2],
+    }
     assert spec["added_tokens"][0]["id"] == 3
 
 
@@ -389,7 +399,12 @@ def test_a_tokenizer_of_another_kind_is_refused(bert, tmp_path):
     words.save(str(model / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]", "pad_token": "[PAD]"}
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
-    refused(bert, tmp_path, f"{model / 'tokenizer.json'}: model type 'WordLevel' of a tokenizer; only WordPiece, BPE and", model=model)
+    refused(
+        bert,
+        tmp_path,
+        f"{model / 'tokenizer.json'}: model type 'WordLevel' of a tokenizer; only WordPiece, BPE and",
+        model=model,
+    )
 
 
 def test_a_folder_that_is_no_model_is_refused(bert, tmp_path):
