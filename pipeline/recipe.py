@@ -213,8 +213,11 @@ class Recipe:
                     f"the teacher's layer {layer} has local attention, whose maps are not what it attends to; "
                     f"its global layers are {', '.join(map(str, global_layers))}",
                 )
+        student = self.student_config(config)
+        size = self.student.hidden // self.student.heads
+        if encoders.family_of(student).rotation and size % 2:
+            self._refuse("student.heads", f"heads of width {size} cannot be rotated; use an even width")
         if self.student.init == "teacher":
-            student = self.student_config(config)
             if student.model_type != config.model_type:
                 self._refuse(
                     "student.init",
