@@ -220,8 +220,11 @@ class Recipe:
                 f"made from a vocabulary of {len(self.student_ids()):,}, the teacher's has {config.vocab_size:,}; trim the "
                 "teacher, or a model with its tokenizer",
             )
+        student = self.student_config(config)
+        size = self.student.hidden // self.student.heads
+        if encoders.family_of(student).rotation and size % 2:
+            self._refuse("student.heads", f"heads of width {size} cannot be rotated; use an even width")
         if self.student.init == "teacher":
-            student = self.student_config(config)
             if student.model_type != config.model_type:
                 self._refuse(
                     "student.init",

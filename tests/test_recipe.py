@@ -352,6 +352,14 @@ def test_a_modern_student_has_the_teachers_proportions_and_a_global_last_layer(t
     )
 
 
+def test_heads_of_odd_width_cannot_be_rotated(tmp_path):
+    recipe, config = modern(tmp_path, "teacher.layer=4", "student.hidden=36")
+    with pytest.raises(UserError, match=r"student.heads = 4: heads of width 9 cannot be rotated; use an even width"):
+        recipe.check_teacher(config)
+    recipe, config = modern(tmp_path, "teacher.layer=4", "student.hidden=36", "student.model_type=bert")
+    recipe.check_teacher(config)
+
+
 def test_a_modern_teacher_may_have_a_bert_student(tmp_path):
     recipe, config = modern(tmp_path, "teacher.layer=4", "student.model_type=bert")
     recipe.check_teacher(config)
