@@ -32,7 +32,8 @@ def count_pieces(source: Source, rows: int) -> np.ndarray:
             of_chunk = np.bincount(tokens[begin : begin + _CHUNK], minlength=rows)
             if len(of_chunk) > rows:
                 raise UserError(
-                    f"{shard.path}: id {len(of_chunk) - 1} is outside the vocabulary of {rows}; run python -m data_prep verify --deep"
+                    f"{shard.path}: id {len(of_chunk) - 1} is outside the vocabulary of {rows}; "
+                    "run python -m data_prep verify --deep"
                 )
             counts += of_chunk
     return counts
@@ -49,7 +50,11 @@ def covering(counts: np.ndarray, share: float) -> np.ndarray:
 def pieces_of(spec: dict) -> dict[int, str]:
     """The piece of each id, added tokens too."""
     vocab = spec["model"]["vocab"]
-    own = enumerate(piece for piece, _ in vocab) if isinstance(vocab, list) else ((i, piece) for piece, i in vocab.items())
+    own = (
+        enumerate(piece for piece, _ in vocab)
+        if isinstance(vocab, list)
+        else ((i, piece) for piece, i in vocab.items())
+    )
     return dict(own) | {token["id"]: token["content"] for token in spec["added_tokens"]}
 
 
