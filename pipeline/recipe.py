@@ -277,7 +277,7 @@ class Recipe:
 
     def student_ids(self):
         """The student's id of each of the teacher's: int32 [vocabulary], -1 for none; None if they have the same."""
-        from pipeline.trim_vocab import load_trimmed
+        from pipeline.trimmed import load_trimmed
 
         return load_trimmed(self.student.vocab) if self.student.vocab else None
 

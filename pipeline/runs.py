@@ -126,7 +126,8 @@ def check_same_teacher(checkpoint: Checkpoint, teacher_hash: str, recipe: Recipe
 def check_same_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> None:
     if checkpoint.info.get("student_ids") != _ids_hash(recipe):
         raise UserError(
-            f"{recipe.student.vocab}: not the vocabulary that {checkpoint.path} was trained with; use another out, or the former one"
+            f"{recipe.student.vocab}: not the vocabulary that {checkpoint.path} was trained with; use another out, or the "
+            "former one"
         )
 
 

@@ -96,7 +96,7 @@ def trained_part(recipe: Recipe, model: PreTrainedModel, teacher_width: int, pad
 
 
 def own_ids(recipe: Recipe) -> Tensor | None:
-    """The student's id for each of the teacher's, int64 [vocabulary], if it has a smaller vocabulary: dropped pieces are unknown.
+    """The student's id for each of the teacher's, int64 [vocabulary], if it has a smaller one: dropped pieces are unknown.
 
     Raises UserError if its tokenizer has no unknown token.
     """

@@ -32,7 +32,8 @@ def count_pieces(source: Source, rows: int) -> np.ndarray:
             of_chunk = np.bincount(tokens[begin : begin + _CHUNK], minlength=rows)
             if len(of_chunk) > rows:
                 raise UserError(
-                    f"{shard.path}: id {len(of_chunk) - 1} is outside the vocabulary of {rows}; run python -m data_prep verify --deep"
+                    f"{shard.path}: id {len(of_chunk) - 1} is outside the vocabulary of {rows}; "
+                    "run python -m data_prep verify --deep"
                 )
             counts += of_chunk
     return counts

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, models
@@ -19,8 +19,9 @@ from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegac
 from data_prep.encode import load_encoder
 from data_prep.errors import UserError
 from data_prep.shards import open_corpus, write_manifest
-from pipeline import trim_vocab, vocabulary
-from pipeline.trim_vocab import load_trimmed, trim
+from pipeline import trim_vocab, trimmed, vocabulary
+from pipeline.trim_vocab import trim
+from pipeline.trimmed import load_trimmed
 from tests.launching import ROOT
 from tests.trimming import RARE, make_corpus, make_model, texts
 
@@ -99,6 +100,15 @@ def test_rows_of_the_embeddings_follow_their_pieces_and_nothing_else_changes(par
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     own = parts.before.get_vocab()
     assert parts.after.get_vocab() == {piece: parts.new[i] for piece, i in own.items() if parts.new[i] >= 0}
+
+
+def test_tensors_lie_in_memory_as_they_did(parts):
+    """By 64 bytes: a CPU's products round by it, and outputs would differ in their last bits."""
+    starts = []
+    for folder in (parts.model, parts.out):
+        with (folder / "model.safetensors").open("rb") as file:
+            starts.append((8 + int.from_bytes(file.read(8), "little")) % 64)
+    assert starts[0] == starts[1]
 
 
 def test_a_text_of_any_language_has_no_more_unknown_pieces_than_before(parts):
@@ -299,20 +309,17 @@ def test_a_piece_with_a_character_that_nothing_else_spells_stays():
     assert vocabulary.fallbacks(spec) == {0, 1, 2, 3}
 
 
-def test_padding_and_post_processors_get_the_new_ids(tmp_path):
+def test_padding_and_post_processors_get_the_new_ids():
+    roberta = {"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 3]}
     spec = {
         "added_tokens": [{"id": 3, "content": "<s>"}],
         "padding": {"pad_id": 3},
-        "post_processor": {"type": "Sequence", "processors": [{"type": "ByteLevel"}, {"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 3]}]},
+        "post_processor": {"type": "Sequence", "processors": [{"type": "ByteLevel"}, roberta]},
         "model": {"type": "BPE", "vocab": {"x": 0, "y": 1, "</s>": 2, "<s>": 3}, "merges": []},
-    }  # fmt: skip
+    }
     small = vocabulary.trimmed(spec, vocabulary.new_ids({0, 2, 3}, 4))
     assert small["added_tokens"][0]["id"] == small["padding"]["pad_id"] == 2
-    assert small["post_processor"]["processors"][1] == {
-        "type": "RobertaProcessing",
-        "sep": ["</s>", 1],
-        "cls": ["<s>", 2],
-    }
+    assert small["post_processor"]["processors"][1] == roberta | {"sep": ["</s>", 1], "cls": ["<s>", 2]}
     assert spec["added_tokens"][0]["id"] == 3
 
 
@@ -346,12 +353,12 @@ def refused(bert, tmp_path, message, **changes):
 
 @pytest.mark.parametrize("coverage", [0.0, -0.1, 1.01, float("nan"), float("inf")])
 def test_a_coverage_outside_its_range_is_refused(bert, tmp_path, coverage):
-    refused(bert, tmp_path, f"--coverage {coverage:g}: a share", coverage=coverage)
+    refused(bert, tmp_path, f"--coverage {coverage:g}: is no share", coverage=coverage)
 
 
 @pytest.mark.parametrize("languages, named", [(["de", "xx", "fr"], "xx, fr"), ([], "''")])
 def test_languages_that_the_corpus_lacks_are_named_with_those_it_has(bert, tmp_path, languages, named):
-    message = f"--keep-languages {named}: not in {bert[1]}, which has de, el, sw"
+    message = f"--keep-languages {named}: not in {bert[1]}; name some of those it has: de, el, sw"
     refused(bert, tmp_path, message, languages=languages)
 
 
@@ -433,12 +440,47 @@ def test_an_out_that_holds_something_or_lies_in_the_model_is_refused(bert, tmp_p
     refused(bert, tmp_path, "lies in the model's own folder", out=bert[0] / "sub")
 
 
-def test_nothing_is_left_of_a_trimming_that_fails(bert, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (
+            OSError(28, "No space left on device", "model.safetensors"),
+            "model.safetensors: No space left on device; nothing",
+        ),
+        (SafetensorError("no space"), "model.safetensors: cannot be written (no space); free some space"),
+    ],
+)
+def test_nothing_is_left_of_a_trimming_that_fails(bert, tmp_path, monkeypatch, error, message):
     def fail(*_):
-        raise OSError(28, "No space left on device", "somewhere/model.safetensors")
+        raise error
 
-    monkeypatch.setattr(trim_vocab, "save_file", fail)
-    refused(bert, tmp_path, "somewhere/model.safetensors: No space left on device; nothing was written")
+    monkeypatch.setattr(trimmed, "save_file", fail)
+    refused(bert, tmp_path, message)
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_refused(bert, tmp_path):
+    model = shutil.copytree(bert[0], tmp_path / "model")
+    for content in ('{"model": {"type": "WordPiece"', '{"model": {"type": "WordPiece", "vocab": {}}}', "[]"):
+        (model / "tokenizer.json").write_text(content)
+        with pytest.raises(UserError, match=rf"^{model}: .*cannot be loaded"):
+            trim(model, bert[1], tmp_path / "out")
+
+
+def test_a_tokenizer_without_the_tokenizers_library_is_refused(bert):
+    slow = BertTokenizerLegacy(str(bert[0] / "vocab.txt"))
+    with pytest.raises(UserError, match=r"a BertTokenizerLegacy, which has no tokenizer.json; only WordPiece"):
+        trim_vocab.read_spec(bert[0], slow)
+
+
+def test_a_coverage_that_is_no_number_is_one_line(bert, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["trim_vocab", str(bert[0]), "--corpus", "x", "--out", "y", "--coverage", "most"])
+    with pytest.raises(UserError, match=r"argument --coverage: .*'most'; see python -m pipeline.trim_vocab --help"):
+        trim_vocab.main()
+
+
+def test_an_id_outside_the_vocabulary_is_named(bert):
+    with pytest.raises(UserError, match=r"tokens.npy: id \d+ is outside the vocabulary of 100; run"):
+        vocabulary.count_pieces(open_corpus(bert[1]).sources["de"], 100)
 
 
 def test_the_ids_of_a_folder_that_was_not_trimmed_or_is_damaged_are_refused(bert, parts, tmp_path):

@@ -15,9 +15,9 @@ from data_prep import shards
 from data_prep.encode import load_encoder
 
 _SYLLABLES = {
-    "de": "der un lich keit ge schau flö ßen ber tag nacht wö rer str ahl".split(),
-    "sw": "wa ki na mwa li tu ku ha ri ngo ya si mba ta zi pe".split(),
-    "el": "και το να ση μου λο γος θα λασ σα φω τιά".split(),
+    "de": ["der", "un", "lich", "keit", "ge", "schau", "flö", "ßen", "ber", "tag", "nacht", "wö", "rer", "str", "ahl"],
+    "sw": ["wa", "ki", "na", "mwa", "li", "tu", "ku", "ha", "ri", "ngo", "ya", "si", "mba", "ta", "zi", "pe"],
+    "el": ["και", "το", "να", "ση", "μου", "λο", "γος", "θα", "λασ", "σα", "φω", "τιά"],
 }
 RARE = {"de": "ÿ", "sw": "ŋ", "el": "ᾧ"}  # in a single text of the corpus
 

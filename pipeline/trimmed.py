@@ -1,0 +1,261 @@
+"""The files of a trimmed model: its word embeddings cut by rows, its vocabulary written anew, all else copied."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from transformers import PreTrainedConfig
+
+from data_prep.errors import UserError
+from pipeline import encoders, vocabulary
+from pipeline.weights import opened, weight_files
+
+TRIMMING, VOCABULARY = "trimming.json", "vocabulary.npy"
+
+# Tensors with a row for each piece: the word embeddings, and what the heads of masked language models have.
+_WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+_ROWS = (
+    _WORD_EMBEDDINGS, "cls.predictions.decoder.weight", "cls.predictions.decoder.bias", "cls.predictions.bias",
+    "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias", "lm_head.weight", "generator_lm_head.weight",
+    "generator_lm_head.bias", "vocab_projector.weight", "vocab_projector.bias",
+)  # fmt: skip
+# Files that may hold the whole vocabulary once more, in a form that is not read here.
+_OTHER_WEIGHTS = (
+    ".safetensors", ".bin", ".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".pt", ".pth", ".ckpt", ".pkl", ".gguf",
+)  # fmt: skip
+_INDEX = "model.safetensors.index.json"
+_LISTS = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json")
+_REWRITTEN = {TRIMMING, VOCABULARY, _INDEX, *_LISTS, "tokenizer.json", "tokenizer_config.json"}
+
+
+def load_trimmed(folder: str | Path) -> np.ndarray:
+    """The new id of each old one in a folder that this command wrote: int32 [old vocabulary], -1 for what was dropped.
+
+    New ids are 0 to the new vocabulary's size − 1, in the order of the old ones. Raises UserError if the folder lacks it
+    or it is not that of the folder's model.
+    """
+    path = Path(folder) / VOCABULARY
+    try:
+        new = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; need a folder that python -m pipeline.trim_vocab wrote") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); trim the model again") from None
+    size = encoders.load_folder_config(folder).vocab_size
+    if new.dtype != np.int32 or new.ndim != 1 or not np.array_equal(new[new >= 0], np.arange(size)):
+        raise UserError(f"{path}: not the ids of the {size} pieces that config.json tells of; trim the model again")
+    return new
+
+
+def write_trimmed(model: Path, out: Path, new: np.ndarray, spec: dict, config: PreTrainedConfig, report: dict) -> dict:
+    """Make the folder ``out``: all files of ``model``, trimmed to the ids whose ``new`` one (int32 [rows]) is not -1.
+
+    ``spec``: the trimmed tokenizer. trimming.json gets ``report`` and what is returned: bytes of the files in both folders,
+    parameters, the tensors that were cut, the vocabulary's files beside tokenizer.json, and the files that were left out.
+    Raises UserError for a model that is not whole, OSError or SafetensorError for a disk that is full.
+    """
+    out.mkdir(parents=True)
+    kept = np.flatnonzero(new >= 0)
+    parameters, cut = _write_weights(model, out, torch.from_numpy(kept), len(new))
+    rewritten = _write_tokenizer(model, out, new, spec)
+    _write_config(model / "config.json", out / "config.json", config, new, len(kept))
+    if (generation := model / "generation_config.json").is_file():
+        _write_generation(generation, out / generation.name, new)
+    np.save(out / VOCABULARY, new)
+    left_out = _copy_the_rest(model, out)
+    names = [path.relative_to(out) for path in _files(out)]
+    sizes = {
+        side: sum(map(_size, (root / name for name in names))) for side, root in (("before", model), ("after", out))
+    }
+    told = {"bytes": sizes, "parameters": parameters, "cut": cut, "rewritten": rewritten, "left_out": left_out}
+    if (former := model / TRIMMING).is_file():
+        told["earlier"] = _read_json(former)
+    card = out / "README.md"
+    if card.is_file():
+        told_there = (
+            f"Cut from {len(new):,} to {len(kept):,} pieces, for {', '.join(report['languages'])}; see {TRIMMING}."
+        )
+        with card.open("a", encoding="utf-8") as file:
+            file.write(f"\n## Vocabulary\n\n{told_there}\n")
+    _write_json(out / TRIMMING, report | told)
+    return told
+
+
+def _write_weights(model: Path, out: Path, kept: torch.Tensor, rows: int) -> tuple[dict, list[str]]:
+    """The safetensors files, one in memory at a time. Returns numbers before and after, and the tensors that were cut."""
+    before = after = size = 0
+    cut = []
+    for path in weight_files(model):
+        with opened(path) as file:
+            tensors, metadata = {}, file.metadata()
+            for name in file.keys():  # noqa: SIM118  (it is no dict)
+                tensors[name] = file.get_tensor(name)
+                before += tensors[name].numel()
+                if f".{name}".endswith(tuple(f".{known}" for known in _ROWS)):
+                    if (found := len(tensors[name])) != rows:
+                        raise UserError(
+                            f"{path}: {name} has {found} rows, config.json says vocab_size = {rows}; get the whole model"
+                        )
+                    tensors[name] = tensors[name][kept]
+                    cut.append(name)
+                after += tensors[name].numel()
+                size += tensors[name].nbytes
+        _save(tensors, out / path.name, metadata)
+        _align(out / path.name, path)
+    if not any(name.endswith(_WORD_EMBEDDINGS) for name in cut):
+        raise UserError(f"{model}: the weights lack {_WORD_EMBEDDINGS}; get the whole model")
+    if (index := model / _INDEX).is_file():
+        content = _read_json(index)
+        _write_json(out / _INDEX, content | {"metadata": content.get("metadata", {}) | {"total_size": size}})
+    return {"before": before, "after": after}, cut
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None) -> None:
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path.name}: cannot be written ({error}); free some space and run the same command again"
+        ) from None
+
+
+def _align(path: Path, like: Path) -> None:
+    """Move the tensors of a safetensors file by spaces after its header, which the format allows.
+
+    They then begin at the same place of a cache line (64 bytes) as those of ``like``. Files are mapped into memory, and
+    torch's products on CPUs round by where a matrix lies: without this, outputs would differ in their last bits.
+    """
+    aside = path.with_suffix(".aligned")
+    with path.open("rb") as file, aside.open("wb") as aligned:
+        size = _header_size(file)
+        with like.open("rb") as other:
+            spaces = (_header_size(other) - size) % 64
+        aligned.write((size + spaces).to_bytes(8, "little") + file.read(size) + b" " * spaces)
+        shutil.copyfileobj(file, aligned, 2**20)
+    aside.replace(path)
+
+
+def _header_size(file: BinaryIO) -> int:
+    return int.from_bytes(file.read(8), "little")
+
+
+def config_ids(values: dict) -> dict[str, list[int]]:
+    """What a config says of ids of tokens, by key."""
+    named = {key: value for key, value in values.items() if key.endswith(("_token_id", "_token_ids"))}
+    found = {key: value if isinstance(value, list) else [value] for key, value in named.items()}
+    return {key: ids for key, ids in found.items() if all(isinstance(i, int) and i >= 0 for i in ids)}
+
+
+def _write_config(path: Path, to: Path, config: PreTrainedConfig, new: np.ndarray, size: int) -> None:
+    """config.json with the new size and ids, also of those ids that it leaves to its family's defaults."""
+    content = _read_json(path)
+    known = config_ids(config.to_dict())
+    ids = {key: _new_value(content.get(key, getattr(config, key)), new) for key in known}
+    changed = {key: value for key, value in ids.items() if key in content or value != getattr(config, key)}
+    _write_json(to, content | changed | {"vocab_size": size})
+
+
+def _write_generation(path: Path, to: Path, new: np.ndarray) -> None:
+    content = _read_json(path)
+    _write_json(to, content | {key: _new_value(content[key], new) for key in config_ids(content)})
+
+
+def _new_value(value: int | list[int], new: np.ndarray) -> int | list[int] | None:
+    """The new id, or ids; None for one that no piece has."""
+    if isinstance(value, list):
+        return [one for one in (_new_value(i, new) for i in value) if one is not None]
+    return int(new[value]) if value < len(new) and new[value] >= 0 else None
+
+
+def _write_tokenizer(model: Path, out: Path, new: np.ndarray, spec: dict) -> list[str]:
+    """tokenizer.json and its settings; and what else the folder has of a vocabulary, whose names are returned."""
+    _write_json(out / "tokenizer.json", spec, indent=None)
+    settings = model / "tokenizer_config.json"
+    if settings.is_file():
+        content = _read_json(settings)
+        if "added_tokens_decoder" in content:
+            added = content["added_tokens_decoder"].items()
+            content["added_tokens_decoder"] = {str(_new_value(int(i), new)): token for i, token in added}
+        _write_json(out / settings.name, content)
+    there = [name for name in _LISTS if (model / name).is_file()]
+    tokens, merges = spec["model"]["vocab"], spec["model"].get("merges", [])
+    contents = {
+        "vocab.txt": lambda: "".join(f"{token}\n" for token in tokens),
+        "vocab.json": lambda: json.dumps(tokens, ensure_ascii=False),
+        "merges.txt": lambda: "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges),
+        "added_tokens.json": lambda: json.dumps({token["content"]: token["id"] for token in spec["added_tokens"]}),
+    }
+    for name in there:
+        (out / name).write_text(contents[name](), encoding="utf-8")
+    pieces = set(vocabulary.pieces_of(spec).values())
+    models = sorted(path for path in model.glob("*.model") if path.is_file())
+    for path in models:
+        (out / path.name).write_bytes(_sentencepiece(path, pieces))
+    return there + [path.name for path in models]
+
+
+def _sentencepiece(path: Path, pieces: set[str]) -> bytes:
+    """A SentencePiece model without the pieces that are not among these. Its control pieces stay, and so do offsets of ids."""
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except Exception as error:  # protobuf's own
+        raise UserError(f"{path}: not a SentencePiece model ({error}); get it again, or take it away") from None
+    normal = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
+    kept = [piece for piece in model.pieces if piece.type != normal or piece.piece in pieces]
+    shorter = sentencepiece_model_pb2.ModelProto(
+        pieces=kept, trainer_spec=model.trainer_spec, normalizer_spec=model.normalizer_spec
+    )
+    shorter.trainer_spec.vocab_size = len(kept)
+    content = shorter.SerializeToString()
+    SentencePieceProcessor(model_proto=content)  # raises for one that it would not load
+    return content
+
+
+def _copy_the_rest(model: Path, out: Path) -> list[str]:
+    """Copy what else belongs to the model; returns what does not: its weights in other forms."""
+    left_out = []
+    for path in _files(model):
+        name = path.relative_to(model)
+        if (out / name).exists() or str(name) in _REWRITTEN:
+            continue
+        if path.suffix in _OTHER_WEIGHTS and not (path.suffix == ".safetensors" and len(name.parts) > 1):
+            left_out.append(str(name))
+            continue
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, out / name)
+    return left_out
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder, sorted, but for hidden ones."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(root) / name for name in sorted(names) if not name.startswith(".")]
+    return found
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); get the whole model") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object; get the whole model")
+    return content
+
+
+def _write_json(path: Path, content: dict, indent: int | None = 2) -> None:
+    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
