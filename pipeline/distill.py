@@ -36,6 +36,8 @@ from pipeline.relations import QKV, VALUE_PROJECTION
 from pipeline.step import Clock, Trainee, divergence_of, trained_part, update
 from pipeline.watchdog import EarlyStop, Watchdog
 
+MUCH_UNKNOWN = 0.01  # of what a student with its own vocabulary reads
+
 
 def distill(
     recipes: list[Recipe],
@@ -175,6 +177,13 @@ def train(
         for trainee, model, digest, (_, checkpoint) in zip(trainees, models, hashes, due, strict=True):
             trainee.monitor.say(about_student(trainee.recipe, model, digest))
             trainee.monitor.say(f"Going on from {checkpoint.path}." if checkpoint else "Starting at step 0.")
+            if heldout and (ids := trainee.recipe.student_ids()) is not None:
+                lost = float((ids[heldout.ids.numpy()] < 0).mean())
+                if lost > MUCH_UNKNOWN:
+                    trainee.monitor.say(
+                        f"note: {lost:.1%} of the held-out tokens are unknown to the student; trim its vocabulary to the "
+                        "languages of the data, or prepare data of its languages alone"
+                    )
         for note in batches.notes(corpus, windows, order, recipe.batch, recipe.steps):
             everywhere(trainees, f"note: {note}")
         if heldout is None:

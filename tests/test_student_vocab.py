@@ -129,6 +129,12 @@ def test_it_goes_on_from_a_checkpoint_and_is_exported_with_its_own_tokenizer(run
     assert "| student | 2 | 32 |" in run_report.report(runs / "fewer", tmp_path / "student")
 
 
+def test_much_unknown_text_is_told(runs):
+    told = {name: (runs / name / "log.txt").read_text() for name in ("whole", "used", "fewer")}
+    assert "unknown to the student" not in told["whole"] + told["used"]
+    assert "% of the held-out tokens are unknown to the student; trim its vocabulary" in told["fewer"]
+
+
 def test_another_vocabulary_does_not_go_on(runs, tmp_path):
     checkpoint = checkpoints.latest(runs / "fewer")
     write_vocabulary(
