@@ -61,13 +61,10 @@ def trim(
     sources = chosen(corpus, languages)
 
     counts = {name: vocabulary.count_pieces(source, rows) for name, source in sources.items()}
-    control = vocabulary.fallbacks(spec) | control_ids(config, tokenizer, spec)
     for of_language in counts.values():
         of_language[_added_ids(spec, tokenizer)] = 0  # separators, unknown
     needed = {name: vocabulary.covering(of_language, coverage) for name, of_language in counts.items()}
-    for name, of_language in needed.items():
-        if not len(of_language):
-            raise UserError(f"{data}: {name} has no tokens to count; prepare more text of it, or leave it out")
+    control = vocabulary.fallbacks(spec) | control_ids(config, tokenizer, spec)
     kept = vocabulary.closed(spec, control.union(*(ids.tolist() for ids in needed.values())))
     new = vocabulary.new_ids(kept, rows)
     new_spec = vocabulary.trimmed(spec, new)
@@ -205,7 +202,7 @@ def _added_ids(spec: dict, tokenizer) -> list[int]:
 def _language(counts: np.ndarray, needed: np.ndarray, new: np.ndarray) -> dict:
     """Its tokens, the pieces that it needs by its coverage, and the share of tokens that all kept pieces cover."""
     total = int(counts.sum())
-    return {"tokens": total, "pieces": len(needed), "covered": int(counts[new >= 0].sum()) / total}
+    return {"tokens": total, "pieces": len(needed), "covered": int(counts[new >= 0].sum()) / max(total, 1)}
 
 
 def dropped(counts: dict[str, np.ndarray], pieces: dict[int, str], new: np.ndarray) -> dict:
