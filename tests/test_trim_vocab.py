@@ -192,16 +192,18 @@ def test_every_file_of_the_vocabulary_says_the_same(parts):
         assert ids == parts.after(samples)["input_ids"]
 
 
-def test_a_sentencepiece_model_alone_is_enough(tmp_path):
-    model = make_model("xlm-roberta", tmp_path / "model")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_without_a_tokenizer_json_is_trimmed_too(kind, tmp_path):
+    """It has a vocab.txt, a SentencePiece model, or a vocab.json and merges.txt; and so has the trimmed one."""
+    model = make_model(kind, tmp_path / "model")
     data = make_corpus(tmp_path / "data", model)
     (model / "tokenizer.json").unlink()
     trim(model, data, tmp_path / "out", ["de"], 0.9)
     by_json = AutoTokenizer.from_pretrained(tmp_path / "out")
     (tmp_path / "out" / "tokenizer.json").unlink()
-    by_model = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert by_model.get_vocab() == by_json.get_vocab()
-    assert by_model(texts("sw"))["input_ids"] == by_json(texts("sw"))["input_ids"]
+    without = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert without.get_vocab() == by_json.get_vocab()
+    assert without(texts("sw"))["input_ids"] == by_json(texts("sw"))["input_ids"]
 
 
 def test_a_trimmed_model_can_be_the_tokenizer_of_new_data_and_be_trimmed_again(parts, tmp_path):
