@@ -23,6 +23,9 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
                                                                              (python -m pipeline.plan)
   doctor [--hostfile FILE]  is this machine, or are these hosts, fit to run? (python -m pipeline.doctor)
   export RUN_DIR OUT_DIR    the student as a Hugging Face folder             (python -m pipeline.export)
+  trim-vocab MODEL --corpus DATA [--keep-languages de,en,…] --out OUT
+                            a model without the pieces that its languages do not need
+                                                                             (python -m pipeline.trim_vocab)
   evaluate --model DIR --task NAME[,NAME] --out DIR
                             fine-tune and score it: GLUE, SQuAD, XNLI, MLQA, XQuAD
                                                                              (python -m pipeline.evaluate)
@@ -146,6 +149,10 @@ case $verb in
         [ $# -gt 0 ] || die "distill needs a recipe: ./run.sh distill RECIPE [key=value …]"
         set_up
         exec python -m pipeline.launch "$@"
+        ;;
+    trim-vocab)
+        set_up
+        exec python -m pipeline.trim_vocab "$@"
         ;;
     recipe | plan | doctor | export | evaluate | speed | report | bench)
         set_up

@@ -61,16 +61,14 @@ def trim(
     sources = chosen(corpus, languages)
 
     counts = {name: vocabulary.count_pieces(source, rows) for name, source in sources.items()}
-    control = vocabulary.fallbacks(spec) | control_ids(config, tokenizer, spec)
     for of_language in counts.values():
         of_language[_added_ids(spec, tokenizer)] = 0  # separators, unknown
     needed = {name: vocabulary.covering(of_language, coverage) for name, of_language in counts.items()}
-    for name, of_language in needed.items():
-        if not len(of_language):
-            raise UserError(f"{data}: {name} has no tokens to count; prepare more text of it, or leave it out")
+    control = vocabulary.fallbacks(spec) | control_ids(config, tokenizer, spec)
     kept = vocabulary.closed(spec, control.union(*(ids.tolist() for ids in needed.values())))
     new = vocabulary.new_ids(kept, rows)
     new_spec = vocabulary.trimmed(spec, new)
+    cutters = _cutter(spec), _cutter(new_spec)
 
     report = {
         "version": 1,
@@ -80,7 +78,7 @@ def trim(
         "coverage": coverage,
         "vocabulary": {"before": rows, "after": len(kept)},
         "languages": {
-            name: _language(counts[name], needed[name], new) | {"heldout": heldout(corpus, name, spec, new_spec, new)}
+            name: _language(counts[name], needed[name], new) | {"heldout": heldout(corpus, name, *cutters, new)}
             for name in sources
         },
         "dropped": dropped(counts, vocabulary.pieces_of(spec), new),
@@ -192,7 +190,7 @@ def control_ids(config: PreTrainedConfig, tokenizer, spec: dict) -> set[int]:
     ids = {i for value in trimmed.config_ids(config.to_dict()).values() for i in value} | set(tokenizer.all_special_ids)
     if encoders.family_of(config).first_position(config):
         ids |= set(range(config.pad_token_id + 1))
-    return {i for i in ids if 0 <= i < config.vocab_size and i in vocabulary.pieces_of(spec)}
+    return ids & vocabulary.pieces_of(spec).keys()
 
 
 def _added_ids(spec: dict, tokenizer) -> list[int]:
@@ -205,7 +203,7 @@ def _added_ids(spec: dict, tokenizer) -> list[int]:
 def _language(counts: np.ndarray, needed: np.ndarray, new: np.ndarray) -> dict:
     """Its tokens, the pieces that it needs by its coverage, and the share of tokens that all kept pieces cover."""
     total = int(counts.sum())
-    return {"tokens": total, "pieces": len(needed), "covered": int(counts[new >= 0].sum()) / total}
+    return {"tokens": total, "pieces": len(needed), "covered": int(counts[new >= 0].sum()) / max(total, 1)}
 
 
 def dropped(counts: dict[str, np.ndarray], pieces: dict[int, str], new: np.ndarray) -> dict:
@@ -221,8 +219,8 @@ def dropped(counts: dict[str, np.ndarray], pieces: dict[int, str], new: np.ndarr
     }
 
 
-def heldout(corpus: Corpus, name: str, spec: dict, new_spec: dict, new: np.ndarray) -> dict | None:
-    """Held-out text of a language, decoded and cut once more by the tokenizer before and after; None if there is none.
+def heldout(corpus: Corpus, name: str, before: Tokenizer, after: Tokenizer, new: np.ndarray) -> dict | None:
+    """Held-out text of a language, decoded and cut once more by the tokenizers before and after; None if there is none.
 
     ``unknown``: the share of tokens that are unknown. ``cut_otherwise``: the share of tokens before that are not tokens
     after. The first _TEXTS documents, of each the first _TEXT_TOKENS tokens.
@@ -230,7 +228,6 @@ def heldout(corpus: Corpus, name: str, spec: dict, new_spec: dict, new: np.ndarr
     source = corpus.heldout.get(name)
     if source is None or not source.tokens:
         return None
-    before, after = (_ready(one) for one in (spec, new_spec))
     unknown = corpus.tokenizer["special"]["unk"]
     tokens, unknowns, texts, other = [0, 0], [0, 0], 0, 0
     for document in _documents(source):
@@ -261,7 +258,7 @@ def _documents(source: Source) -> Iterator[np.ndarray]:
         left -= min(left, shard.documents)
 
 
-def _ready(spec: dict) -> Tokenizer:
+def _cutter(spec: dict) -> Tokenizer:
     """The tokenizer, for whole texts, decoding without embellishments."""
     tokenizer = Tokenizer.from_str(json.dumps(spec))
     tokenizer.no_truncation()

@@ -36,7 +36,7 @@ _REWRITTEN = {TRIMMING, VOCABULARY, _INDEX, *_LISTS, "tokenizer.json", "tokenize
 
 
 def load_trimmed(folder: str | Path) -> np.ndarray:
-    """The new id of each old one in a folder that this command wrote: int32 [old vocabulary], -1 for what was dropped.
+    """The new id of each old one in a folder that pipeline.trim_vocab wrote: int32 [old vocabulary], -1 for what was dropped.
 
     New ids are 0 to the new vocabulary's size − 1, in the order of the old ones. Raises UserError if the folder lacks it
     or it is not that of the folder's model.
@@ -59,7 +59,7 @@ def write_trimmed(model: Path, out: Path, new: np.ndarray, spec: dict, config: P
 
     ``spec``: the trimmed tokenizer. trimming.json gets ``report`` and what is returned: bytes of the files in both folders,
     parameters, the tensors that were cut, the vocabulary's files beside tokenizer.json, and the files that were left out.
-    Raises UserError for a model that is not whole, OSError or SafetensorError for a disk that is full.
+    Raises UserError for a model that is not whole or weights that cannot be written, OSError for other files.
     """
     out.mkdir(parents=True)
     kept = np.flatnonzero(new >= 0)

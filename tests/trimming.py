@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
-import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoConfig, BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer
+from transformers import AutoConfig, AutoModel, BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer
 
 from data_prep import shards
 from data_prep.encode import load_encoder
@@ -34,19 +33,18 @@ def texts(language: str, count: int = 120, seed: int = 1) -> list[str]:
 EVERYTHING = [text for language in _SYLLABLES for text in [*texts(language, 300), f"a {RARE[language]} b"]]
 
 
-def make_model(kind: str, folder: Path, architecture: str = "Model", **settings) -> Path:
-    """A random model, 2 layers × 32, with a trained tokenizer: bert (WordPiece), xlm-roberta (Unigram), roberta (BPE)."""
+def make_model(kind: str, folder: Path, auto_class: type = AutoModel) -> Path:
+    """A random model, 2 layers × 32, with a trained tokenizer: WordPiece, Unigram or byte-level BPE, as its kind has."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = {"bert": _wordpiece, "xlm-roberta": _unigram, "roberta": _bpe}[kind](folder)
+    tokenizer = _TOKENIZERS[kind](folder)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(3)
     config = AutoConfig.for_model(
         kind, vocab_size=len(tokenizer) + 5, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=80, initializer_range=0.3, pad_token_id=tokenizer.pad_token_id,
-        **settings,
+        max_position_embeddings=80, initializer_range=0.3, pad_token_id=tokenizer.pad_token_id,
+        **{"hidden_dim" if kind == "distilbert" else "intermediate_size": 64},
     )  # fmt: skip
-    family = {"bert": "Bert", "xlm-roberta": "XLMRoberta", "roberta": "Roberta"}[kind]
-    getattr(transformers, family + architecture)(config).save_pretrained(folder)
+    auto_class.from_config(config).save_pretrained(folder)
     return folder
 
 
@@ -84,6 +82,17 @@ def _bpe(folder: Path):
     tokenizer.add_special_tokens(["<mask>"])
     tokenizer.model.save(str(folder))
     return RobertaTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+
+
+_TOKENIZERS = {
+    "bert": _wordpiece,
+    "electra": _wordpiece,
+    "distilbert": _wordpiece,
+    "xlm-roberta": _unigram,
+    "xlm-roberta-xl": _unigram,
+    "camembert": _unigram,
+    "roberta": _bpe,
+}
 
 
 def make_corpus(folder: Path, model: Path, languages: tuple[str, ...] = ("de", "sw", "el"), **changes) -> Path:
