@@ -136,8 +136,14 @@ class DocWindows(Windows):
     """
 
     def __init__(self, sources: dict[str, Source], tokenizer: dict, length: int):
+        """As of Windows. Raises UserError for a tokenizer that pads with the id that ends a sequence."""
         super().__init__(sources, tokenizer, length)
         self.padding = self.special["pad"]
+        if self.padding == self.special["sep"]:
+            raise UserError(
+                f"layout = 'doc': the tokenizer pads with its separator (id {self.padding}), so an end could not be told from "
+                "padding; use layout = 'full'"
+            )
         self._ends = functools.cache(lambda shard: _mapped(self.shards[shard].ends()))
 
     def _cut(self, shard: Shard) -> np.ndarray:

@@ -207,6 +207,14 @@ def test_the_share_of_padding_is_that_of_what_is_read(documents):
     )
 
 
+def test_a_tokenizer_that_pads_with_its_separator_has_no_doc_layout(documents):
+    corpus, _ = documents
+    tokenizer = corpus.tokenizer | {"special": SPECIAL | {"pad": SPECIAL["sep"]}}
+    assert batches.Windows(corpus.sources, tokenizer, 16).padding is None
+    with pytest.raises(UserError, match=r"pads with its separator \(id 3\).*use layout = 'full'"):
+        batches.DocWindows(corpus.sources, tokenizer, 16)
+
+
 def test_the_full_layout_of_the_same_shards_has_no_padding(documents):
     corpus, texts = documents
     windows = batches.training_windows(corpus, 16)
