@@ -6,6 +6,13 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Files of a few tests that take minutes each: they begin first, lest the others wait for them at the end.
+LONG = ("test_two_hosts", "test_fuzz_faults", "test_distill", "test_world_size", "test_two_hosts_doctor", "test_launch")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
