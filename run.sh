@@ -74,11 +74,15 @@ say() {
     printf '\n== %s\n' "$1"
 }
 
-demo() {
+# Two ranks, but one on a machine with a single GPU. Killing this script ends the run that it started.
+begin_demo() {
     cd "$root"
-    # Killing this script ends the run that it started.
     export DISTILL_PARENT=$$ RANKS=2
     python -c 'import sys, torch; sys.exit(torch.cuda.device_count() == 1)' || RANKS=1
+}
+
+demo() {
+    begin_demo
     say "1/6 The teacher all-MiniLM-L6-v2 and a sample of the English Wikipedia"
     python -m pipeline.assets .cache/demo
     say "2/6 Wikipedia text to token shards"
@@ -96,9 +100,7 @@ demo() {
 }
 
 demo_multilingual() {
-    cd "$root"
-    export DISTILL_PARENT=$$ RANKS=2
-    python -c 'import sys, torch; sys.exit(torch.cuda.device_count() == 1)' || RANKS=1
+    begin_demo
     say "1/5 The teacher multilingual-e5-small and short texts in 99 languages"
     python -m pipeline.multilingual .cache/demo-multilingual
     say "2/5 Texts to token shards, a source for each language"
