@@ -99,6 +99,12 @@ def _add_step(kind: argparse.ArgumentParser) -> None:
     )
     _add_number(kind, "batch", 4, 1, "sequences of a step on each rank, one micro-batch")
     _add_number(kind, "length", 512, 3, "tokens of a sequence")
+    _add_number(kind, "vocabulary", 30522, 30522, "its entries; XLM-R's has 250002")
+    kind.add_argument(
+        "--embeddings",
+        action="store_true",
+        help="also what gradient and optimizer of the word embeddings cost, beside students whose own stay as they are",
+    )
     _add_setting(kind)
     kind.add_argument("--dropout", type=_dropout, default=0.1, metavar="P", help="the student's (default: %(default)s)")
     kind.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: %(default)s")

@@ -58,8 +58,11 @@ def step(options) -> Iterator[Row]:
         for part, share in shares(bench.trainees[number], bench.teach, ranks).items():
             yield Row(f"share of {part}", 100 * share, "%", "of the time of a step", case)
         if ranks.world > 1:
-            spent = communication(lambda n=number: bench.update(n), ranks)
+            spent = communication(lambda n=number: bench.update(bench.trainees[n]), ranks)
             yield Row("communication", spent, "s", f"in collectives of a step, {ranks.world} ranks", case)
+        if options.embeddings:
+            spent = 100 * (1 - ratio(times[f"frozen {number}"], whole))
+            yield Row("word embeddings", spent, "%", "of a step, their gradient and optimizer; target: under 25", case)
         if len(students) > 1:
             alone = added(*(times[f"alone {number} {i}"] for i in students))
             yield Row("each alone, summed", statistics.median(alone), "s", "an update of each student by itself", case)
@@ -78,7 +81,8 @@ def step(options) -> Iterator[Row]:
 class Bench:
     """The models of one measurement: the teacher, and each student under DeepSpeed and in plain torch.
 
-    ``trainees`` has a list for each setting; the engines of all settings are the same.
+    ``trainees`` has a list for each setting; the engines of all settings are the same. ``frozen`` has, if that is asked
+    for, the same students with word embeddings that are not trained.
     """
 
     def __init__(self, options, settings: list[Setting], ranks: Ranks):
@@ -95,12 +99,18 @@ class Bench:
         self.plain = [Plain(_student(one, config), one, ranks) for one in recipes[0]]
         self.engines = [engines.student_engine(one, ranks, _student(one, config)) for one in recipes[0]]
         divergence = divergence_of(first)
-        self.trainees = [
-            [Trainee(one, engine, divergence) for one, engine in zip(each, self.engines, strict=True)]
-            for each in recipes
-        ]
+
+        def trainees(of_students: list) -> list[list[Trainee]]:
+            return [[Trainee(*pair, divergence) for pair in zip(each, of_students, strict=True)] for each in recipes]
+
+        self.trainees, self.frozen = trainees(self.engines), None
+        if options.embeddings:
+            still = [_student(one, config, trains_words=False) for one in recipes[0]]
+            self.frozen = trainees(
+                [engines.student_engine(one, ranks, student) for one, student in zip(recipes[0], still, strict=True)]
+            )
         generator = torch.Generator().manual_seed(SEED + ranks.rank)
-        self.samples = torch.randint(1000, config.vocab_size, (options.batch, options.length), generator=generator)
+        self.samples = torch.randint(999, config.vocab_size, (options.batch, options.length), generator=generator)
         self.ids = self.samples.to(ranks.device)
         shapes = [(config, first.teacher.layer, 1)]
         shapes += [(one.student_config(config), one.student.layers, 3) for one in recipes[0]]
@@ -110,7 +120,7 @@ class Bench:
         self.case = {
             "teacher": _shown(options.teacher), "layer": first.teacher.layer,
             "students": [_shown(size) for size in options.student], "batch": first.batch, "length": options.length,
-            "compile": options.compile, "ranks": ranks.world,
+            "vocabulary": options.vocabulary, "compile": options.compile, "ranks": ranks.world,
         }  # fmt: skip
 
     def works(self) -> dict[str, Callable]:
@@ -120,16 +130,16 @@ class Bench:
             works[f"plain {student}"] = lambda i=student: self.plain[i](self.ids)
             works[f"engine {student}"] = lambda i=student: self.trivial_update(i)
         for number in range(len(self.trainees)):
-            works[f"step {number}"] = lambda n=number: self.update(n)
+            works[f"step {number}"] = lambda n=number: self.update(self.trainees[n])
+            if self.frozen:
+                works[f"frozen {number}"] = lambda n=number: self.update(self.frozen[n])
             for student in range(len(self.engines)) if len(self.engines) > 1 else ():
-                works[f"alone {number} {student}"] = lambda n=number, i=student: self.update(n, [i])
+                works[f"alone {number} {student}"] = lambda n=number, i=student: self.update([self.trainees[n][i]])
         return works
 
-    def update(self, setting: int, students: list[int] | None = None) -> None:
-        """An update of all or some students under one setting."""
-        trainees = self.trainees[setting]
-        chosen = trainees if students is None else [trainees[i] for i in students]
-        update(chosen, self.teach, self.samples, 0, self.ranks, None, Clock(self.ranks.device))
+    def update(self, trainees: list[Trainee]) -> None:
+        """An update of these students."""
+        update(trainees, self.teach, self.samples, 0, self.ranks, None, Clock(self.ranks.device))
 
     def trivial_update(self, student: int) -> None:
         engine = self.engines[student]
@@ -260,7 +270,7 @@ def _synchronize(ranks: Ranks) -> None:
 def _bert(options) -> BertConfig:
     layers, width = options.teacher
     return BertConfig(
-        hidden_size=width, num_hidden_layers=layers, num_attention_heads=_attention_heads(width),
+        vocab_size=options.vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=_attention_heads(width),
         intermediate_size=4 * width, max_position_embeddings=max(512, options.length),
     )  # fmt: skip
 
@@ -276,8 +286,10 @@ def _recipe(options, size: tuple[int, int], setting: Setting, ranks: int) -> Rec
     )  # fmt: skip
 
 
-def _student(recipe: Recipe, teacher_config: BertConfig) -> encoders.CutEncoder:
-    return encoders.split(encoders.build_student(recipe.student_config(teacher_config), SEED))[0]
+def _student(recipe: Recipe, teacher_config: BertConfig, trains_words: bool = True) -> encoders.CutEncoder:
+    model = encoders.build_student(recipe.student_config(teacher_config), SEED)
+    model.get_input_embeddings().requires_grad_(trains_words)
+    return encoders.split(model)[0]
 
 
 def _attention_heads(width: int) -> int:

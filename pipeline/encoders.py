@@ -568,6 +568,62 @@ def copy_every_kth_layer(
     return chosen
 
 
+def project_embeddings(
+    teacher: Weights, config: PreTrainedConfig, student: PreTrainedModel, ids: np.ndarray | None = None
+) -> None:
+    """Initialise the embeddings of a ``student`` of any family, at most as wide, by those of ``teacher``; nothing else.
+
+    ``config``: the teacher's. Its embeddings of words, positions and token types are multiplied by the
+    ``principal_components`` of the words', so that their sums, which is what the student reads, are projected alike. Where
+    one of the two has no such table, or more rows of it, the student's stay random. ``ids``: as in student_config.
+    """
+    with torch.device("meta"):
+        theirs = _embedding_tables(AutoModel.from_config(config))
+    own = _embedding_tables(student)
+    teacher.check({name: tuple(parameter.shape) for name, parameter in theirs.values()})
+    words = teacher.tensor(theirs[_WORDS][0])
+    words = words if ids is None else words[ids >= 0]
+    components = principal_components(words, student.config.hidden_size)
+    firsts = {_POSITIONS: [family_of(one).first_position(one) for one in (config, student.config)]}
+    with torch.no_grad():
+        for role in own.keys() & theirs.keys():
+            table = words if role == _WORDS else teacher.tensor(theirs[role][0])
+            from_row, to_row = firsts.get(role, (0, 0))
+            into = own[role][1][to_row:]
+            count = min(len(into), len(table) - from_row)
+            torch.matmul(table[from_row:][:count].float(), components, out=into[:count])
+
+
+_WORDS, _POSITIONS = "words", "position_embeddings"
+
+
+def _embedding_tables(model: PreTrainedModel) -> dict[str, tuple[str, nn.Parameter]]:
+    """The tables whose rows are added up, by what they embed: name in the model, and numbers [rows, width]."""
+    words = model.get_input_embeddings().weight
+    tables = {}
+    for name, parameter in model.named_parameters():
+        kind = name.split(".")[-2]
+        if parameter is words:
+            tables[_WORDS] = name, parameter
+        elif kind in (_POSITIONS, "token_type_embeddings"):
+            tables[kind] = name, parameter
+    return tables
+
+
+def principal_components(table: Tensor, width: int) -> Tensor:
+    """The directions [d, width] in which the rows of ``table`` [n, d] differ most, of length 1, at right angles.
+
+    Eigenvectors of the rows' covariance, largest eigenvalue first; the entry of largest size of each is positive, so that
+    they follow from the table alone.
+    """
+    chunks = table.split(8192)
+    mean = sum(chunk.double().sum(0) for chunk in chunks) / len(table)
+    covariance = sum((centred := chunk.double() - mean).T @ centred for chunk in chunks)
+    vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :width]
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    return (vectors * largest.sign()).float()
+
+
 def evenly_spaced(last: int, count: int) -> list[int]:
     """``count`` layers up to ``last``, counted from 1: of 12 layers 6 are 2, 4, … 12."""
     return [round((i + 1) * last / count) for i in range(count)]

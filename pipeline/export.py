@@ -69,10 +69,12 @@ def export_untrained(recipe: Recipe, out: Path) -> None:
 
 
 def untrained_student(recipe: Recipe, teacher_config, teacher: Weights) -> PreTrainedModel:
-    """The whole student, fp32, as it starts: from layers of ``teacher``, or from random numbers."""
+    """The whole student, fp32, as it starts: random numbers, but for what ``student.init`` takes of ``teacher``."""
     student = encoders.build_student(recipe.student_config(teacher_config), recipe.seed)
     if recipe.student.init == "teacher":
         encoders.copy_every_kth_layer(teacher, student, recipe.teacher.layer, recipe.student_ids())
+    elif recipe.student.init == "pca":
+        encoders.project_embeddings(teacher, teacher_config, student, recipe.student_ids())
     return student
 
 

@@ -1,6 +1,7 @@
 """One fine-tuning with the Hugging Face Trainer, and the predictions that are scored.
 
-Batches are padded to their longest row and made of rows of similar length; fp32 on CPUs, bf16 on GPUs that have it.
+Batches are padded to their longest row and made of rows of similar length. Weights are fp32; where the GPU, or without one
+the CPU, has units for bf16, products are bf16 (autocast).
 """
 
 import math
@@ -28,7 +29,7 @@ from transformers import (
 )
 
 from data_prep.errors import UserError
-from pipeline.precision import has_bf16_gpu
+from pipeline.precision import fit_arithmetic, has_bf16_gpu, lacks_bf16_units
 from pipeline.scored_model import ScoredModel
 from pipeline.tasks import ADAM_EPSILON, MAX_GRAD_NORM, TASKS, WARMUP, WEIGHT_DECAY, Task, label_scores
 
@@ -61,7 +62,13 @@ def processes() -> int:
 
 
 def precision() -> str:
-    return "bf16" if has_bf16_gpu() else "fp32"
+    """What products are taken in."""
+    if torch.cuda.is_available():
+        return "bf16" if has_bf16_gpu() else "fp32"
+    return "fp32" if lacks_bf16_units(_CPU) else "bf16"
+
+
+_CPU = torch.device("cpu")
 
 
 def encode_labelled(
@@ -97,7 +104,14 @@ def labelled_set(features: Dataset, task: Task, order: Sequence[str]) -> ScoredS
 
 
 def new_model(model: ScoredModel, task: Task, order: Sequence[str]) -> PreTrainedModel:
-    """The model in fp32 with a head for the task, which is new unless the model has one."""
+    """The model in fp32 with a head for the task, which is new unless the model has one, fit for training here."""
+    made = _with_head(model, task, order)
+    if not torch.cuda.is_available():
+        fit_arithmetic(made, "fp32", _CPU)
+    return made
+
+
+def _with_head(model: ScoredModel, task: Task, order: Sequence[str]) -> PreTrainedModel:
     options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
     if task.answers:
         return AutoModelForQuestionAnswering.from_pretrained(model.path, **options)

@@ -49,7 +49,7 @@ class Student:
     heads: int = 12
     model_type: Literal["teacher", "bert"] = "teacher"  # the teacher's family, or BERT with the teacher's vocabulary
     vocab: str = ""  # a folder of pipeline.trim_vocab, whose smaller vocabulary the student has; "": the teacher's
-    init: Literal["random", "teacher"] = "random"
+    init: Literal["random", "teacher", "pca"] = "random"  # what starts as the teacher's: layers, or projected embeddings
     dropout: float = 0.1
     ds_config: str = "student_zero1.json"
 
@@ -224,6 +224,13 @@ class Recipe:
         size = self.student.hidden // self.student.heads
         if encoders.family_of(student).rotation and size % 2:
             self._refuse("student.heads", f"heads of width {size} cannot be rotated; use an even width")
+        embedded = getattr(config, "embedding_size", width)
+        if self.student.init == "pca" and self.student.hidden > embedded:
+            self._refuse(
+                "student.init",
+                f"student.hidden is {self.student.hidden}, the teacher's embeddings have {embedded} components; use as many "
+                "or fewer, or 'random'",
+            )
         if self.student.init == "teacher":
             if student.model_type != config.model_type:
                 self._refuse(
@@ -235,7 +242,7 @@ class Recipe:
             for name, own, theirs in (
                 ("student.hidden", self.student.hidden, width),
                 ("student.heads", self.student.heads, config.num_attention_heads),
-                ("the student's embedding", self.student.hidden, getattr(config, "embedding_size", width)),
+                ("the student's embedding", self.student.hidden, embedded),
                 (
                     "the student's FFN",
                     getattr(student, ffn),

@@ -240,6 +240,22 @@ def test_several_students_are_measured_together_and_alone(monkeypatch, capsys):
     assert got["together / alone"] == pytest.approx(got["step"] / got["each alone, summed"])
 
 
+def test_what_word_embeddings_cost_is_told_beside_students_whose_own_stay(monkeypatch, capsys):
+    arguments = [*STEP, "--student", "1x24", "--heads", "12", "--embeddings", "--vocabulary", "31000"]
+    _, rows = json_rows(run(monkeypatch, capsys, *arguments))
+    got = values(rows, heads=12, vocabulary=31000)
+    assert got["word embeddings"] < 100 and {row["unit"] for row in rows if row["measure"] == "word embeddings"} == {"%"}
+    made = bench_step.Bench(bench._parser().parse_args(arguments), [Setting(("qk", "vv"), 12)], start_ranks())
+    for trainees, trained in ((made.trainees[0], True), (made.frozen[0], False)):
+        module = trainees[0].engine.module
+        words, matrix = module.embeddings[0].word_embeddings.weight, module.body.last.projections[0].weight
+        before = words.clone(), matrix.clone()
+        trainees[0].engine.optimizer.param_groups[0]["lr"] = 1.0
+        monkeypatch.setattr(bench_step.engines, "set_learning_rate", lambda *_: None)
+        made.update(trainees)
+        assert not torch.equal(matrix, before[1]) and torch.equal(words, before[0]) is not trained
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_the_floor_is_a_whole_update_in_plain_torch(precision):
     arguments = [*STEP, "--student", "2x48", "--heads", "12", "--dropout", "0", "--precision", precision]

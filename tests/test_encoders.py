@@ -1,5 +1,6 @@
 """pipeline.encoders: the cut models against the whole ones, family by family."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import AttentionInterface, AutoModel
@@ -217,6 +218,77 @@ def test_teacher_initialisation_copies_evenly_spaced_layers(tmp_path, model_type
         for name, ours in own.named_parameters():  # ModernBERT's first layer has a norm less than the others
             assert torch.equal(ours, theirs[name])
     assert torch.equal(student.get_input_embeddings().weight, teacher.get_input_embeddings().weight)
+
+
+def summed(model, ids):
+    """Embeddings of words, positions and token types, added up as the model does before its norm: [T, width]."""
+    found = {}
+    module = encoders.family_of(model.config).embeddings(model)
+    norm = next(one for one in module.modules() if isinstance(one, torch.nn.LayerNorm))
+    norm.register_forward_pre_hook(lambda _, given: found.update(sum=given[0]))
+    with torch.no_grad():
+        module(torch.tensor([ids]))
+    return found["sum"][0]
+
+
+@pytest.mark.parametrize("to", ["teacher", "bert"])
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta", "xlm-roberta-xl", "electra", "distilbert"])
+def test_projected_embeddings_of_full_width_are_the_teachers_turned(tmp_path, model_type, to):
+    folder = make_teacher(tmp_path, model_type, **FAMILIES[model_type])
+    teacher = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    width = teacher.get_input_embeddings().weight.shape[1]
+    kind = None if to == "teacher" else to
+    student = encoders.build_student(encoders.student_config(teacher.config, 1, width, 2, 64, 0.0, model_type=kind), 0)
+    weights = encoders.weights_of(str(folder), "main", teacher.config)
+    encoders.project_embeddings(weights, teacher.config, student)
+    ids = [2, 40, 7, 7, 31, 3]
+    if hasattr(encoders.family_of(teacher.config).embeddings(teacher), "LayerNorm"):
+        if model_type == "distilbert" and to == "bert":  # a table that the teacher has not stays random
+            torch.nn.init.zeros_(student.embeddings.token_type_embeddings.weight)
+        theirs, own = summed(teacher, ids), summed(student, ids)
+    else:  # XLM-R-XL has no norm there
+        theirs, own = (model.get_input_embeddings().weight.detach()[ids] for model in (teacher, student))
+    assert torch.allclose(theirs @ theirs.T, own @ own.T, atol=1e-4)
+    assert not torch.allclose(theirs, own, atol=1e-2)
+
+
+@pytest.mark.parametrize("model_type", ["modernbert", "eurobert"])
+def test_projected_embeddings_of_a_teacher_without_positions_are_its_words(tmp_path, model_type):
+    folder = make_teacher(tmp_path, model_type, **FAMILIES[model_type])
+    config = encoders.load_config(str(folder))
+    weights = encoders.weights_of(str(folder), "main", config)
+    student = encoders.build_student(encoders.student_config(config, 1, 24, 2, 96, 0.0, model_type="bert"), 0)
+    positions = student.embeddings.position_embeddings.weight.clone()
+    encoders.project_embeddings(weights, config, student)
+    words = AutoModel.from_pretrained(folder, dtype=torch.float32).get_input_embeddings().weight.detach()
+    assert torch.equal(
+        student.get_input_embeddings().weight, torch.matmul(words, encoders.principal_components(words, 24))
+    )
+    assert torch.equal(student.embeddings.position_embeddings.weight, positions)
+
+
+def test_a_trimmed_student_is_projected_by_the_pieces_that_it_has(tmp_path):
+    folder = make_teacher(tmp_path)
+    config = encoders.load_config(str(folder))
+    ids = np.full(50, -1, np.int32)
+    ids[[0, 1, 2, 3, 4, *range(20, 45)]] = np.arange(30)
+    student = encoders.build_student(encoders.student_config(config, 1, 24, 2, 96, 0.0, ids=ids), 0)
+    encoders.project_embeddings(encoders.weights_of(str(folder), "main", config), config, student, ids)
+    words = AutoModel.from_pretrained(folder, dtype=torch.float32).get_input_embeddings().weight.detach()[ids >= 0]
+    assert torch.equal(student.get_input_embeddings().weight, words @ encoders.principal_components(words, 24))
+
+
+def test_principal_components_keep_what_differs_most_and_follow_from_the_table_alone():
+    generator = torch.Generator().manual_seed(3)
+    table = torch.randn(9000, 5, generator=generator) * torch.tensor([9.0, 3.0, 1.0, 0.2, 0.1])
+    turned = table @ torch.linalg.qr(torch.randn(5, 5, generator=generator)).Q + 4.0
+    found = encoders.principal_components(turned, 2)
+    assert torch.allclose(found.T @ found, torch.eye(2), atol=1e-6)
+    # The first right singular vectors of the centred rows are the same directions.
+    _, _, right = torch.linalg.svd(turned.double() - turned.double().mean(0), full_matrices=False)
+    assert torch.allclose((found.double().T @ right[:2].T).abs(), torch.eye(2).double(), atol=1e-5)
+    assert (found.gather(0, found.abs().argmax(0, keepdim=True)) > 0).all()
+    assert torch.allclose(encoders.principal_components(turned.flip(0), 2), found, atol=1e-5)
 
 
 @pytest.mark.parametrize("layers, kinds", [(1, "g"), (2, "lg"), (3, "glg"), (4, "gllg"), (6, "gglllg")])

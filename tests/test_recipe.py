@@ -121,6 +121,10 @@ def test_overrides_reach_tables_lists_and_strings(tiny):
         ("teacher.layer=5", "teacher.layer = 5: must be one of the teacher's layers 1 to 4"),
         ("teacher.layer=0", "teacher.layer = 0: must be one of the teacher's layers 1 to 4"),
         ("student.init=teacher", "student.init = 'teacher': student.hidden is 16, the teacher's is 32"),
+        (
+            "student={layers = 2, hidden = 48, heads = 4, init = 'pca'}",
+            "student.init = 'pca': student.hidden is 48, the teacher's embeddings have 32 components; use as many or fewer",
+        ),
         ("teacher.model=/nowhere/at/all", "/nowhere/at/all: no such folder"),
         ("teacher.model=models/none", "models/none: no such folder, and not to be had from the hub ("),
         ("compile=always", "compile = 'always': must be one of 'none', 'loss', 'all'"),
