@@ -49,7 +49,9 @@ class Student:
     heads: int = 12
     model_type: Literal["teacher", "bert"] = "teacher"  # the teacher's family, or BERT with the teacher's vocabulary
     vocab: str = ""  # a folder of pipeline.trim_vocab, whose smaller vocabulary the student has; "": the teacher's
-    init: Literal["random", "teacher", "pca"] = "random"  # what starts as the teacher's: layers, or projected embeddings
+    init: Literal["random", "teacher", "pca"] = (
+        "random"  # what starts as the teacher's: layers, or projected embeddings
+    )
     dropout: float = 0.1
     ds_config: str = "student_zero1.json"
 

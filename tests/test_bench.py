@@ -244,7 +244,9 @@ def test_what_word_embeddings_cost_is_told_beside_students_whose_own_stay(monkey
     arguments = [*STEP, "--student", "1x24", "--heads", "12", "--embeddings", "--vocabulary", "31000"]
     _, rows = json_rows(run(monkeypatch, capsys, *arguments))
     got = values(rows, heads=12, vocabulary=31000)
-    assert got["word embeddings"] < 100 and {row["unit"] for row in rows if row["measure"] == "word embeddings"} == {"%"}
+    assert got["word embeddings"] < 100 and {row["unit"] for row in rows if row["measure"] == "word embeddings"} == {
+        "%"
+    }
     made = bench_step.Bench(bench._parser().parse_args(arguments), [Setting(("qk", "vv"), 12)], start_ranks())
     for trainees, trained in ((made.trainees[0], True), (made.frozen[0], False)):
         module = trainees[0].engine.module

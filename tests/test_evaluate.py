@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from data_prep.errors import UserError
 from pipeline import evaluate, finetune, results
+from pipeline.precision import BulkDropout
 from pipeline.recipe import load_recipe
 from pipeline.scored_model import label_order, open_model, unknown_share
 from pipeline.task_data import read_task
@@ -187,6 +188,35 @@ def test_a_loss_that_is_not_finite_is_a_failed_cell(run, data, tmp_path):
     files.write_glue(data, "rte")
     assert run("rte", *FAST, "--learning-rate", 1e30, "--batch", 4)[0] == 1
     assert "the training loss is" in results.read_results(tmp_path / "out").failures[0].error
+
+
+def test_models_are_fine_tuned_with_the_arithmetic_that_is_fast_here(run, data, tmp_path, monkeypatch):
+    """fp32 weights; products in bf16 where there are units for it; on CPUs dropout drawn in bulk."""
+    files.write_glue(data, "rte")
+    seen = []
+    forward = torch.nn.Linear.forward
+
+    def watch(self, x):
+        seen.append((self.weight.dtype, forward(self, x).dtype))
+        return forward(self, x)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", watch)
+    for lacks, products in ((True, torch.float32), (False, torch.bfloat16)):
+        monkeypatch.setattr(finetune, "lacks_bf16_units", lambda device, lacks=lacks: lacks)
+        seen.clear()
+        run("rte", "--seeds", 1, "--epochs", 1, "--length", 32, "--name", str(products))
+        assert set(seen) == {(torch.float32, products)}
+    kept = {
+        cell.model: json.loads(cell.path.read_text())["precision"]
+        for cell in results.read_results(tmp_path / "out").cells
+    }
+    assert kept == {"torch.float32": "fp32", "torch.bfloat16": "bf16"}
+
+
+def test_dropout_is_drawn_in_bulk_on_cpus(model):
+    made = finetune.new_model(open_model(str(model), None), TASKS["rte"], TASKS["rte"].labels)
+    dropouts = [module for module in made.modules() if isinstance(module, torch.nn.Dropout)]
+    assert dropouts and {type(module) for module in dropouts} == {BulkDropout}
 
 
 # --- XNLI, questions --------------------------------------------------------------------------------------------------
