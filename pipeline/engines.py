@@ -13,6 +13,8 @@ The comments name the behaviour of DeepSpeed 0.19 that made the code as it is. W
 import gc
 import hashlib
 import os
+import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,13 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
     set_z3_leaf_modules,
 )
+
+# DeepSpeed imports its Muon optimizer whichever is used, and with it all of torch's compiler: seconds of each start. It gets
+# by these names what no optimizer of ours is, and what it never calls.
+for _module, _name in (("muon_optimizer", "MuonWithAuxAdam"), ("original_muon", "muon_update")):
+    _stand_in = types.ModuleType(f"deepspeed.runtime.zero.muon.{_module}")
+    setattr(_stand_in, _name, type(_name, (), {}))
+    sys.modules.setdefault(_stand_in.__name__, _stand_in)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _made: list = []  # the engines of this process
