@@ -10,7 +10,7 @@ The shards are the same for both layouts; how they are cut is decided here, at r
 import functools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
-from data_prep.shards import Corpus, Shard, Source, verify
+from data_prep.shards import Corpus, Shard, Source, verify, vocabulary_hash
 from pipeline.order import BLOCK, Order
 
 
@@ -272,6 +272,30 @@ def notes(corpus: Corpus, windows: Windows, order: Order, batch: int, steps: int
 
 
 _REHASHED = 2**30  # bytes; a larger corpus is not read whole at each start
+
+
+def check_tokenizer(corpus: Corpus, tokenizer, model: str, roles: Iterable[str]) -> None:
+    """The corpus must hold the ids of ``model``'s tokenizer: its vocabulary, its ids of a probe text and of these ``roles``.
+
+    ``roles``: special tokens, as "cls". Raises UserError, with the remedy.
+    """
+    own, remedy = corpus.tokenizer, f"prepare the data with --tokenizer {model}"
+    if own["vocabulary"] != vocabulary_hash(tokenizer.get_vocab()):
+        raise UserError(
+            f"{corpus.path}: made with another vocabulary ({own['vocab_size']} ids) than that of {model} ({len(tokenizer)}): "
+            f"some ids mean other pieces; {remedy}"
+        )
+    probe = own["probe"]
+    if (ids := tokenizer(probe["text"], add_special_tokens=False)["input_ids"]) != probe["ids"]:
+        raise UserError(
+            f"{corpus.path}: made with another tokenizer than that of {model}: a probe text comes out as "
+            f"{probe['ids'][:4]}… there and {ids[:4]}… here; {remedy}"
+        )
+    for role in roles:
+        if (number := getattr(tokenizer, f"{role}_token_id")) != own["special"][role]:
+            raise UserError(
+                f"{corpus.path}: has {role} = {own['special'][role]}, the tokenizer of {model} has {number}; {remedy}"
+            )
 
 
 def check_bytes(corpus: Corpus) -> None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import Parser, UserError, run_command
-from data_prep.shards import Corpus, open_corpus, vocabulary_hash
+from data_prep.shards import Corpus, open_corpus
 from pipeline import batches, checkpoints, encoders, engines, runs, slurm
 from pipeline.ds_config import load_ds_config
 from pipeline.engines import Teach
@@ -66,7 +66,13 @@ def distill(
     corpus = open_corpus(recipe.data)
     windows = batches.training_windows(corpus, recipe.length, recipe.layout)
     tokenizer = encoders.load_tokenizer(recipe.teacher.model, recipe.teacher.revision)
-    check_vocabulary(recipe, corpus, tokenizer, teacher_config)
+    framing = ("cls", "sep", "pad") if recipe.layout == "doc" else ("cls", "sep")
+    batches.check_tokenizer(corpus, tokenizer, recipe.teacher.model, framing)
+    if corpus.tokenizer["vocab_size"] > teacher_config.vocab_size:
+        raise UserError(
+            f"{corpus.path}: {corpus.tokenizer['vocab_size']} token ids, the teacher has {teacher_config.vocab_size} "
+            "embeddings; prepare the data with the teacher's own tokenizer"
+        )
     recipe.accumulation(int(os.environ.get("WORLD_SIZE", 1)))
 
     ranks = start_ranks()
@@ -273,34 +279,6 @@ def train(
 
 
 # --- before the first step --------------------------------------------------------------------------------------------
-
-
-def check_vocabulary(recipe: Recipe, corpus: Corpus, tokenizer, teacher_config) -> None:
-    """The corpus must hold the teacher's own token ids: the same vocabulary, and a probe text must come out the same."""
-    probe = corpus.tokenizer["probe"]
-    ids = tokenizer(probe["text"], add_special_tokens=False)["input_ids"]
-    if ids != probe["ids"]:
-        raise UserError(
-            f"{corpus.path}: made with another tokenizer than the teacher's ({recipe.teacher.model}): a probe text comes "
-            f"out as {probe['ids'][:4]}… there and {ids[:4]}… here; prepare the data with --tokenizer {recipe.teacher.model}"
-        )
-    if corpus.tokenizer["vocabulary"] != vocabulary_hash(tokenizer.get_vocab()):
-        raise UserError(
-            f"{corpus.path}: made with another vocabulary than the teacher's ({recipe.teacher.model}): some ids mean other "
-            f"tokens; prepare the data with --tokenizer {recipe.teacher.model}"
-        )
-    special = [("cls", tokenizer.cls_token_id), ("sep", tokenizer.sep_token_id), ("pad", tokenizer.pad_token_id)]
-    for key, own in special if recipe.layout == "doc" else special[:2]:
-        if corpus.tokenizer["special"][key] != own:
-            raise UserError(
-                f"{corpus.path}: frames its windows with {key} = {corpus.tokenizer['special'][key]}, the teacher's tokenizer "
-                f"has {own}; prepare the data with --tokenizer {recipe.teacher.model}"
-            )
-    if corpus.tokenizer["vocab_size"] > teacher_config.vocab_size:
-        raise UserError(
-            f"{corpus.path}: {corpus.tokenizer['vocab_size']} token ids, the teacher has {teacher_config.vocab_size} "
-            "embeddings; prepare the data with the teacher's own tokenizer"
-        )
 
 
 def finish(recipes: list[Recipe]) -> None:

@@ -23,8 +23,8 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import Parser, UserError, run_command, some
-from data_prep.shards import Corpus, Source, open_corpus, vocabulary_hash
-from pipeline import encoders, trimmed, vocabulary
+from data_prep.shards import Corpus, Source, open_corpus
+from pipeline import batches, encoders, trimmed, vocabulary
 
 _COVERAGE = 0.9999
 _SHOWN = 20  # most frequent dropped pieces in the report
@@ -57,7 +57,7 @@ def trim(
             f"{model}: its tokenizer has ids up to {last}, config.json says vocab_size = {rows}; get the whole model"
         )
     corpus = open_corpus(data)
-    check_vocabulary(corpus, model, tokenizer)
+    batches.check_tokenizer(corpus, tokenizer, str(model), corpus.tokenizer["special"])
     sources = chosen(corpus, languages)
 
     counts = {name: vocabulary.count_pieces(source, rows) for name, source in sources.items()}
@@ -144,26 +144,6 @@ def read_spec(model: Path, tokenizer) -> dict:
 _SUPPORTED = (
     f"only {', '.join(vocabulary.KINDS[:-1])} and {vocabulary.KINDS[-1]} can be trimmed; use the model as it is"
 )
-
-
-def check_vocabulary(corpus: Corpus, model: Path, tokenizer) -> None:
-    """The corpus must hold this model's own token ids."""
-    remedy = f"prepare the data with --tokenizer {model}"
-    if corpus.tokenizer["vocabulary"] != vocabulary_hash(tokenizer.get_vocab()):
-        raise UserError(
-            f"{corpus.path}: made with another vocabulary ({corpus.tokenizer['vocab_size']} ids) than that of {model} "
-            f"({len(tokenizer)}): some ids mean other pieces; {remedy}"
-        )
-    probe = corpus.tokenizer["probe"]
-    ids = tokenizer(probe["text"], add_special_tokens=False)["input_ids"]
-    if ids != probe["ids"]:
-        raise UserError(
-            f"{corpus.path}: made with another tokenizer than that of {model}: a probe text comes out as "
-            f"{probe['ids'][:4]}… there and {ids[:4]}… here; {remedy}"
-        )
-    for role, number in corpus.tokenizer["special"].items():
-        if (own := getattr(tokenizer, f"{role}_token_id")) != number:
-            raise UserError(f"{corpus.path}: has {role} = {number}, the tokenizer of {model} has {own}; {remedy}")
 
 
 def chosen(corpus: Corpus, languages: Sequence[str] | None) -> dict[str, Source]:

@@ -688,8 +688,24 @@ def test_a_corpus_of_another_tokenizer_is_named(folder, tmp_path):
     (teacher / "vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]) + "\n")
     BertTokenizerFast(vocab=str(teacher / "vocab.txt")).save_pretrained(teacher)
     message = refusal(folder / "tiny.toml", f"teacher.model={teacher}")
-    assert f"made with another tokenizer than the teacher's ({teacher})" in message
+    assert f"made with another vocabulary (50 ids) than that of {teacher} (50)" in message
     assert f"prepare the data with --tokenizer {teacher}" in message
+
+
+def test_a_corpus_that_another_tokenizer_cut_with_the_same_vocabulary_is_named(folder, tmp_path):
+    from transformers import BertTokenizerFast
+
+    teacher = make_teacher(tmp_path / "teacher")
+    words = (teacher / "vocab.txt").read_text().split()
+    words = [word.upper() if word == "w44" else word for word in words]  # of the probe, and the tokenizer lowers
+    (teacher / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast(vocab=str(teacher / "vocab.txt")).save_pretrained(teacher)
+    data = shutil.copytree(folder / "data", tmp_path / "data")
+    content = json.loads((data / "manifest.json").read_text())
+    content["tokenizer"]["vocabulary"] = shards.vocabulary_hash({word: number for number, word in enumerate(words)})
+    shards.write_manifest(data, content)
+    message = refusal(folder / "tiny.toml", f"teacher.model={teacher}", f"data={data}")
+    assert f"made with another tokenizer than that of {teacher}: a probe text comes out as" in message
 
 
 def test_a_corpus_of_another_vocabulary_is_named_even_if_the_probe_agrees(folder, tmp_path):
@@ -700,7 +716,7 @@ def test_a_corpus_of_another_vocabulary_is_named_even_if_the_probe_agrees(folder
     words[20], words[21] = words[21], words[20]
     (teacher / "vocab.txt").write_text("\n".join(words) + "\n")
     BertTokenizerFast(vocab=str(teacher / "vocab.txt")).save_pretrained(teacher)
-    assert "another vocabulary than the teacher's" in refusal(folder / "tiny.toml", f"teacher.model={teacher}")
+    assert "made with another vocabulary (50 ids)" in refusal(folder / "tiny.toml", f"teacher.model={teacher}")
 
 
 def test_a_run_never_mixes_into_a_folder_of_something_else(folder, tmp_path):
