@@ -99,7 +99,13 @@ def _add_step(kind: argparse.ArgumentParser) -> None:
     )
     _add_number(kind, "batch", 4, 1, "sequences of a step on each rank, one micro-batch")
     _add_number(kind, "length", 512, 3, "tokens of a sequence")
-    _add_number(kind, "vocabulary", 30522, 30522, "its entries; XLM-R's has 250002")
+    _add_number(
+        kind,
+        "vocabulary",
+        bench_data.VOCABULARY,
+        bench_data.VOCABULARY,
+        "entries of the vocabulary; XLM-R's has 250002",
+    )
     kind.add_argument(
         "--embeddings",
         action="store_true",

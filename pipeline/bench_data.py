@@ -171,14 +171,14 @@ def _small_training(windows: Windows) -> Callable[[torch.Tensor], None]:
 TOKENS = 120_000_000  # 240 MB
 _SHARD = 2**23  # tokens
 _SPECIAL = {"pad": 0, "unk": 100, "cls": 101, "sep": 102}
-_VOCABULARY = 30_522
+VOCABULARY = 30_522
 
 
 def make_corpus(folder: Path, sources: int, tokens: int) -> None:
     """Random tokens in ``sources`` sources, the largest a thousand times as large as the smallest."""
     sizes = np.geomspace(1, 1000, sources)
     sizes = np.ceil(sizes / sizes.sum() * tokens).astype(int)
-    content = {"tokenizer": {"vocab_size": _VOCABULARY, "special": _SPECIAL}, "sources": {}, "heldout": {}}
+    content = {"tokenizer": {"vocab_size": VOCABULARY, "special": _SPECIAL}, "sources": {}, "heldout": {}}
     generator = np.random.default_rng(SEED)
     for number, size in enumerate(sizes.tolist()):
         name = f"source{number:04d}"
@@ -190,7 +190,7 @@ def make_corpus(folder: Path, sources: int, tokens: int) -> None:
 
 
 def _write_random(folder: Path, number: int, generator: np.random.Generator, size: int) -> dict:
-    tokens = generator.integers(1000, _VOCABULARY, size, dtype=np.uint16)
+    tokens = generator.integers(1000, VOCABULARY, size, dtype=np.uint16)
     ends = np.append(np.arange(600, size, 600), size)
     tokens[ends - 1] = _SPECIAL["sep"]
     return write_shard(folder, f"00000-{number:05d}", tokens, ends, {})

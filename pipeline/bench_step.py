@@ -110,7 +110,7 @@ class Bench:
                 [engines.student_engine(one, ranks, student) for one, student in zip(recipes[0], still, strict=True)]
             )
         generator = torch.Generator().manual_seed(SEED + ranks.rank)
-        self.samples = torch.randint(999, config.vocab_size, (options.batch, options.length), generator=generator)
+        self.samples = torch.randint(1000, config.vocab_size, (options.batch, options.length), generator=generator)
         self.ids = self.samples.to(ranks.device)
         shapes = [(config, first.teacher.layer, 1)]
         shapes += [(one.student_config(config), one.student.layers, 3) for one in recipes[0]]

@@ -25,7 +25,7 @@ from data_prep.shards import Corpus, open_corpus
 from pipeline import batches, checkpoints, encoders, engines, runs, slurm
 from pipeline.ds_config import load_ds_config
 from pipeline.engines import Teach
-from pipeline.export import export, is_export_of, read_distillation, student_tokenizer, untrained_student
+from pipeline.export import export, initialise, is_export_of, read_distillation, student_tokenizer
 from pipeline.maps import SENTENCE, relation_image, relation_maps
 from pipeline.monitor import Monitor
 from pipeline.places import TIMEOUT
@@ -127,10 +127,13 @@ def train(
     weights = encoders.weights_of(recipe.teacher.model, recipe.teacher.revision, teacher_config)
     history = on_first_rank(ranks, lambda: read_distillation(Path(recipe.teacher.model)))
     on_first_rank(ranks, lambda: weights.check({in_file[name]: p.shape for name, p in teacher.named_parameters()}))
-    models = [untrained_student(one, teacher_config, weights) for one, _ in due]
-    for (_, checkpoint), model in zip(due, models, strict=True):
+    models = [encoders.build_student(one.student_config(teacher_config), one.seed) for one, _ in due]
+    for (one, checkpoint), model in zip(due, models, strict=True):
         if checkpoint:
             checkpoint.load_into(model)
+        elif one.student.init != "random":
+            on_first_rank(ranks, lambda one=one, model=model: initialise(model, one, teacher_config, weights))
+            engines.send_weights(ranks, model)
     hashes = [engines.check_same_weights(ranks, model) for model in models]
     flops = encoders.forward_flops(teacher_config, layer, recipe.length, len(earlier)) * recipe.batch
 

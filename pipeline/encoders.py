@@ -579,22 +579,19 @@ def project_embeddings(
     """
     with torch.device("meta"):
         theirs = _embedding_tables(AutoModel.from_config(config))
-    own = _embedding_tables(student)
+    own, first_position = _embedding_tables(student), family_of(student.config).first_position(student.config)
     teacher.check({name: tuple(parameter.shape) for name, parameter in theirs.values()})
-    words = teacher.tensor(theirs[_WORDS][0])
-    words = words if ids is None else words[ids >= 0]
-    components = principal_components(words, student.config.hidden_size)
-    firsts = {_POSITIONS: [family_of(one).first_position(one) for one in (config, student.config)]}
+    tables = {role: teacher.tensor(name) for role, (name, _) in theirs.items() if role in own}
+    if ids is not None:
+        tables["words"] = tables["words"][ids >= 0]
+    components = principal_components(tables["words"], student.config.hidden_size)
     with torch.no_grad():
-        for role in own.keys() & theirs.keys():
-            table = words if role == _WORDS else teacher.tensor(theirs[role][0])
-            from_row, to_row = firsts.get(role, (0, 0))
-            into = own[role][1][to_row:]
-            count = min(len(into), len(table) - from_row)
-            torch.matmul(table[from_row:][:count].float(), components, out=into[:count])
-
-
-_WORDS, _POSITIONS = "words", "position_embeddings"
+        for role, table in tables.items():
+            into = own[role][1]
+            if role == "position_embeddings":  # both from the first one that is used
+                table, into = table[family_of(config).first_position(config) :], into[first_position:]
+            count = min(len(into), len(table))
+            torch.matmul(table[:count].float(), components, out=into[:count])
 
 
 def _embedding_tables(model: PreTrainedModel) -> dict[str, tuple[str, nn.Parameter]]:
@@ -604,8 +601,8 @@ def _embedding_tables(model: PreTrainedModel) -> dict[str, tuple[str, nn.Paramet
     for name, parameter in model.named_parameters():
         kind = name.split(".")[-2]
         if parameter is words:
-            tables[_WORDS] = name, parameter
-        elif kind in (_POSITIONS, "token_type_embeddings"):
+            tables["words"] = name, parameter
+        elif kind in ("position_embeddings", "token_type_embeddings"):
             tables[kind] = name, parameter
     return tables
 
@@ -614,7 +611,7 @@ def principal_components(table: Tensor, width: int) -> Tensor:
     """The directions [d, width] in which the rows of ``table`` [n, d] differ most, of length 1, at right angles.
 
     Eigenvectors of the rows' covariance, largest eigenvalue first; the entry of largest size of each is positive, so that
-    they follow from the table alone.
+    their sign is no chance.
     """
     chunks = table.split(8192)
     mean = sum(chunk.double().sum(0) for chunk in chunks) / len(table)

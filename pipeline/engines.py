@@ -47,8 +47,8 @@ from deepspeed.utils import (
     set_z3_leaf_modules,
 )
 
-# DeepSpeed imports its Muon optimizer whichever is used, and with it all of torch's compiler: seconds of each start. It gets
-# by these names what no optimizer of ours is, and what it never calls.
+# DeepSpeed imports its Muon optimizer whichever is used, and with it all of torch's compiler: seconds of a start with
+# compile = "none". It gets by these names what no optimizer of ours is, and what it never calls.
 for _module, _name in (("muon_optimizer", "MuonWithAuxAdam"), ("original_muon", "muon_update")):
     _stand_in = types.ModuleType(f"deepspeed.runtime.zero.muon.{_module}")
     setattr(_stand_in, _name, type(_name, (), {}))
@@ -56,6 +56,14 @@ for _module, _name in (("muon_optimizer", "MuonWithAuxAdam"), ("original_muon", 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _made: list = []  # the engines of this process
+
+
+def send_weights(ranks: Ranks, student: nn.Module) -> None:
+    """Give every rank the student's weights that the first one has: another CPU would compute other last bits of them."""
+    for parameter in student.parameters() if ranks.world > 1 else ():
+        sent = parameter.detach().to(ranks.device)
+        dist.broadcast(sent, 0)
+        parameter.data.copy_(sent)
 
 
 def check_same_weights(ranks: Ranks, student: nn.Module) -> str:

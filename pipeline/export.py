@@ -69,13 +69,18 @@ def export_untrained(recipe: Recipe, out: Path) -> None:
 
 
 def untrained_student(recipe: Recipe, teacher_config, teacher: Weights) -> PreTrainedModel:
-    """The whole student, fp32, as it starts: random numbers, but for what ``student.init`` takes of ``teacher``."""
+    """The whole student, fp32, as it starts."""
     student = encoders.build_student(recipe.student_config(teacher_config), recipe.seed)
+    initialise(student, recipe, teacher_config, teacher)
+    return student
+
+
+def initialise(student: PreTrainedModel, recipe: Recipe, teacher_config, teacher: Weights) -> None:
+    """Put in the place of its random numbers what ``student.init`` takes of ``teacher``."""
     if recipe.student.init == "teacher":
         encoders.copy_every_kth_layer(teacher, student, recipe.teacher.layer, recipe.student_ids())
     elif recipe.student.init == "pca":
         encoders.project_embeddings(teacher, teacher_config, student, recipe.student_ids())
-    return student
 
 
 def student_tokenizer(recipe: Recipe):

@@ -61,14 +61,15 @@ def processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if distributed() else max(1, torch.cuda.device_count())
 
 
+def device() -> torch.device:
+    """Where the Trainer trains."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def precision() -> str:
     """What products are taken in."""
-    if torch.cuda.is_available():
-        return "bf16" if has_bf16_gpu() else "fp32"
-    return "fp32" if lacks_bf16_units(_CPU) else "bf16"
-
-
-_CPU = torch.device("cpu")
+    fast = has_bf16_gpu() if device().type == "cuda" else not lacks_bf16_units(device())
+    return "bf16" if fast else "fp32"
 
 
 def encode_labelled(
@@ -106,8 +107,7 @@ def labelled_set(features: Dataset, task: Task, order: Sequence[str]) -> ScoredS
 def new_model(model: ScoredModel, task: Task, order: Sequence[str]) -> PreTrainedModel:
     """The model in fp32 with a head for the task, which is new unless the model has one, fit for training here."""
     made = _with_head(model, task, order)
-    if not torch.cuda.is_available():
-        fit_arithmetic(made, "fp32", _CPU)
+    fit_arithmetic(made, "fp32", device())
     return made
 
 
@@ -206,7 +206,7 @@ def check_batch(batch: int) -> None:
 
 
 def _arguments(folder: str, settings: dict, select: bool) -> TrainingArguments:
-    cuda = torch.cuda.is_available()
+    cuda = device().type == "cuda"
     return TrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=settings["batch"] // processes(),

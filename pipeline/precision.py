@@ -22,8 +22,16 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def lacks_bf16_units(device: torch.device) -> bool:
-    """Whether bf16 products on this device are slower than fp32 ones: true for CPUs without AVX-512 bf16 or AMX."""
-    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether bf16 products on this device are slower than fp32 ones: true for x86 CPUs without AVX-512 bf16 or AMX.
+
+    On those torch calls them supported from AVX-512 on, where they are emulated.
+    """
+    if device.type != "cpu":
+        return False
+    emulated = torch.cpu._is_avx512_supported() and not (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+    return emulated or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def has_bf16_gpu() -> bool:
@@ -90,7 +98,7 @@ def cpu_sdpa(module, query, key, value, attention_mask, dropout=0.0, **options):
 
 
 def wide_sdpa(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **options):
-    """transformers' SDPA attention with its products in fp32; shapes as there."""
+    """transformers' SDPA attention with its operands widened to fp32; shapes as there."""
     dtype = query.dtype
     query, key, value = query.float(), key.float(), value.float()
     mask = _float_mask(attention_mask)
@@ -115,8 +123,9 @@ def _dropped_attention(query, key, value, mask, p, scaling):
     masks = [None] * len(query)
     if mask is not None:
         if mask.dtype == torch.bool:
-            # Not -inf: a padded query may have no key in its window, and a softmax of nothing would be NaN.
-            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+            # Not -inf: a padded query may have no key in its window, and a softmax of nothing would be NaN. Under autocast
+            # logits are bf16, which rounds the least fp32 number to -inf.
+            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.bfloat16).min)
         masks = mask.expand(*query.shape[:-1], key.shape[-2])
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     outputs = []

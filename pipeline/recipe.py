@@ -237,7 +237,7 @@ class Recipe:
             if student.model_type != config.model_type:
                 self._refuse(
                     "student.init",
-                    f"the student is a {student.model_type}, the teacher a {config.model_type}; use 'random', or "
+                    f"the student is a {student.model_type}, the teacher a {config.model_type}; use 'random' or 'pca', or "
                     "student.model_type = 'teacher'",
                 )
             ffn = encoders.family_of(config).ffn
@@ -254,7 +254,7 @@ class Recipe:
                 if own != theirs:
                     self._refuse(
                         "student.init",
-                        f"{name} is {own}, the teacher's is {theirs}; use the same, or 'random'",
+                        f"{name} is {own}, the teacher's is {theirs}; use the same, or 'random' or 'pca'",
                     )
             self._need(
                 "student.layers",

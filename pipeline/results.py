@@ -65,6 +65,7 @@ class Cell:
     split: str
     dev: float | None = None  # the primary score on the dev set, where another one is scored
     seconds: float = math.nan
+    precision: str = "fp32"  # of products
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -171,12 +172,13 @@ def read_cell(path: Path) -> Cell | Failure:
 def _wrong(record: dict) -> str:
     """What is wrong with the task's name, the seed, or a value that may be left out."""
     task, seed, dev = record["task"], record["settings"].get("seed", 0), record.get("dev")
-    seconds, versions = record.get("seconds", 0), record.get("versions", {})
+    seconds, precision, versions = record.get("seconds", 0), record.get("precision", ""), record.get("versions", {})
     for key, value, holds in (
         ("task", task, _NAME.fullmatch(task)),
         ("seed", seed, isinstance(seed, int) and not isinstance(seed, bool)),
         ("dev", dev, dev is None or _is_number(dev)),
         ("seconds", seconds, _is_number(seconds)),
+        ("precision", precision, isinstance(precision, str)),
         ("versions", versions, isinstance(versions, dict)),
     ):
         if not holds:

@@ -190,7 +190,7 @@ def missing(scores: Scores) -> list[tuple[str, list[str]]]:
 
 
 def unequal(scores: Scores) -> list[str]:
-    """Sentences on what is not compared like with like: seeds, settings tried, data, split."""
+    """Sentences on what is not compared like with like: seeds, settings tried, data, precision, split."""
     said = []
     for task in scores.tasks:
         cells = {model: own for model in scores.models if (own := scores.results.of(model, task))}
@@ -198,6 +198,7 @@ def unequal(scores: Scores) -> list[str]:
             "seeds": {model: best(own).n for model, own in cells.items()},
             "settings tried": {model: len(by_setting(own)) for model, own in cells.items()},
             "data": {model: _data(own) for model, own in cells.items()},
+            "precision": {model: ", ".join(sorted({cell.precision for cell in own})) for model, own in cells.items()},
             "scored split": {model: ", ".join(sorted({cell.split for cell in own})) for model, own in cells.items()},
         }.items():
             if len(set(values.values())) > 1:

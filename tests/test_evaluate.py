@@ -201,6 +201,7 @@ def test_models_are_fine_tuned_with_the_arithmetic_that_is_fast_here(run, data, 
         return forward(self, x)
 
     monkeypatch.setattr(torch.nn.Linear, "forward", watch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for lacks, products in ((True, torch.float32), (False, torch.bfloat16)):
         monkeypatch.setattr(finetune, "lacks_bf16_units", lambda device, lacks=lacks: lacks)
         seen.clear()
@@ -213,7 +214,8 @@ def test_models_are_fine_tuned_with_the_arithmetic_that_is_fast_here(run, data, 
     assert kept == {"torch.float32": "fp32", "torch.bfloat16": "bf16"}
 
 
-def test_dropout_is_drawn_in_bulk_on_cpus(model):
+def test_dropout_is_drawn_in_bulk_on_cpus(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     made = finetune.new_model(open_model(str(model), None), TASKS["rte"], TASKS["rte"].labels)
     dropouts = [module for module in made.modules() if isinstance(module, torch.nn.Dropout)]
     assert dropouts and {type(module) for module in dropouts} == {BulkDropout}

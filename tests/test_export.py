@@ -30,15 +30,20 @@ def test_the_student_is_a_plain_hugging_face_folder(run, student):
 def test_the_untrained_student_is_the_one_that_a_run_starts_with(tmp_path, monkeypatch):
     recipe = make_recipe(tmp_path)
     options = ["student.init=teacher", "student.hidden=32", "student.layers=1"]
-    for name, more in (("random", []), ("layers", options)):
+    for name, more in (("random", []), ("layers", options), ("projected", ["student.init=pca"])):
         monkeypatch.setattr(sys, "argv", ["export", "--untrained", str(recipe), str(tmp_path / name), *more])
         export.main()
-    random, layers = (AutoModel.from_pretrained(tmp_path / name) for name in ("random", "layers"))
+    names = ("random", "layers", "projected")
+    random, layers, projected = (AutoModel.from_pretrained(tmp_path / name) for name in names)
     teacher = AutoModel.from_pretrained(tmp_path / "teacher")
     query = "attention.self.query.weight"
     assert torch.equal(layers.encoder.layer[0].get_parameter(query), teacher.encoder.layer[2].get_parameter(query))
     expected = encoders.build_student(load_recipe(recipe).student_config(teacher.config), 42)
     assert torch.equal(random.embeddings.word_embeddings.weight, expected.embeddings.word_embeddings.weight)
+    words = teacher.embeddings.word_embeddings.weight.detach()
+    assert torch.equal(projected.embeddings.word_embeddings.weight, words @ encoders.principal_components(words, 16))
+    own, random_own = (model.encoder.state_dict() for model in (projected, random))
+    assert all(torch.equal(own[name], random_own[name]) for name in own)
     assert AutoTokenizer.from_pretrained(tmp_path / "random")("w1")["input_ids"] == [2, 6, 3]
     for arguments, message in (
         (["--untrained", str(recipe), str(tmp_path / "random")], "random: exists; choose a new folder"),

@@ -251,10 +251,39 @@ def test_other_devices_keep_torchs_own_arithmetic(tmp_path):
 
 @pytest.mark.parametrize("units", [True, False])
 def test_products_are_widened_only_for_bf16_without_units(tmp_path, monkeypatch, units):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: units)
+    monkeypatch.setattr(precision, "lacks_bf16_units", lambda device: not units)
     for kind in ("bf16", "fp32"):
         cut = encoders.cut_encoder(AutoModel.from_pretrained(make_teacher(tmp_path)), 4)
         precision.fit_arithmetic(cut, kind, CPU)
         wide = kind == "bf16" and not units
         assert (type(cut.body.last.projections[0]) is precision.WideLinear) == wide
         assert cut.config._attn_implementation == ("wide_sdpa" if wide else "cpu_sdpa")
+
+
+@pytest.mark.parametrize(
+    "avx512, bf16, amx, torchs, lacks",
+    [
+        (True, True, False, True, False),
+        (True, False, True, True, False),
+        (True, False, False, True, True),  # torch emulates them
+        (False, False, False, False, True),
+        (False, False, False, True, False),  # an Arm CPU
+    ],
+)
+def test_bf16_units_are_not_those_that_torch_emulates(monkeypatch, avx512, bf16, amx, torchs, lacks):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: torchs)
+    for name, has in (("avx512", avx512), ("avx512_bf16", bf16), ("amx_tile", amx)):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda has=has: has)
+    assert precision.lacks_bf16_units(CPU) == lacks
+    assert not precision.lacks_bf16_units(torch.device("cuda"))
+
+
+def test_a_query_without_a_key_is_finite_under_autocast():
+    """As a padded one in a layer with local attention, in fine-tuning with bf16 products."""
+    q = torch.randn(2, 4, 6, 8, requires_grad=True)
+    mask = torch.ones(2, 1, 6, 6, dtype=torch.bool)
+    mask[0, :, 5] = False
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = precision.cpu_sdpa(LAYER, q, q, q, mask, dropout=0.1)
+    output.sum().backward()
+    assert output.isfinite().all() and q.grad.isfinite().all()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep.errors import UserError
@@ -62,6 +63,21 @@ def test_student_parameters_equal_the_papers_table(name, embeddings, transformer
     assert round(count["transformer"] / 1e6, 1) == transformer
     count = encoders.count_parameters(teacher)
     assert (round(count["embeddings"] / 1e6, 1), round(count["transformer"] / 1e6, 1)) == (23.4, 85.1)
+
+
+def test_the_five_languages_recipe_resolves_with_a_trimmed_vocabulary(tmp_path):
+    recipe = load_recipe("five_languages", [f"student.vocab={tmp_path}"])
+    with pytest.raises(UserError, match="need a folder that python -m pipeline"):
+        recipe.check_teacher(recipe.teacher_config())
+    kept = np.full(250002, -1, np.int32)
+    kept[:4], kept[1000:2000] = range(4), range(4, 1004)
+    np.save(tmp_path / "vocabulary.npy", kept)
+    (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta", "vocab_size": 1004}')
+    teacher = recipe.teacher_config()
+    recipe.check_teacher(teacher)
+    student = recipe.student_config(teacher)
+    assert (student.vocab_size, student.hidden_size, student.num_hidden_layers) == (1004, 384, 6)
+    assert recipe.accumulation(8) == 1 and recipe.student.init == "pca"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +163,9 @@ def test_broken_toml_and_missing_files_are_named(tmp_path):
     path = tmp_path / "broken.toml"
     path.write_text("steps = \n")
     assert "broken.toml: not valid TOML" in refusal(path)
-    assert "shipped recipes are demo, demo_multilingual, minilm_12x384" in refusal(tmp_path / "none.toml")
+    assert "shipped recipes are demo, demo_multilingual, five_languages, minilm_12x384" in refusal(
+        tmp_path / "none.toml"
+    )
 
 
 def test_a_batch_that_does_not_split_over_the_ranks_is_named(tiny):
@@ -376,7 +394,7 @@ def test_a_student_of_another_family_has_no_layers_to_start_from(tmp_path):
     start = "student.hidden=32", "student.init=teacher", "teacher.layer=4"
     recipe, config = modern(tmp_path, *start, "student.model_type=bert")
     with pytest.raises(
-        UserError, match=r"init = 'teacher': the student is a bert, the teacher a modernbert; use 'random'"
+        UserError, match=r"init = 'teacher': the student is a bert, the teacher a modernbert; use 'random' or 'pca'"
     ):
         recipe.check_teacher(config)
     recipe, config = modern(tmp_path, *start)

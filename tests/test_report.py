@@ -189,8 +189,10 @@ def test_a_task_of_which_every_cell_failed_is_a_gap_with_a_reason(folder):
 def test_what_is_not_like_with_like_is_said(folder):
     put_cell(folder, "student", 61.0, seed=4)
     put_cell(folder, "student", 60.0, "mrpc", data={"source": "other", "fingerprint": "beef"}, split="test")
+    put_cell(folder, "student", 63.0, seed=5, precision="bf16")
     text = made(folder)
-    assert "* RTE, seeds differ: teacher 3; student 4" in text
+    assert "* RTE, seeds differ: teacher 3; student 5" in text
+    assert "* RTE, precision differ: teacher fp32; student bf16, fp32" in text
     assert "* MRPC, data differ: teacher glue/mrpc (f00d); student other (beef)" in text
     assert "* MRPC, scored split differ: teacher dev; student test" in text
 
