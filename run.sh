@@ -8,7 +8,7 @@ usage() {
     cat <<'TXT'
 Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
 
-  demo                      everything once, on real parts: fetch, prep, distill, resume, export, report (about 5 minutes)
+  demo                      everything once, on real parts: fetch, prep, distill, resume, export, report (3 to 5 minutes)
   demo-multilingual         the same with XLM-R's vocabulary, on 99 languages, reported by language
   test [PYTEST ARGUMENTS]   the test suite
   prep VERB …               text to token shards: plan, prepare, status, verify, stats, extend, bench

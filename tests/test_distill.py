@@ -97,6 +97,7 @@ def two_ranks(folder):
         jobs.append(job(folder, f"halves-{stage}-{precision}", *options, stop_at=3))
         jobs.append(job(folder, f"halves-{stage}-{precision}", *options))
     jobs.append(job(folder, "differ", ranks_differ=True))
+    jobs.append(job(folder, "projected", "student.init=pca", ranks_differ=True, stop_at=1))
     for stop_at, stage in STAGE_CHANGES:
         options = [*engine_options("replicate", stage, "bf16"), "student.dropout=0.0"]
         jobs.append(job(folder, "stages", *options, stop_at=stop_at))
@@ -220,6 +221,10 @@ def test_functional_linear_is_not_replaced(two_ranks, one_rank):
 def test_ranks_that_hold_different_students_are_found_out(two_ranks):
     assert any("ranks hold different students" in (error or "") for error in two_ranks[:-1])
     assert sum(error is not None for error in two_ranks[:-1]) == 2
+
+
+def test_a_start_from_the_teacher_is_the_first_ranks_on_all(folder, two_ranks):
+    assert checkpoints.latest(folder / "projected").step == 1
 
 
 def test_what_deepspeed_refuses_in_a_config_is_told_in_one_line(folder, two_ranks):
