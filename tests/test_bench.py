@@ -12,7 +12,7 @@ from transformers import BertConfig
 
 from data_prep import shards
 from data_prep.errors import UserError
-from pipeline import batches, bench, bench_data, bench_loss, bench_step, bench_tools, encoders
+from pipeline import batches, bench, bench_data, bench_loss, bench_step, bench_tools, encoders, precision
 from pipeline.bench_tools import Setting
 from pipeline.ranks import start_ranks
 from tests.launching import ROOT, environment
@@ -315,8 +315,9 @@ def test_a_sharded_teacher_is_exact_and_its_memory_and_traffic_are_those_of_the_
     rows = {row["measure"]: row for row in map(json.loads, result.stdout.splitlines()) if row["bench"] == "teacher"}
     assert rows["exact"]["value"] == 1
     assert rows["gathered / formula"]["value"] == pytest.approx(1, abs=0.01)
-    # At this size a few MiB of the process itself are a tenth of the bound; with prefetching it is 2.8.
-    assert rows["peak / bound"]["value"] < 1.1 and rows["forward / bound"]["value"] < 1.2
+    # With prefetching it is 2.8. Where products are bf16 ones it is 1.02 to 1.07 at this size, and not yet known why.
+    most = 1 if precision.lacks_bf16_units(torch.device("cpu")) else 1.2
+    assert rows["peak / bound"]["value"] < 1 and rows["forward / bound"]["value"] < most
     assert (
         rows["after loading"]["value"] < 1.3 * rows["layers / ranks"]["value"]
     )  # MiB; whole it would be twice as much
