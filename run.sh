@@ -32,7 +32,7 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
   speed TEACHER STUDENT …   how much faster and smaller the students are     (python -m pipeline.speed)
   report RESULTS_DIR        scores beside the teacher's and the papers'      (python -m pipeline.report)
   report RUN_DIR STUDENT    sizes, speed-up, losses, relation maps of a run
-  bench loss | step | data | teacher | all
+  bench loss | step | data | teacher | finetune | all
                             where the time goes, on this machine             (python -m pipeline.bench)
 
 The first use makes a virtual environment and installs the project into it. Variables:

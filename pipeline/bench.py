@@ -1,9 +1,9 @@
-"""Measurements of this machine: ``python -m pipeline.bench loss``, ``step``, ``data``, ``teacher`` or ``all``.
+"""Measurements of this machine: ``python -m pipeline.bench loss``, ``step``, ``data``, ``teacher``, ``finetune`` or ``all``.
 
 ``loss`` compares the relation loss with the papers' formula and with its matrix products alone, ``step`` a whole update with
 what it cannot do without, ``data`` the reading of a corpus with the bare copying of the same rows; every number is a median,
 of repetitions that each run everything that is compared. ``teacher`` shards a large teacher over processes of this machine
-and looks at their memory and traffic.
+and looks at their memory and traffic. ``finetune`` compares ``evaluate`` with a plain Trainer.
 """
 
 import argparse
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_step(kinds.add_parser("step", help="time of a whole update, and where it goes"))
     _add_data(kinds.add_parser("data", help="the cost of reading, and how long training waits for data"))
     _add_teacher(kinds.add_parser("teacher", help="memory and traffic of a teacher that is sharded over processes"))
+    _add_finetune(kinds.add_parser("finetune", help="evaluate's fine-tuning beside a plain Trainer's"))
     kinds.add_parser("all", help="loss, step and data, each with its defaults")
     for kind in kinds.choices.values():
         kind.add_argument("--json", action="store_true", help="one JSON object a line, for machines")
@@ -145,6 +146,20 @@ def _add_teacher(kind: argparse.ArgumentParser) -> None:
     kind.add_argument("--folder", help=argparse.SUPPRESS)  # where the ranks find the model that was made for them
 
 
+def _add_finetune(kind: argparse.ArgumentParser) -> None:
+    for name, text in (
+        ("model", "a Hugging Face folder or hub id"),
+        ("task", "one of evaluate's tasks"),
+        ("data", "as evaluate's"),
+        ("learning-rate", "instead of the paper's"),
+        ("epochs", "instead of the paper's"),
+    ):
+        kind.add_argument(f"--{name}", required=name in ("model", "task"), metavar="…", help=text)
+    _add_number(kind, "steps", 8, 1, "updates of a repetition")
+    _add_number(kind, "repeats", 3, 1, "repetitions, of which medians are taken")
+    _add_number(kind, "seeds", (), 0, "also scores of the plain Trainer, trained to the end", nargs="+")
+
+
 def _add_setting(kind: argparse.ArgumentParser) -> None:
     _add_number(kind, "heads", (12, 48), 1, "relation heads, several allowed", nargs="+")
     kind.add_argument(
@@ -167,7 +182,7 @@ def _add_number(
     if nargs == "+":
         default = list(default) if isinstance(default, tuple) else [default]
     if nargs:
-        shown = " ".join(map(str, default))
+        shown = " ".join(map(str, default)) or "none"
     kind.add_argument(
         f"--{name}",
         type=_whole_number(least),
@@ -187,7 +202,7 @@ def main() -> None:
     first = os.environ.get("RANK", "0") == "0" and not starts_ranks  # only this rank prints
     case: dict = {}
     if first and options.kind != "data":
-        print(_about_machine(getattr(options, "precision", "bf16"), options.json), flush=True)
+        print(_about_machine(_precision(options), options.json), flush=True)
     for each in [parser.parse_args([kind, *json_too]) for kind in kinds] or [options]:
         for row in _MEASUREMENTS[each.kind](each):
             if not first:
@@ -220,6 +235,12 @@ def _teacher(options: argparse.Namespace) -> Iterator[Row]:
     yield from teacher(options)
 
 
+def _finetune(options: argparse.Namespace) -> Iterator[Row]:
+    from pipeline.bench_finetune import finetune
+
+    yield from finetune(options)
+
+
 def _data(options: argparse.Namespace) -> Iterator[Row]:
     with ExitStack() as stack:
         folder = options.data
@@ -229,7 +250,15 @@ def _data(options: argparse.Namespace) -> Iterator[Row]:
         yield from bench_data.data(folder, options.length, options.batch, options.at, options.repeats)
 
 
-_MEASUREMENTS = {"loss": _loss, "step": _step, "data": _data, "teacher": _teacher}
+_MEASUREMENTS = {"loss": _loss, "step": _step, "data": _data, "teacher": _teacher, "finetune": _finetune}
+
+
+def _precision(options: argparse.Namespace) -> str:
+    if options.kind == "finetune":
+        from pipeline.finetune import precision
+
+        return precision()
+    return getattr(options, "precision", "bf16")
 
 
 def _about_machine(precision: str, as_json: bool) -> str:

@@ -470,7 +470,8 @@ class Ranks:
         process = subprocess.Popen(
             self._command, **pipes, env=self._environment, text=True, errors="replace", start_new_session=True
         )
-        threading.Thread(target=read_lines, args=[process.stdout, lines.put], daemon=True).start()
+        reader = threading.Thread(target=read_lines, args=[process.stdout, lines.put], daemon=True)
+        reader.start()
         begin = progress = time.monotonic()  # progress: when any rank came to another stage
         heard = dict.fromkeys(self._rows, begin)  # when, of each rank
         noticed: dict[int, str] = {}  # what ranks say of another one that is gone
@@ -509,6 +510,7 @@ class Ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            reader.join(10)  # the last of them, busy or not, is gone when all have closed their output
 
     def _outcome(self, code: int) -> Finding:
         """What the ranks have told, once all are gone."""

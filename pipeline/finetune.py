@@ -106,12 +106,13 @@ def labelled_set(features: Dataset, task: Task, order: Sequence[str]) -> ScoredS
 
 def new_model(model: ScoredModel, task: Task, order: Sequence[str]) -> PreTrainedModel:
     """The model in fp32 with a head for the task, which is new unless the model has one, fit for training here."""
-    made = _with_head(model, task, order)
+    made = with_head(model, task, order)
     fit_arithmetic(made, "fp32", device())
     return made
 
 
-def _with_head(model: ScoredModel, task: Task, order: Sequence[str]) -> PreTrainedModel:
+def with_head(model: ScoredModel, task: Task, order: Sequence[str]) -> PreTrainedModel:
+    """The model in fp32 with a head for the task, as transformers loads it."""
     options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
     if task.answers:
         return AutoModelForQuestionAnswering.from_pretrained(model.path, **options)
@@ -145,23 +146,10 @@ def finetune(
 
     Raises RuntimeError if the loss is not finite.
     """
-    task = TASKS[name]
-    select = task.languages and not task.answers  # XNLI: the epoch is chosen
     set_seed(settings["seed"])
     with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one; nothing is kept there
-        trainer = Trainer(
-            model=new_model(model, task, order),
-            args=_arguments(folder, settings, select),
-            train_dataset=data.train,
-            eval_dataset=concatenate_datasets([each.features for each in data.dev.values()]) if select else None,
-            compute_metrics=_joint_score(task) if select else None,
-            data_collator=DataCollatorWithPadding(
-                model.tokenizer, pad_to_multiple_of=8 if precision() == "bf16" else None
-            ),
-            processing_class=model.tokenizer,
-        )
-        trainer.remove_callback(PrinterCallback)
-        best = KeepBest()
+        trainer = make_trainer(model, name, order, data, settings, folder)
+        best, select = KeepBest(), trainer.compute_metrics is not None
         if select:
             trainer.add_callback(best)
         loss = trainer.train().training_loss
@@ -169,11 +157,31 @@ def finetune(
             raise RuntimeError(f"the training loss is {loss}; try a lower learning rate")
         if select:
             trainer.model.load_state_dict(best.weights)
-        scores = _scores(trainer, data.scored)
-        return scores, _scores(trainer, data.dev) if data.dev is not data.scored else {}
+        scores = scores_of(trainer, data.scored)
+        return scores, scores_of(trainer, data.dev) if data.dev is not data.scored else {}
 
 
-def _scores(trainer: Trainer, sets: dict[str, ScoredSet]) -> dict[str, dict[str, float]]:
+def make_trainer(
+    model: ScoredModel, name: str, order: Sequence[str], data: Encoded, settings: dict, folder: str
+) -> Trainer:
+    """The Trainer of one cell, and the model that it trains; for XNLI it looks at the dev sets after each epoch."""
+    task = TASKS[name]
+    select = task.languages and not task.answers  # XNLI: the epoch is chosen
+    trainer = Trainer(
+        model=new_model(model, task, order),
+        args=arguments(folder, settings, select),
+        train_dataset=data.train,
+        eval_dataset=concatenate_datasets([each.features for each in data.dev.values()]) if select else None,
+        compute_metrics=_joint_score(task) if select else None,
+        data_collator=DataCollatorWithPadding(model.tokenizer, pad_to_multiple_of=8 if precision() == "bf16" else None),
+        processing_class=model.tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def scores_of(trainer: Trainer, sets: dict[str, ScoredSet]) -> dict[str, dict[str, float]]:
+    """The scores of each set, by the trained model's predictions."""
     trainer.compute_metrics = None
     trainer.args.train_sampling_strategy = "random"  # it governs predictions too: these must keep the order of the rows
     found = {}
@@ -205,7 +213,8 @@ def check_batch(batch: int) -> None:
         raise UserError(f"--batch {batch}: not divisible by the {processes()} processes or GPUs that share it")
 
 
-def _arguments(folder: str, settings: dict, select: bool) -> TrainingArguments:
+def arguments(folder: str, settings: dict, select: bool) -> TrainingArguments:
+    """The Trainer's, for a cell's settings; ``select``: an evaluation after each epoch."""
     cuda = device().type == "cuda"
     return TrainingArguments(
         output_dir=folder,

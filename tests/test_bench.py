@@ -8,15 +8,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig
+from transformers import BertConfig, Trainer
 
 from data_prep import shards
 from data_prep.errors import UserError
 from pipeline import batches, bench, bench_data, bench_loss, bench_step, bench_tools, encoders, precision
 from pipeline.bench_tools import Setting
 from pipeline.ranks import start_ranks
+from tests import task_files
 from tests.launching import ROOT, environment
 from tests.literal_relations import literal_relation_loss
+from tests.tiny import make_teacher
 
 SMALL = ["--length", "32", "--batch", "64", "--repeats", "2", "--at", "1000000"]
 
@@ -94,7 +96,7 @@ def test_for_machines_there_is_one_json_object_a_line_and_the_random_corpus_is_t
         (["data", "--batch", "0"], "argument --batch: '0' is not a whole number of at least 1"),
         (["data", "--length", "two"], "argument --length: 'two' is not a whole number of at least 3"),
         (["data", "--at", "inf"], "argument --at: 'inf' is not a whole number of at least 0"),
-        (["dta"], "invalid choice: 'dta' (choose from loss, step, data, teacher, all)"),
+        (["dta"], "invalid choice: 'dta' (choose from loss, step, data, teacher, finetune, all)"),
         ([], "the following arguments are required: WHAT"),
         (["data", "--data", "/no/such/corpus"], "/no/such/corpus: no such folder"),
         (["loss", "--length", "0"], "argument --length: '0' is not a whole number of at least 1"),
@@ -105,6 +107,13 @@ def test_for_machines_there_is_one_json_object_a_line_and_the_random_corpus_is_t
         (["step", "--dropout", "1"], "argument --dropout: '1' is not a number from 0 to below 1"),
         (["step", "--student", "6x384", "2x100"], "--heads 12: does not divide the student 2x100's width 100; use 4"),
         (["step", "--layer", "13"], "teacher.layer = 13: must be one of the teacher's layers 1 to 12"),
+        (["finetune", "--task", "rte"], "the following arguments are required: --model"),
+        (["finetune", "--model", "m", "--task", "rtee"], "rtee: unknown task; did you mean rte?"),
+        (
+            ["finetune", "--model", "m", "--task", "rte", "--epochs", "0"],
+            "argument --epochs: '0' is not a whole number",
+        ),
+        (["finetune", "--model", "m", "--task", "rte", "--data", "/no/such"], "/no/such"),
         (["all", "--length", "5"], "unrecognized arguments: --length 5"),
     ],
 )
@@ -327,3 +336,47 @@ def test_a_sharded_teacher_is_exact_and_its_memory_and_traffic_are_those_of_the_
 def test_a_teacher_of_no_whole_heads_is_refused(monkeypatch, capsys):
     with pytest.raises(UserError, match="--width 100: must be a multiple of 80"):
         run(monkeypatch, capsys, "teacher", "--width", "100")
+
+
+# --- fine-tuning ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finetune(tmp_path, monkeypatch, capsys):
+    """Runs bench finetune on a small model and a small task whose first word tells the label."""
+    model = make_teacher(tmp_path / "small", layers=1, hidden=16, positions=160)
+    task_files.write_glue(tmp_path / "data", "rte", train=160, dev=40)
+    words = ["--model", model, "--task", "rte", "--data", tmp_path / "data", "--learning-rate", "1e-2", "--steps", 2]
+    return lambda *more: run(monkeypatch, capsys, "finetune", "--json", *words, "--repeats", 2, *more)
+
+
+def test_fine_tuning_is_measured_beside_a_plain_trainer_on_the_same_batches(finetune, monkeypatch):
+    seen = {"plain": [], "ours": []}
+    step = Trainer.training_step
+
+    def recorded(self, model, inputs, *rest):
+        dropouts = {type(part) for part in model.modules() if isinstance(part, torch.nn.Dropout)}
+        kind = "ours" if dropouts == {precision.BulkDropout} else "plain"
+        assert kind == "ours" or dropouts == {torch.nn.Dropout}
+        mask = inputs["attention_mask"]
+        seen[kind].append([row[:n].tolist() for row, n in zip(inputs["input_ids"], mask.sum(1).tolist(), strict=True)])
+        return step(self, model, inputs, *rest)
+
+    monkeypatch.setattr(Trainer, "training_step", recorded)
+    machine, rows = json_rows(finetune("--epochs", 9))
+    assert machine["precision"] == ("fp32" if precision.lacks_bf16_units(torch.device("cpu")) else "bf16")
+    assert seen["plain"] == seen["ours"] and len(seen["plain"]) == 2 * (1 + 2)  # steps × repetitions, one warms up
+    case = {"model": "small", "task": "rte", "learning_rate": 0.01, "epochs": 9, "batch": 32, "length": 128}
+    got = values(rows, **case)
+    assert set(got) == {"plain Trainer", "evaluate", "evaluate / plain"} and min(got.values()) > 0
+
+
+def test_with_seeds_the_plain_trainer_is_scored_when_it_has_trained_to_the_end(finetune):
+    got = values(json_rows(finetune("--epochs", "24", "--seeds", "1", "2"))[1])
+    assert got["seed 1"] > 90 and got["seed 2"] > 90
+
+
+def test_fine_tuning_is_measured_for_one_task_at_a_time(finetune, tmp_path):
+    task_files.write_glue(tmp_path / "data", "mrpc")
+    with pytest.raises(UserError, match="--task rte,mrpc: measure one task at a time"):
+        finetune("--task", "rte,mrpc")

@@ -1,0 +1,81 @@
+"""``python -m pipeline.bench finetune``: how ``evaluate`` fine-tunes, beside a plain Trainer.
+
+The plain one is what example scripts make of the same rows and settings: the model as transformers loads it, rows in random
+order, bf16 by autocast where the device has units for it. For their speed both train on the same batches, so what
+``evaluate`` gains by grouping rows of similar length is left out.
+"""
+
+import statistics
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, set_seed
+
+from data_prep.errors import UserError
+from pipeline import evaluate
+from pipeline.bench_tools import Row, interleaved, ratio
+from pipeline.finetune import Encoded, arguments, device, make_trainer, scores_of, with_head
+from pipeline.tasks import TASKS
+
+
+def finetune(options: Namespace) -> Iterator[Row]:
+    """Measure a step of both, and with ``options.seeds`` what the plain one scores when it has trained to the end.
+
+    Raises UserError for whatever ``evaluate`` refuses.
+    """
+    evaluate.quieten()
+    with tempfile.TemporaryDirectory() as folder:
+        job = _job(options, folder)
+        encoded = evaluate.encode(job)
+        settings = job.cells[0].settings
+        kept = {key: value for key, value in settings.items() if key not in ("seed", "stride")}
+        case = {"model": job.model.name, "task": job.task, **kept}
+        both = {
+            "plain Trainer": _plain(job, encoded, settings, folder),
+            "evaluate": make_trainer(job.model, job.task, job.order, encoded, settings, folder),
+        }
+        for trainer in both.values():
+            trainer.args.train_sampling_strategy, trainer.args.max_steps = "random", options.steps
+            trainer.args.eval_strategy = "no"
+        times = interleaved({name: trainer.train for name, trainer in both.items()}, options.repeats, device())
+        for name, each in times.items():
+            yield Row(name, statistics.median(each) / options.steps, "s", f"a step, of {options.steps}", case)
+        share = ratio(times["evaluate"], times["plain Trainer"])
+        yield Row("evaluate / plain", share, "×", "target: at most 1.10", case)
+        del both, trainer
+        primary = TASKS[job.task].primary
+        for cell in job.cells if options.seeds else []:
+            set_seed(cell.settings["seed"])
+            trainer = _plain(job, encoded, cell.settings, folder)
+            trainer.train()
+            scores = evaluate.scored(job, scores_of(trainer, encoded.scored), {})["scores"]
+            yield Row(f"seed {cell.settings['seed']}", scores[primary], "%", f"{primary}, plain Trainer", case)
+
+
+def _job(options: Namespace, folder: str) -> evaluate.Job:
+    """What ``evaluate`` would run, by its own options and checks."""
+    words = ["--model", options.model, "--task", options.task, "--out", str(Path(folder, "results"))]
+    for name in ("data", "learning_rate", "epochs"):
+        if (value := getattr(options, name)) is not None:
+            words += ["--" + name.replace("_", "-"), value]
+    words += ["--seeds", *map(str, options.seeds or [1])]
+    jobs = evaluate.prepare(evaluate.parser().parse_args(words), lambda *_: None)
+    if len(jobs) > 1:
+        raise UserError(f"--task {options.task}: measure one task at a time")
+    return jobs[0]
+
+
+def _plain(job: evaluate.Job, encoded: Encoded, settings: dict, folder: str) -> Trainer:
+    made = arguments(folder, settings, False)
+    made.train_sampling_strategy = "random"
+    trainer = Trainer(
+        model=with_head(job.model, TASKS[job.task], job.order),
+        args=made,
+        train_dataset=encoded.train,
+        data_collator=DataCollatorWithPadding(job.model.tokenizer),
+        processing_class=job.model.tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
