@@ -1,4 +1,4 @@
-"""Token shards on disk: the writer, the reader and the checks. The only bridge from ``data_prep`` to ``pipeline``.
+"""Token shards on disk: the writer, the reader and the checks. The only form in which data reach ``pipeline``.
 
     DATA/manifest.json             what is here; written last, so no manifest means no data
     DATA/SOURCE/00000-00000.tokens.npy   token ids [tokens], uint16 if the vocabulary fits, else uint32

@@ -153,6 +153,9 @@ def _add_finetune(kind: argparse.ArgumentParser) -> None:
         ("data", "as evaluate's"),
         ("learning-rate", "instead of the paper's"),
         ("epochs", "instead of the paper's"),
+        ("batch", "instead of the paper's"),
+        ("length", "instead of the paper's"),
+        ("languages", "of XNLI, MLQA and XQuAD"),
     ):
         kind.add_argument(f"--{name}", required=name in ("model", "task"), metavar="…", help=text)
     _add_number(kind, "steps", 8, 1, "updates of a repetition")

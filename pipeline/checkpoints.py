@@ -30,7 +30,7 @@ from data_prep.shards import sealed
 from pipeline.recipe import recipe_of
 from pipeline.relations import VALUE_PROJECTION
 
-STATE, INFO = "state.safetensors", "state.json"
+FOLDER, STATE, INFO = "checkpoints", "state.safetensors", "state.json"
 FORMAT = 2
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _SPARE = 2**20  # bytes beside the tensors: state.json, the header, the folders
@@ -107,7 +107,7 @@ def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int, keep_ever
                 f"{run}: {name} is not finite after step {info['step']}; nothing was written and the former checkpoints "
                 "are kept: use a lower learning_rate and another out"
             )
-    folder = run / "checkpoints"
+    folder = run / FOLDER
     final, aside = (
         folder / f"step-{info['step']:08d}",
         folder / f".writing-{info['step']:08d}",
@@ -161,6 +161,20 @@ def latest(run: Path) -> Checkpoint | None:
     return None
 
 
+def newest_of(run: Path) -> Checkpoint:
+    """The newest whole checkpoint of a run folder. Raises UserError if there is none."""
+    if found := latest(run):
+        return found
+    if inner := inner_runs(run):
+        raise UserError(f"{run}: a run of several students or stages; give the folder of one: {', '.join(inner)}")
+    raise UserError(f"{run}: no whole checkpoint below {run / FOLDER}; is this a run folder?")
+
+
+def inner_runs(run: Path) -> list[str]:
+    """The run folders in that of a run of several students or stages."""
+    return sorted(str(path.parent) for depth in ("*", "*/*") for path in run.glob(f"{depth}/{FOLDER}"))
+
+
 def _torn(folder: Path) -> str | None:
     try:
         info = json.loads((folder / INFO).read_text())
@@ -179,7 +193,7 @@ def _torn(folder: Path) -> str | None:
 
 def _folders(run: Path) -> list[Path]:
     """What has a checkpoint's name, whole or torn, oldest first."""
-    named = [path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    named = [path for path in (run / FOLDER).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
     return sorted(named, key=_step)
 
 

@@ -357,7 +357,7 @@ def _names_in(model: PreTrainedModel, cut: CutEncoder) -> dict[str, str]:
 
 def weights_of(model: str, revision: str, config: PreTrainedConfig) -> Weights:
     """The tensors of a model folder or hub id, unread."""
-    _check_folder(model)
+    check_folder(model)
     with torch.device("meta"):
         prefix = AutoModel.from_config(config).base_model_prefix
     return Weights(model, revision, prefix)
@@ -395,7 +395,7 @@ def load_config(model: str, revision: str = "main") -> PreTrainedConfig:
     if model in _PUBLIC_SHAPES:
         shape = dict(_PUBLIC_SHAPES[model])
         return AutoConfig.for_model(shape.pop("model_type"), **shape)
-    _check_folder(model)
+    check_folder(model)
     config = load_folder_config(model, revision)
     family_of(config)
     return config
@@ -427,7 +427,7 @@ def load_model(model: str, revision: str, dtype: torch.dtype) -> PreTrainedModel
 
 def load_tokenizer(model: str, revision: str = "main"):
     """The tokenizer that belongs to a model folder or hub id."""
-    _check_folder(model)
+    check_folder(model)
     with _one_line(model):
         return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
 
@@ -459,7 +459,7 @@ class _one_line:
             raise UserError(f"{self.model}: {where} ({cause})") from error
 
 
-def _check_folder(model: str) -> None:
+def check_folder(model: str) -> None:
     """A path must be a whole model folder; anything else is taken for a hub id."""
     folder = Path(model)
     if not folder.is_dir():

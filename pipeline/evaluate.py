@@ -79,6 +79,10 @@ def make_job(options: argparse.Namespace, model: ScoredModel, task: str, data: T
         model, task, length, {"training": data.train} | {f"dev {key}".strip(): v for key, v in data.scored.items()}
     )
     (qa if TASKS[task].answers else finetune).check_length(model.tokenizer, length)
+    if TASKS[task].answers and type(model.config) not in transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING:
+        raise UserError(
+            f"{model.path}: transformers has no head for questions of a {model.config.model_type}; leave {task} out"
+        )
     folder = options.out / model.name / task
     cells = [
         Cell(folder / f"lr{rate}-epochs{epochs}-seed{seed}.json", _settings(options, task, rate, epochs, seed))
@@ -364,6 +368,7 @@ def main() -> int:
     quieten()
     say = print if is_first() else (lambda *_, **__: None)
     jobs = prepare(options, say)
+    results.make_folder(options.out)
     agree(jobs)
     models, tasks = (list(dict.fromkeys(names)) for names in zip(*((j.model.name, j.task) for j in jobs), strict=True))
     failed = []

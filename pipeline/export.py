@@ -41,9 +41,7 @@ def export(run: Path, out: Path) -> Checkpoint:
 
     Raises UserError if there is no whole checkpoint or ``out`` holds something else.
     """
-    checkpoint = checkpoints.latest(run)
-    if checkpoint is None:
-        raise UserError(f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?")
+    checkpoint = checkpoints.newest_of(run)
     checkpoint.check()
     out = out.resolve()
     if out.exists() and not _may_be_replaced(out, run):

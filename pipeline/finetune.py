@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -152,13 +153,18 @@ def finetune(
         best, select = KeepBest(), trainer.compute_metrics is not None
         if select:
             trainer.add_callback(best)
-        loss = trainer.train().training_loss
-        if not math.isfinite(loss):
-            raise RuntimeError(f"the training loss is {loss}; try a lower learning rate")
+        train(trainer)
         if select:
             trainer.model.load_state_dict(best.weights)
         scores = scores_of(trainer, data.scored)
         return scores, scores_of(trainer, data.dev) if data.dev is not data.scored else {}
+
+
+def train(trainer: Trainer) -> None:
+    """Raises RuntimeError if the loss is not finite."""
+    loss = trainer.train().training_loss
+    if not math.isfinite(loss):
+        raise RuntimeError(f"the training loss is {loss}; try a lower learning rate")
 
 
 def make_trainer(
@@ -176,8 +182,22 @@ def make_trainer(
         data_collator=DataCollatorWithPadding(model.tokenizer, pad_to_multiple_of=8 if precision() == "bf16" else None),
         processing_class=model.tokenizer,
     )
-    trainer.remove_callback(PrinterCallback)
+    quieten(trainer)
     return trainer
+
+
+class _Bars(ProgressCallback):
+    """Progress bars, on a terminal; what is logged is not written between our own lines."""
+
+    def on_log(self, *args, **more):
+        pass
+
+
+def quieten(trainer: Trainer) -> None:
+    """Leave the Trainer its progress bars, where it has them, and no other output."""
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(_Bars)
 
 
 def scores_of(trainer: Trainer, sets: dict[str, ScoredSet]) -> dict[str, dict[str, float]]:

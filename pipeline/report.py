@@ -15,7 +15,7 @@ from pathlib import Path
 from data_prep.errors import Parser, UserError, run_command
 from pipeline import paper
 from pipeline.page import html, table, words
-from pipeline.results import Cell, by_setting, mean_and_spread, read_results, shown_mean
+from pipeline.results import MADE_UP, Cell, by_setting, make_folder, mean_and_spread, read_results, shown_mean
 from pipeline.scores import (
     Figure,
     Scores,
@@ -28,6 +28,7 @@ from pipeline.scores import (
     unequal,
     unfinished,
 )
+from pipeline.tasks import HUB_LANGUAGES
 
 NONE = "–"
 _FLAGS = {"learning_rate": "--learning-rate", "epochs": "--epochs", "batch": "--batch", "length": "--length"}
@@ -38,6 +39,7 @@ Section = tuple[list[str], dict[str, bytes]]  # Markdown lines, and charts by fi
 def make(folder: Path, runs: list[Path], teacher: str | None = None, all_tables: bool = False) -> tuple[str, list[str]]:
     """Write report.md, its charts and report.html into ``folder``; returns the Markdown text and a short summary."""
     results = read_results(folder)
+    make_folder(folder)
     check(results)
     scores = Scores(results, find_teacher(results, teacher))
     summary = summarise(scores)
@@ -292,13 +294,24 @@ def _alike(scores: Scores, theirs: paper.Table, known: dict, ours: list[str]) ->
 def _ours(scores: Scores, model: str, columns: tuple[paper.Column, ...]) -> list[str]:
     figures = [scores.figure(model, column.task, column.metric) if column.task else None for column in columns]
     cells = [
-        "" if figure is None else f"{figure.mean:.1f}" if "/" in column.metric else shown(figure)  # languages are many
+        ""
+        if figure is None
+        else f"{figure.mean:.1f}"  # languages are many
+        if "/" in column.metric
+        else shown(figure) + _fewer_languages(scores, model, column)
         for figure, column in zip(figures, columns, strict=True)
     ]
     tasks = [figure for figure, column in zip(figures, columns, strict=True) if column.task]
     if not columns[-1].task and all(tasks):
         cells[-1] = f"{sum(figure.mean for figure in tasks) / len(tasks):.1f}"
     return cells
+
+
+def _fewer_languages(scores: Scores, model: str, column: paper.Column) -> str:
+    """What must be said with a mean over fewer languages than the papers'."""
+    names = {name for cell in scores.chosen(model, column.task) for name in cell.scores}
+    own = {name.partition("/")[2] for name in names if name.startswith(f"{column.metric}/")}
+    return f", {len(own)} languages" if own and len(own) < len(HUB_LANGUAGES[column.task]) else ""
 
 
 def _budget(model: dict) -> str:
@@ -393,7 +406,10 @@ def _speed(scores: Scores, name: str) -> list[str]:
 
 
 def _how_measured(record: dict) -> str:
-    shape = f"{record.get('batches', '?')} batches of {record.get('batch', '?')} × {record.get('length', '?')}"
+    most = "" if record.get("text") == MADE_UP else "at most "
+    shape = (
+        f"{record.get('batches', '?')} batches of {record.get('batch', '?')} × {most}{record.get('length', '?')} tokens"
+    )
     return f"{shape} ({record.get('text', 'unknown text')}) on {record['device']}, medians"
 
 
@@ -405,6 +421,7 @@ def runs_section(runs: list[Path]) -> Section:
     if not runs:
         return [], {}
     from pipeline import charts
+    from pipeline.checkpoints import inner_runs
     from pipeline.monitor import read_metrics  # torch takes seconds
     from pipeline.relations import value_mse_note
 
@@ -412,7 +429,13 @@ def runs_section(runs: list[Path]) -> Section:
     for number, run in enumerate(runs, 1):
         metrics = [row for row in read_metrics(run) if isinstance(row, dict) and {"step", "kind"} <= row.keys()]
         if not metrics:
-            raise UserError(f"{run}: no rows in metrics.jsonl; --runs takes folders that pipeline.distill wrote")
+            inner = inner_runs(run)
+            hint = (
+                f"{' '.join(inner)} are its students or stages"
+                if inner
+                else "takes folders that pipeline.distill wrote"
+            )
+            raise UserError(f"{run}: no rows in metrics.jsonl; --runs {hint}")
         name = run.resolve().name
         relations = charts.relations(metrics)
         drawn[f"report-losses-{number}.svg"] = charts.losses(name, f"nats{value_mse_note(relations)}", metrics)
@@ -575,6 +598,9 @@ def _report_results(options: argparse.Namespace) -> None:
     if (options.folder / "checkpoints").is_dir():
         remedy = f"python -m pipeline.report {options.folder} STUDENT_FOLDER, or --runs {options.folder} with a results folder"
         raise UserError(f"{options.folder}: the folder of a run, not of results; {remedy}")
+    if inner := [*options.folder.glob("*/checkpoints"), *options.folder.glob("*/*/checkpoints")]:
+        remedy = f"--runs {' '.join(sorted(str(path.parent) for path in inner))} with a results folder"
+        raise UserError(f"{options.folder}: the folder of several runs, not of results; {remedy}")
     _, summary = make(options.folder, options.runs, options.teacher, options.all_tables)
     print("\n".join([*summary, f"{options.folder / 'report.md'}", f"{options.folder / 'report.html'}"]))
 

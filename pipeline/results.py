@@ -13,6 +13,7 @@ import json
 import math
 import re
 import statistics
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from data_prep.errors import UserError
 
 FORMAT = 1
 MODEL, SPEED, FAILED = "model.json", "speed.json", ".failed.json"
+MADE_UP = "made-up ids"  # a speed's text where no file was given
 
 _NAME = re.compile(r"[\w.-]+(/[\w-]+)?")  # of a task or a score: f1, accuracy/de
 
@@ -141,6 +143,17 @@ def read_results(folder: Path) -> Results:
             elif path.name != MODEL:
                 raise UserError(f"{path}: not a file of results; move it elsewhere")
     return Results(folder, models, cells, failures, speeds)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a results folder, or see that it can be written to. Raises UserError if not: before hours are spent."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written to ({(error.strerror or str(error)).lower()}); choose another folder"
+        ) from None
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -20,9 +20,7 @@ transformers_logging.disable_progress_bar()
 
 def report(run: Path, student_folder: Path) -> str:
     """The report's Markdown text, written to the run folder beside its picture."""
-    checkpoint = checkpoints.latest(run)
-    if checkpoint is None:
-        raise UserError(f"{run}: no whole checkpoint below {run / 'checkpoints'}; is this a run folder?")
+    checkpoint = checkpoints.newest_of(run)
     recipe = checkpoint.info["recipe"]
     student = load_student_of(run, checkpoint, student_folder)
     teacher = encoders.load_model(recipe["teacher"]["model"], recipe["teacher"]["revision"], torch.float32)

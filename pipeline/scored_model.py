@@ -35,6 +35,7 @@ class ScoredModel:
 
 def open_model(path: str, name: str | None = None) -> ScoredModel:
     """Read a model's config, tokenizer and weights' hash. Raises UserError for what is not there or does not fit together."""
+    encoders.check_folder(path)
     name = name or name_of(path)
     if name.startswith(".") or Path(name).name != name:
         raise UserError(f"--name {name}: not a folder's name")

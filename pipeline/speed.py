@@ -165,7 +165,7 @@ def compare(abouts: list[dict], data: Path | None, shape: tuple[int, int, int]) 
             raise UserError(f"--length {shape[2]}: {name} has {longest} positions; use at most that")
     seconds = measure(models, batches or made_up_batches(models, *shape), device)
     reference, *students = paths
-    text = f"{data.resolve().parent.name}/{data.name}" if data else "made-up ids"
+    text = f"{data.resolve().parent.name}/{data.name}" if data else results.MADE_UP
     where = device_name(device, dtype)
     return [_record(student, reference, seconds, where, shape, text) for student in students]
 
@@ -238,14 +238,19 @@ def main() -> None:
     options = parser.parse_args()
     transformers_logging.disable_progress_bar()
     abouts = describe([options.reference, *options.students], options.out)
-    records = compare(abouts, options.data, (options.batches, options.batch, options.length))
     if options.out:
-        write(options.out, abouts, records)
+        results.make_folder(options.out)
+    records = compare(abouts, options.data, (options.batches, options.batch, options.length))
     first = records[0]
-    print(f"{first['batches']} batches of {first['batch']} × {first['length']} ({first['text']}) on {first['device']}:")
+    most = "at most " if options.data else ""
+    print(
+        f"{first['batches']} batches of {first['batch']} × {most}{first['length']} tokens ({first['text']}) on "
+        f"{first['device']}:"
+    )
     print("\n".join(table(abouts, records)))
     print("paper: MiniLM, arXiv 2002.10957, its figures over 12x768; - where it has no model of this shape")
     if options.out:
+        write(options.out, abouts, records)
         print(f"written to {options.out}; the report shows them: python -m pipeline.report {options.out}")
 
 

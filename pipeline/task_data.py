@@ -75,7 +75,7 @@ def read_task(name: str, data: str | None, languages: Sequence[str] = ()) -> Tas
 
 
 def _is_path(data: str) -> bool:
-    return Path(data).exists() or data.startswith((".", "/", "~")) or data.count("/") != 1
+    return Path(data).exists() or data.startswith((".", "/", "~")) or data.endswith("/") or data.count("/") != 1
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -84,6 +84,11 @@ def _is_path(data: str) -> bool:
 def _checked(name: str, data: TaskData) -> TaskData:
     task = TASKS[name]
     sets = [(f"{kind} {key}".strip(), rows) for kind in ("dev", "test") for key, rows in getattr(data, kind).items()]
+    if data.test and (missing := [key for key in data.dev if key not in data.test]):
+        raise UserError(
+            f"{data.source}: {name} has a test set of {', '.join(data.test)} and none of {', '.join(missing)}; get the others, "
+            f"or give --languages {','.join(data.test)}"
+        )
     for what, rows in [("train", data.train), *sets]:
         if len(rows) == 0:
             raise UserError(f"{data.source}: the {what} set of {name} is empty")
@@ -187,7 +192,7 @@ def _columns(path: Path, layout: Layout, header: list[str] | None) -> list[int]:
     if header is None:
         return [int(column) for column in wanted]
     if missing := [str(column) for column in wanted if column not in header]:
-        if missing == [layout.label]:
+        if missing == [layout.label] and "train" not in path.name:
             raise UserError(
                 f"{path}: no column {layout.label!r}: a set without labels, which cannot be scored; use train and dev files"
             )
@@ -377,7 +382,9 @@ def _from_hub(hub: str, config: str | None, split: str) -> Dataset:
     except Exception as error:  # a client, a server and half a dozen libraries may refuse
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         what = " ".join(filter(None, (config, split)))
-        raise UserError(f"--data {hub}: {what} is not to be had from the hub ({cause})") from None
+        raise UserError(
+            f"--data {hub}: no such folder (from {Path.cwd()}), and {what} is not to be had from the hub ({cause})"
+        ) from None
 
 
 def _hub_labelled(name: str, hub: str, languages: Sequence[str]) -> TaskData:

@@ -20,11 +20,11 @@ from pipeline.weights import opened, weight_files
 TRIMMING, VOCABULARY = "trimming.json", "vocabulary.npy"
 
 # Tensors with a row for each piece: the word embeddings, and what the heads of masked language models have.
-_WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+_WORD_EMBEDDINGS = ("embeddings.word_embeddings.weight", "embeddings.tok_embeddings.weight", "embed_tokens.weight")
 _ROWS = (
-    _WORD_EMBEDDINGS, "cls.predictions.decoder.weight", "cls.predictions.decoder.bias", "cls.predictions.bias",
-    "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias", "lm_head.weight", "generator_lm_head.weight",
-    "generator_lm_head.bias", "vocab_projector.weight", "vocab_projector.bias",
+    *_WORD_EMBEDDINGS, "decoder.weight", "decoder.bias", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias",
+    "cls.predictions.bias", "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias", "lm_head.weight",
+    "generator_lm_head.weight", "generator_lm_head.bias", "vocab_projector.weight", "vocab_projector.bias",
 )  # fmt: skip
 # Files that may hold the whole vocabulary once more, in a form that is not read here.
 _OTHER_WEIGHTS = (
@@ -110,7 +110,7 @@ def _write_weights(model: Path, out: Path, kept: torch.Tensor, rows: int) -> tup
         _save(tensors, out / path.name, metadata)
         _align(out / path.name, path)
     if not any(name.endswith(_WORD_EMBEDDINGS) for name in cut):
-        raise UserError(f"{model}: the weights lack {_WORD_EMBEDDINGS}; get the whole model")
+        raise UserError(f"{model}: the weights have none of {', '.join(_WORD_EMBEDDINGS)}; get the whole model")
     if (index := model / _INDEX).is_file():
         content = _read_json(index)
         _write_json(out / _INDEX, content | {"metadata": content.get("metadata", {}) | {"total_size": size}})

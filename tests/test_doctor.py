@@ -1,5 +1,6 @@
 """pipeline.doctor: each check turns red for a real cause where that can be had, and says what to do."""
 
+import contextlib
 import copy
 import errno
 import json
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -739,6 +741,16 @@ def test_a_rank_that_hangs_is_named_in_time_and_ended(monkeypatch):
             assert TOKEN not in " ".join(process.cmdline()), process.cmdline()
         except psutil.Error:
             continue
+
+
+def test_whom_a_rank_has_started_is_gone_too_however_long_that_takes(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "STARTING", 2)
+    child = f"import os, time; d = b'1' * 2**29; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    found = Ranks([sys.executable, "-c", code], dict(os.environ), TOKEN, ["a"]).follow(1)
+    assert found.level == FAIL and (tmp_path / "pid").exists()
+    with contextlib.suppress(OSError):  # its memory, half a GiB, is freed before its files are closed
+        assert not list(Path("/proc", (tmp_path / "pid").read_text(), "fd").iterdir())
 
 
 LINES = """

@@ -190,6 +190,13 @@ def test_a_loss_that_is_not_finite_is_a_failed_cell(run, data, tmp_path):
     assert "the training loss is" in results.read_results(tmp_path / "out").failures[0].error
 
 
+def test_on_a_terminal_there_are_bars_and_no_other_lines(run, data, monkeypatch):
+    files.write_glue(data, "rte")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    said = run("rte", *FAST)[1]
+    assert "rte 1/1: lr 3e-05" in said and "train_runtime" not in said
+
+
 def test_models_are_fine_tuned_with_the_arithmetic_that_is_fast_here(run, data, tmp_path, monkeypatch):
     """fp32 weights; products in bf16 where there are units for it; on CPUs dropout drawn in bulk."""
     files.write_glue(data, "rte")
@@ -241,7 +248,7 @@ def test_xnli_keeps_the_epoch_that_is_best_on_all_languages_together(run, data, 
         return {key: {"accuracy": 10.0 * len(key + str(number))} for number, key in enumerate(sets)}
 
     monkeypatch.setattr(finetune.KeepBest, "on_evaluate", watch)
-    monkeypatch.setattr(finetune, "_scores", scores)
+    monkeypatch.setattr(finetune, "scores_of", scores)
     assert run("xnli", "--seeds", 1, "--epochs", 3, "--learning-rate", 1e-2, "--length", 32)[0] == 0
     assert len(seen) == 3
     same = [all(torch.equal(scored[0][name], epoch[name]) for name in epoch) for epoch in seen]
@@ -372,6 +379,7 @@ def untrained(monkeypatch):
         ("rte", ("--length", 4), "--length 4: too short for a pair of texts; 5 at least"),
         ("rte", ("--name", "a/b"), "--name a/b: not a folder's name"),
         ("rte", ("--model", "nowhere/at/all"), "nowhere/at/all: no such folder"),
+        ("rte", ("--model", "./nowhere"), "^./nowhere: no such folder"),
         ("squad1", ("--length", 64), "no train-v1.1.json for squad1"),
     ],
 )
@@ -415,6 +423,21 @@ def test_cells_of_other_weights_data_or_settings_are_neither_believed_nor_overwr
     path.write_text(path.read_text().replace("not_entailment", "entailment", 1))
     with pytest.raises(UserError, match=r"was made with data .*, now data .*--name"):
         run("rte", *FAST)
+
+
+def test_a_family_without_a_head_for_questions_is_told(run, data, tmp_path, untrained):
+    for seed, split in enumerate(("train", "dev")):
+        files.write_squad(data / f"{split}-v2.0.json", files.questions(4, seed, True), "v2.0")
+    model = make_teacher(tmp_path / "euro", "eurobert", layers=1, hidden=16, positions=160)
+    with pytest.raises(UserError, match="euro: transformers has no head for questions of a eurobert; leave squad2 out"):
+        run("squad2", "--length", 120, models=[model])
+
+
+def test_an_out_that_cannot_be_written_is_told_before_anything_is_trained(run, data, tmp_path, untrained):
+    files.write_glue(data, "rte")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/out: cannot be written to \(not a directory\)"):
+        run("rte", *FAST, "--out", tmp_path / "file/out")
 
 
 def test_two_models_need_two_names(run, data, tmp_path, model, untrained):

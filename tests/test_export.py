@@ -144,6 +144,12 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, monkeypatch, capsys):
     assert line.startswith(f"error: {tmp_path}: no whole checkpoint") and not (tmp_path / "out").exists()
 
 
+def test_a_run_of_several_is_told_from_one(tmp_path):
+    (tmp_path / "run/12x384/checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"give the folder of one: {tmp_path}/run/12x384$"):
+        export.export(tmp_path / "run", tmp_path / "out")
+
+
 def test_the_student_of_another_run_is_not_replaced(run, student, tmp_path):
     shutil.copytree(run, tmp_path / "other")
     with pytest.raises(UserError, match="is not an exported student of other; choose a new folder"):

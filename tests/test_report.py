@@ -12,9 +12,10 @@ from html.parser import HTMLParser
 import pytest
 
 from data_prep.errors import UserError
-from pipeline import report
+from pipeline import report, results
 from pipeline.results import read_results
 from pipeline.scores import Scores, find_teacher
+from pipeline.tasks import HUB_LANGUAGES
 from tests import launching
 
 WEIGHTS = "00112233aabbccdd"
@@ -191,10 +192,16 @@ def test_what_is_not_like_with_like_is_said(folder):
     put_cell(folder, "student", 60.0, "mrpc", data={"source": "other", "fingerprint": "beef"}, split="test")
     put_cell(folder, "student", 63.0, seed=5, precision="bf16")
     text = made(folder)
-    assert "* RTE, seeds differ: teacher 3; student 5" in text
+    assert "* RTE, seeds differ: teacher 1 2 3; student 1 2 3 4 5" in text
     assert "* RTE, precision differ: teacher fp32; student bf16, fp32" in text
     assert "* MRPC, data differ: teacher glue/mrpc (f00d); student other (beef)" in text
     assert "* MRPC, scored split differ: teacher dev; student test" in text
+
+
+def test_as_many_other_seeds_are_said_too(folder):
+    for name, seed in (("teacher", 1), ("student", 7)):
+        put_cell(folder, name, 61.0, "qnli", seed=seed)
+    assert "* QNLI, seeds differ: teacher 1; student 7" in made(folder)
 
 
 def test_a_setting_with_fewer_seeds_is_left_out_and_named(folder):
@@ -314,6 +321,15 @@ def test_students_of_the_same_method_stand_at_the_end(folder):
     ]
 
 
+def test_a_mean_over_fewer_languages_than_the_papers_says_so(folder):
+    put_model(folder, "student", distillation=[stage(pairs=("qq", "kk", "vv"), heads=48)])
+    both, all_ = ("en", "de"), HUB_LANGUAGES["xnli"]
+    for languages, shown in ((both, "50.0 (1), 2 languages"), (all_, "50.0 (1)")):
+        put_cell(folder, "student", 50.0, "xnli", others={f"accuracy/{language}": 50.0 for language in languages})
+        table = paper_table(made(folder), "MiniLMv2 from XLM-R-large")
+        assert row(table, "here: student (3x384 from teacher by kk, qq, vv)")[0] == shown
+
+
 def test_the_average_of_a_paper_is_ours_only_if_every_task_is(folder):
     put_model(folder, "bert-base-uncased", 12, 768, path=BERT)
     tasks = {"squad2": "f1", "mnli": "accuracy", "sst2": "accuracy", "qnli": "accuracy", "cola": "matthews"}
@@ -346,7 +362,7 @@ def test_sizes_and_speed_stand_beside_the_papers_quotient(folder):
     text = section(made(folder), "Parameters and speed")
     assert row(text, "student") == ["3x384", "11.7", "5.3", "17.4", "2.03", "teacher", "1.91"]
     assert row(text, "**teacher** (teacher)")[-3:-1] == ["1", "itself"]
-    assert "* measured: 100 batches of 32 × 128 (QNLI/dev.tsv) on cpu (2 threads), fp32, medians" in text
+    assert "* measured: 100 batches of 32 × at most 128 tokens (QNLI/dev.tsv) on cpu (2 threads), fp32, medians" in text
 
 
 def test_speed_that_was_not_measured_is_said(folder):
@@ -394,6 +410,23 @@ def test_a_run_without_metrics_is_named(folder, tmp_path):
         UserError, match=r"nothing: no rows in metrics.jsonl; --runs takes folders that pipeline.distill wrote"
     ):
         made(folder, tmp_path / "nothing")
+
+
+def test_the_folder_of_several_runs_is_told_from_one_of_results_and_from_one_run(folder, tmp_path, monkeypatch):
+    for part in ("assistant", "students/6x384"):
+        (tmp_path / "runs" / part / "checkpoints").mkdir(parents=True)
+    inner = [str(tmp_path / "runs" / part) for part in ("assistant", "students/6x384")]
+    with pytest.raises(UserError, match=f"--runs {' '.join(inner)} are its students or stages"):
+        made(folder, tmp_path / "runs")
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "runs")])
+    with pytest.raises(UserError, match=f"the folder of several runs, not of results; --runs {' '.join(inner)} with"):
+        report.main()
+
+
+def test_a_report_that_cannot_be_written_is_told_in_one_line(folder, monkeypatch):
+    monkeypatch.setattr(results.tempfile, "TemporaryFile", lambda dir: (folder / "no" / "such").open("w"))
+    with pytest.raises(UserError, match=r"cannot be written to \(no such file or directory\); choose another folder"):
+        made(folder)
 
 
 def test_each_figure_comes_with_the_command_that_makes_it_again(folder):

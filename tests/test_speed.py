@@ -105,7 +105,10 @@ def test_the_command_measures_writes_and_shows_the_paper(models, qnli, tmp_path,
     code, shown, _ = told(monkeypatch, capsys, speed.main, *pair, "--data", qnli, *shape, "--out", out)
     device = speed.usual_device()
     assert code == 0
-    assert f"2 batches of 3 × 32 (QNLI/dev.tsv) on {speed.device_name(device, speed.usual_dtype(device))}:" in shown
+    assert (
+        f"2 batches of 3 × at most 32 tokens (QNLI/dev.tsv) on {speed.device_name(device, speed.usual_dtype(device))}:"
+        in shown
+    )
     assert "arXiv 2002.10957" in shown and "times as fast" in shown
     found = results.read_results(out)
     assert found.models["student"] == describe_model(models["student"], "student")

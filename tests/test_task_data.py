@@ -112,6 +112,11 @@ def test_the_fingerprint_is_of_the_rows_and_not_of_their_place(tmp_path):
         ("rte", lambda p: replace(p / "dev.tsv", "\tlabel\n", "\tgold\n"), "no column 'label': a set without labels"),
         (
             "rte",
+            lambda p: replace(p / "train.tsv", "\tlabel\n", "\tgold\n"),
+            "no column 'label', only index, sentence1",
+        ),
+        (
+            "rte",
             lambda p: replace(p / "dev.tsv", "sentence1", "question"),
             "no column 'sentence1', only index, question",
         ),
@@ -293,6 +298,21 @@ def test_what_the_hub_gives_is_checked(monkeypatch, rows, names, named):
         read_task("rte", "somebody/glue")
 
 
+def test_a_path_that_is_not_there_is_not_taken_for_one_of_the_hub():
+    with pytest.raises(UserError, match="--data glue/: no such folder"):
+        read_task("rte", "glue/")
+
+
+def test_every_scored_language_has_a_test_set_or_none_has(tmp_path):
+    files.write_xtreme(tmp_path, ["de", "en"], test=True)
+    (tmp_path / "test-de.tsv").unlink()
+    with pytest.raises(UserError, match=r"xnli has a test set of en and none of de; .* --languages en$"):
+        read_task("xnli", str(tmp_path))
+    assert list(read_task("xnli", str(tmp_path), ["en"]).test) == ["en"]
+
+
 def test_a_hub_that_is_not_reached_is_told_in_one_line():
-    with pytest.raises(UserError, match="--data nyu-mll/glue: rte train is not to be had from the hub"):
+    with pytest.raises(
+        UserError, match=r"--data nyu-mll/glue: no such folder .from .*., and rte train is not to be had from the hub"
+    ):
         read_task("rte", None)

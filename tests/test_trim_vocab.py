@@ -224,6 +224,10 @@ def test_a_trimmed_model_can_be_the_tokenizer_of_new_data_and_be_trimmed_again(p
         ("xlm-roberta-xl", AutoModel),
         ("camembert", AutoModelForTokenClassification),
         ("roberta", AutoModelForSequenceClassification),
+        ("modernbert", AutoModel),
+        ("modernbert", AutoModelForMaskedLM),
+        ("eurobert", AutoModelForSequenceClassification),
+        ("eurobert", AutoModelForMaskedLM),
     ],
 )
 def test_a_head_is_kept_and_that_of_a_language_model_is_cut_too(kind, auto_class, tmp_path):

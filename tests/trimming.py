@@ -39,10 +39,13 @@ def make_model(kind: str, folder: Path, auto_class: type = AutoModel) -> Path:
     tokenizer = _TOKENIZERS[kind](folder)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(3)
+    roles = ("pad", "bos", "eos", *(("cls", "sep") if kind == "modernbert" else ("mask",)))
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in roles}
     config = AutoConfig.for_model(
         kind, vocab_size=len(tokenizer) + 5, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=80, initializer_range=0.3, pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=80, initializer_range=0.3,
         **{"hidden_dim" if kind == "distilbert" else "intermediate_size": 64},
+        **(ids if kind in ("modernbert", "eurobert") else {"pad_token_id": ids["pad_token_id"]}),
     )  # fmt: skip
     auto_class.from_config(config).save_pretrained(folder)
     return folder
@@ -92,6 +95,8 @@ _TOKENIZERS = {
     "xlm-roberta-xl": _unigram,
     "camembert": _unigram,
     "roberta": _bpe,
+    "modernbert": _bpe,
+    "eurobert": _bpe,
 }
 
 
