@@ -309,9 +309,9 @@ def introduction(recipe: Recipe, ranks: Ranks, corpus: Corpus, teacher_config, h
         (
             f"Teacher: {recipe.teacher.model}, layer {recipe.teacher.layer} of {teacher_config.num_hidden_layers}, "
             f"{hosting.parameters / 1e6:.2f} M parameters up to there; hosting {hosting.kind}: {hosting.reason}.",
-            f"Batch: {recipe.batch} sequences × {recipe.length} tokens = {ranks.world} ranks × micro-batch "
-            f"{recipe.micro_batch}{window} × accumulation {recipe.accumulation(ranks.world)}; {recipe.precision} on "
-            + ranks.device.type
+            f"Batch: {recipe.batch} sequences × {recipe.length} tokens = {ranks.world} rank{'s' * (ranks.world > 1)} × "
+            f"micro-batch {recipe.micro_batch}{window} × accumulation {recipe.accumulation(ranks.world)}; {recipe.precision} "
+            + f"on {ranks.device.type}"
             + (" (this CPU has no bf16 units: products are taken in fp32 and rounded)." if wide else "."),
             f"Data: {corpus.path}, {tokens:,} tokens, corpus {corpus.id[:12]}; the run reads "
             f"{recipe.steps * tokens_per_step / max(tokens, 1):.2f} times as many.",
