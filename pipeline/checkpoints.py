@@ -29,6 +29,7 @@ from data_prep.errors import UserError
 from data_prep.shards import sealed
 from pipeline.recipe import recipe_of
 from pipeline.relations import VALUE_PROJECTION
+from pipeline.results import inner_runs
 
 FOLDER, STATE, INFO = "checkpoints", "state.safetensors", "state.json"
 FORMAT = 2
@@ -168,11 +169,6 @@ def newest_of(run: Path) -> Checkpoint:
     if inner := inner_runs(run):
         raise UserError(f"{run}: a run of several students or stages; give the folder of one: {', '.join(inner)}")
     raise UserError(f"{run}: no whole checkpoint below {run / FOLDER}; is this a run folder?")
-
-
-def inner_runs(run: Path) -> list[str]:
-    """The run folders in that of a run of several students or stages."""
-    return sorted(str(path.parent) for depth in ("*", "*/*") for path in run.glob(f"{depth}/{FOLDER}"))
 
 
 def _torn(folder: Path) -> str | None:

@@ -15,7 +15,16 @@ from pathlib import Path
 from data_prep.errors import Parser, UserError, run_command
 from pipeline import paper
 from pipeline.page import html, table, words
-from pipeline.results import MADE_UP, Cell, by_setting, make_folder, mean_and_spread, read_results, shown_mean
+from pipeline.results import (
+    Cell,
+    by_setting,
+    inner_runs,
+    make_folder,
+    mean_and_spread,
+    measured_on,
+    read_results,
+    shown_mean,
+)
 from pipeline.scores import (
     Figure,
     Scores,
@@ -23,6 +32,7 @@ from pipeline.scores import (
     find_teacher,
     metric_name,
     missing,
+    shown_seeds,
     shown_setting,
     title,
     unequal,
@@ -371,7 +381,7 @@ def speed_section(scores: Scores) -> Section:
     for name in scores.models:
         counts = [_millions(models[name]["parameters"].get(key)) for key in ("embeddings", "transformer", "total")]
         rows.append([_name(scores, name), _size(scores, name), *counts, *_speed(scores, name)])
-    measured = sorted({_how_measured(record) for record in speeds.values()})
+    measured = sorted({f"{measured_on(record)}, medians" for record in speeds.values()})
     missing_ones = [name for name in scores.models if name not in speeds and name not in _compared_with(speeds)]
     lines = ["## Parameters and speed", "", "Millions of parameters, counted as in the papers.", ""]
     lines += [*table(head, rows, left=2), ""]
@@ -405,14 +415,6 @@ def _speed(scores: Scores, name: str) -> list[str]:
     return [f"{record['speedup']:.2f}", words(reference), "" if theirs is None else f"{theirs:.2f}"]
 
 
-def _how_measured(record: dict) -> str:
-    most = "" if record.get("text") == MADE_UP else "at most "
-    shape = (
-        f"{record.get('batches', '?')} batches of {record.get('batch', '?')} × {most}{record.get('length', '?')} tokens"
-    )
-    return f"{shape} ({record.get('text', 'unknown text')}) on {record['device']}, medians"
-
-
 # --- distillation runs ------------------------------------------------------------------------------------------------
 
 
@@ -421,7 +423,6 @@ def runs_section(runs: list[Path]) -> Section:
     if not runs:
         return [], {}
     from pipeline import charts
-    from pipeline.checkpoints import inner_runs
     from pipeline.monitor import read_metrics  # torch takes seconds
     from pipeline.relations import value_mse_note
 
@@ -429,12 +430,8 @@ def runs_section(runs: list[Path]) -> Section:
     for number, run in enumerate(runs, 1):
         metrics = [row for row in read_metrics(run) if isinstance(row, dict) and {"step", "kind"} <= row.keys()]
         if not metrics:
-            inner = inner_runs(run)
-            hint = (
-                f"{' '.join(inner)} are its students or stages"
-                if inner
-                else "takes folders that pipeline.distill wrote"
-            )
+            inner = " ".join(inner_runs(run))
+            hint = f"{inner} are its students or stages" if inner else "takes folders that pipeline.distill wrote"
             raise UserError(f"{run}: no rows in metrics.jsonl; --runs {hint}")
         name = run.resolve().name
         relations = charts.relations(metrics)
@@ -518,7 +515,7 @@ def _origin(task: str, cells: list[Cell]) -> list[str]:
     return [
         words(title(task)),
         words(shown_setting(setting)),
-        words(" ".join(str(cell.settings.get("seed", "?")) for cell in cells)),
+        words(shown_seeds(cells)),
         words(f"{first.data.get('source')}, fingerprint {str(first.data.get('fingerprint'))[:12]}"),
         words(", ".join(f"{name} {version}" for name, version in sorted(first.versions.items()))),
         _rows(first.data.get("train")),
@@ -598,8 +595,8 @@ def _report_results(options: argparse.Namespace) -> None:
     if (options.folder / "checkpoints").is_dir():
         remedy = f"python -m pipeline.report {options.folder} STUDENT_FOLDER, or --runs {options.folder} with a results folder"
         raise UserError(f"{options.folder}: the folder of a run, not of results; {remedy}")
-    if inner := [*options.folder.glob("*/checkpoints"), *options.folder.glob("*/*/checkpoints")]:
-        remedy = f"--runs {' '.join(sorted(str(path.parent) for path in inner))} with a results folder"
+    if inner := inner_runs(options.folder):
+        remedy = f"--runs {' '.join(inner)} with a results folder"
         raise UserError(f"{options.folder}: the folder of several runs, not of results; {remedy}")
     _, summary = make(options.folder, options.runs, options.teacher, options.all_tables)
     print("\n".join([*summary, f"{options.folder / 'report.md'}", f"{options.folder / 'report.html'}"]))

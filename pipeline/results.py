@@ -156,6 +156,20 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
+def inner_runs(folder: Path) -> list[str]:
+    """The run folders in that of a run of several students or stages, or in one of several runs."""
+    return sorted(str(path.parent) for depth in ("*", "*/*") for path in folder.glob(f"{depth}/checkpoints"))
+
+
+def measured_on(record: dict) -> str:
+    """What a speed was measured on, of the content of its file."""
+    most = "" if record.get("text") == MADE_UP else "at most "
+    shape = (
+        f"{record.get('batches', '?')} batches of {record.get('batch', '?')} × {most}{record.get('length', '?')} tokens"
+    )
+    return f"{shape} ({record.get('text', 'unknown text')}) on {record['device']}"
+
+
 def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 

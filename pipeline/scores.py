@@ -195,7 +195,7 @@ def unequal(scores: Scores) -> list[str]:
     for task in scores.tasks:
         cells = {model: own for model in scores.models if (own := scores.results.of(model, task))}
         for what, values in {
-            "seeds": {model: _seeds(scores.chosen(model, task)) for model in cells},
+            "seeds": {model: shown_seeds(scores.chosen(model, task)) for model in cells},
             "settings tried": {model: len(by_setting(own)) for model, own in cells.items()},
             "data": {model: _data(own) for model, own in cells.items()},
             "precision": {model: ", ".join(sorted({cell.precision for cell in own})) for model, own in cells.items()},
@@ -207,8 +207,8 @@ def unequal(scores: Scores) -> list[str]:
     return said
 
 
-def _seeds(cells: list[Cell]) -> str:
-    return " ".join(str(seed) for seed in sorted(str(cell.settings.get("seed", "?")) for cell in cells))
+def shown_seeds(cells: list[Cell]) -> str:
+    return " ".join(str(cell.settings.get("seed", "?")) for cell in cells)
 
 
 def _data(cells: list[Cell]) -> str:

@@ -241,12 +241,7 @@ def main() -> None:
     if options.out:
         results.make_folder(options.out)
     records = compare(abouts, options.data, (options.batches, options.batch, options.length))
-    first = records[0]
-    most = "at most " if options.data else ""
-    print(
-        f"{first['batches']} batches of {first['batch']} × {most}{first['length']} tokens ({first['text']}) on "
-        f"{first['device']}:"
-    )
+    print(f"{results.measured_on(records[0])}:")
     print("\n".join(table(abouts, records)))
     print("paper: MiniLM, arXiv 2002.10957, its figures over 12x768; - where it has no model of this shape")
     if options.out:

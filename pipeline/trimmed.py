@@ -19,11 +19,11 @@ from pipeline.weights import opened, weight_files
 
 TRIMMING, VOCABULARY = "trimming.json", "vocabulary.npy"
 
-# Tensors with a row for each piece: the word embeddings, and what the heads of masked language models have.
+# Tensors with a row for each piece: the word embeddings, and what the heads of masked language models
+# have. A name counts by its end.
 _WORD_EMBEDDINGS = ("embeddings.word_embeddings.weight", "embeddings.tok_embeddings.weight", "embed_tokens.weight")
 _ROWS = (
-    *_WORD_EMBEDDINGS, "decoder.weight", "decoder.bias", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias",
-    "cls.predictions.bias", "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias", "lm_head.weight",
+    *_WORD_EMBEDDINGS, "decoder.weight", "decoder.bias", "cls.predictions.bias", "lm_head.bias", "lm_head.weight",
     "generator_lm_head.weight", "generator_lm_head.bias", "vocab_projector.weight", "vocab_projector.bias",
 )  # fmt: skip
 # Files that may hold the whole vocabulary once more, in a form that is not read here.
