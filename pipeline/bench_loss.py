@@ -167,7 +167,7 @@ def products(case: Case) -> Callable[[], None]:
     heads = [QKV(*(_heads(x.detach(), setting.heads) for x in model)) for model in inputs(case)]
     operands = [[model["qkv".index(letter)] for model in heads for letter in pair] for pair in setting.pairs]
     sequences, some, rows = relations._block_shape(
-        case.batch, setting.heads, case.length, relations._block_bytes(device) // 4
+        case.batch, setting.heads, case.length, relations.block_bytes(device) // 4
     )
     room = [torch.empty(sequences * some * rows * case.length, device=device) for _ in range(2)]
     gradients = [torch.zeros_like(heads[1].q.mT.contiguous()) for _ in "ab"]

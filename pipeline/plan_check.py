@@ -173,7 +173,7 @@ def _model(recipes: list[Recipe], config, ranks: Ranks) -> dict[str, float]:
     students = [plan_memory.cut_of(one.student_config(config), one.student.layers) for one in recipes]
     device = plan_memory.Device(
         number,
-        block=relations._block_bytes(torch.device("cpu")),
+        block=relations.block_bytes(torch.device("cpu")),
         blocks=plan_memory.UNCOMPILED_BLOCKS,
         cpu=True,
         widens=recipe.precision == "bf16" and lacks_bf16_units(torch.device("cpu")),

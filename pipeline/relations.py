@@ -12,10 +12,8 @@ weight. Everything is computed in fp32 (fp64 for fp64 input), whatever the autoc
 Shapes: B batch, T positions, R relation heads, D relation head width (teacher's and student's may differ), N = B · R.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -145,7 +143,7 @@ def _loss_and_gradients(t_a, t_b, s_a, s_b, heads, queries, divergence, wanted):
     scale_t, scale_s = ((x.shape[-1] // heads) ** -0.5 for x in (t_a, s_a))
     loss = torch.zeros((), dtype=dtype, device=device)
     grad_a, grad_b = torch.empty_like(s_a), None if s_a is s_b else torch.empty_like(s_b)
-    sequences, block_heads, rows = _block_shape(batch, heads, length, _block_bytes(device) // dtype.itemsize)
+    sequences, block_heads, rows = _block_shape(batch, heads, length, block_bytes(device) // dtype.itemsize)
     # Three tensors, not parts of one: a compiler copies what may overlap with what is written.
     room = [torch.empty(sequences * block_heads * rows * length, dtype=dtype, device=device) for _ in range(3)]
     for seq in _slices(batch, sequences):
@@ -224,14 +222,15 @@ def _slices(stop: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, stop)) for start in range(0, stop, step))
 
 
-@functools.cache
-def _block_bytes(device: torch.device) -> int:
-    """How large a block of maps may be: three at a time should stay in a CPU's last cache, and fill a GPU."""
+def block_bytes(device: torch.device) -> int:
+    """How large a block of maps may be: three at a time should stay in a CPU's last cache, and fill a GPU.
+
+    On CPUs a constant: the order of sums, and with it the last bits of a loss, must not depend on the cache that a machine
+    reports, and what several ranks of a host share is small enough for all of them.
+    """
     if device.type == "cuda":
         return max(2**25, torch.cuda.get_device_properties(device).L2_cache_size)
-    caches = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-    sizes = [int(text[:-1]) * 2**10 for text in (path.read_text().strip() for path in caches) if text[-1:] == "K"]
-    return max(2**21, max(sizes, default=2**25) // 8)
+    return 2**21
 
 
 def _check(teacher: QKV, student: QKV, pairs, heads: int, lengths) -> None:
