@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One door to everything: set-up, demo, tests, and each stage of a distillation. See ./run.sh --help.
+# Entry point: set-up, demo, tests, and each stage of a distillation. See ./run.sh --help.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$(realpath -m -- "${VENV:-$root/.venv}")
@@ -8,37 +8,37 @@ usage() {
     cat <<'TXT'
 Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
 
-  demo                      everything once, on real parts: fetch, prep, distill, resume, export, report (3 to 5 minutes)
+  demo                      the whole pipeline once, with a real teacher and real text: fetch, prep, distill, resume,
+                            export, report (3 to 5 minutes)
   demo-multilingual         the same with XLM-R's vocabulary, on 99 languages, reported by language
-  test [PYTEST ARGUMENTS]   the test suite
+  test [PYTEST ARGUMENTS]   the test suite; test -m "not slow": its quick part, under 2 minutes
   prep VERB …               text to token shards: plan, prepare, status, verify, stats, extend, bench
                                                                              (python -m data_prep)
   distill RECIPE [key=value …] [--hostfile FILE]
-                            train a student on this machine, one process for each GPU or RANKS on a CPU, or on the hosts of
+                            train a student on this machine, one process per GPU, or RANKS on a CPU, or on the hosts of
                             a file; ./run.sh distill --help shows every way  (python -m pipeline.launch)
   recipe RECIPE [key=value …]
                             check a recipe and print what follows from it    (python -m pipeline.recipe)
   plan RECIPE --nodes N --gpus-per-node G --gpu NAME
-                            memory, traffic, time and disk of a run, on paper
-                                                                             (python -m pipeline.plan)
-  doctor [--hostfile FILE]  is this machine, or are these hosts, fit to run? (python -m pipeline.doctor)
+                            estimate a run's memory, traffic, time and disk  (python -m pipeline.plan)
+  doctor [--hostfile FILE]  check that this machine or these hosts are ready (python -m pipeline.doctor)
   export RUN_DIR OUT_DIR    the student as a Hugging Face folder             (python -m pipeline.export)
   trim-vocab MODEL --corpus DATA [--keep-languages de,en,…] --out OUT
-                            a model without the pieces that its languages do not need
+                            remove vocabulary entries that your languages do not need
                                                                              (python -m pipeline.trim_vocab)
   evaluate --model DIR --task NAME[,NAME] --out DIR
-                            fine-tune and score it: GLUE, SQuAD, XNLI, MLQA, XQuAD
+                            fine-tune and score models: GLUE, SQuAD, XNLI, MLQA, XQuAD
                                                                              (python -m pipeline.evaluate)
   speed TEACHER STUDENT …   how much faster and smaller the students are     (python -m pipeline.speed)
-  report RESULTS_DIR        scores beside the teacher's and the papers'      (python -m pipeline.report)
+  report RESULTS_DIR        scores next to the teacher's and the papers'     (python -m pipeline.report)
   report RUN_DIR STUDENT    sizes, speed-up, losses, relation maps of a run
   bench loss | step | data | teacher | finetune | all
                             where the time goes, on this machine             (python -m pipeline.bench)
 
-The first use makes a virtual environment and installs the project into it. Variables:
-  VENV     the virtual environment's folder (default: .venv beside this script)
-  PYTHON   the Python 3.11+ that makes it (default: python3)
-  RANKS    processes of `distill` on this machine (default: one for each GPU, or 1 without a GPU)
+The first use creates a virtual environment and installs the project into it. Variables:
+  VENV     the virtual environment's folder (default: .venv next to this script)
+  PYTHON   the Python 3.11+ that creates it (default: python3)
+  RANKS    processes of `distill` on this machine (default: one per GPU, or 1 without a GPU)
 TXT
 }
 
@@ -89,9 +89,9 @@ demo() {
     python -m data_prep prepare --out data/demo --tokenizer .cache/demo/teacher --workers 2 --unit-mib 1 --heldout 0.05 \
         --source wikipedia=wikipedia:.cache/demo/enwiki-sample.xml.bz2
     python -m data_prep verify data/demo --deep
-    say "3/6 Distillation: a ZeRO-3 teacher beside a ZeRO-1 student, first half ($RANKS processes)"
+    say "3/6 Distillation: a ZeRO-3 teacher and a ZeRO-1 student, first half ($RANKS processes)"
     python -m pipeline.launch demo --stop-at 60
-    say "4/6 The same run, continued from its checkpoint"
+    say "4/6 The same run, resumed from its checkpoint"
     python -m pipeline.launch demo
     say "5/6 The student as a Hugging Face folder"
     python -m pipeline.export runs/demo runs/demo-student
@@ -110,7 +110,7 @@ demo_multilingual() {
     done
     python -m data_prep prepare --out data/demo_multilingual --tokenizer .cache/demo-multilingual/teacher --workers 2 \
         --unit-mib 1 --heldout 0.05 "${sources[@]}"
-    say "3/5 Distillation: a ZeRO-3 teacher beside a ZeRO-1 student ($RANKS processes)"
+    say "3/5 Distillation: a ZeRO-3 teacher and a ZeRO-1 student ($RANKS processes)"
     python -m pipeline.launch demo_multilingual
     say "4/5 The student as a Hugging Face folder"
     python -m pipeline.export runs/demo_multilingual runs/demo_multilingual-student
@@ -137,28 +137,20 @@ case $verb in
     test)
         set_up
         cd "$root"
-        if [ $# -eq 0 ]; then # processes of a launch wait for each other much of the time
-            set -- -n 3 --dist loadfile --no-loadscope-reorder
+        if [ $# -eq 0 ] || [ "$1" = -m ]; then # processes of a launch wait for each other much of the time
+            set -- -n 3 --dist loadfile --no-loadscope-reorder "$@"
             export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
         fi
         exec python -m pytest "$@"
         ;;
-    prep)
-        set_up
-        exec python -m data_prep "$@"
-        ;;
     distill)
         [ $# -gt 0 ] || die "distill needs a recipe: ./run.sh distill RECIPE [key=value …]"
         set_up
-        exec python -m pipeline.launch "$@"
+        exec python -m pipeline distill "$@"
         ;;
-    trim-vocab)
+    prep | recipe | plan | doctor | export | trim-vocab | evaluate | speed | report | bench)
         set_up
-        exec python -m pipeline.trim_vocab "$@"
-        ;;
-    recipe | plan | doctor | export | evaluate | speed | report | bench)
-        set_up
-        exec python -m "pipeline.$verb" "$@"
+        exec python -m pipeline "$verb" "$@"
         ;;
     *)
         die "unknown verb '$verb'; ./run.sh --help lists them"

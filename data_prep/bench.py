@@ -1,6 +1,6 @@
-"""``bench``: the speed of preparing, beside the tokenizer alone, and the memory that a worker takes, on this machine.
+"""``bench``: the speed of preparing, compared with the tokenizer alone, and the memory of a worker, on this machine.
 
-Every comparison is made in one run, turn by turn, and told as a ratio of medians; times of different runs say little.
+Every comparison is made in one run, turn by turn, and reported as a median of ratios; times of different runs say little.
 """
 
 import json
@@ -16,19 +16,22 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from data_prep.cli import UserError
 from data_prep.encode import Encoder, load_encoder, tokenizer_file
-from data_prep.errors import UserError
-from data_prep.formats import open_format
+from data_prep.formats.by_name import open_format
 from data_prep.inputs import describe_file, local_files
 from data_prep.plan import MIB
 from data_prep.units import Job, UnitReader, cut, prepare_unit
 from data_prep.workers import Progress, run_units
 
 CASES = ("tokenizer", "workers", "memory")
+
+Run = Callable[[], Any]  # what is measured
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. ``value`` in ``unit``; ``ratio`` to what it stands beside, if it does."""
+    """A measurement: ``value`` in ``unit``, and its ``ratio`` to what ``beside`` names, if it is compared with anything."""
 
     name: str
     value: float
@@ -58,7 +61,7 @@ class Row:
 
 
 def read_texts(pattern: str | None, mib: float) -> list[str]:
-    """Documents of the files that match, from all of them alike, up to ``mib`` MiB in UTF-8.
+    """Documents of the files that match, the same amount from each, up to ``mib`` MiB in UTF-8.
 
     Raises UserError if there are none.
     """
@@ -68,12 +71,12 @@ def read_texts(pattern: str | None, mib: float) -> list[str]:
     form = open_format("text")
     texts, limit = [], mib * MIB / len(files)
     for file in files:
-        mine = 0
+        taken = 0
         for _, raw in form.split(file.path, 0):
             if text := form.clean(raw).text:
                 texts.append(text)
-                mine += len(text.encode())
-            if mine >= limit:
+                taken += len(text.encode())
+            if taken >= limit:
                 break
     if not texts:
         raise UserError(f"--text {pattern}: holds no text")
@@ -81,21 +84,21 @@ def read_texts(pattern: str | None, mib: float) -> list[str]:
 
 
 def tokenizer_rows(texts: list[str], tokenizer: Path, repeats: int) -> Iterator[Row]:
-    """The whole way of one worker, from .txt.xz to shards, beside ``encode_batch`` of the ``tokenizers`` library alone on
-    the same documents, both with one thread."""
+    """The whole work of a worker, from .txt.xz to shards, compared with ``encode_batch`` of the ``tokenizers`` library
+    alone on the same documents, both with one thread."""
     encoder, twin = load_encoder(tokenizer), library_twin(tokenizer)
     size = sum(len(text.encode()) for text in texts) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         path = _packed(Path(folder) / "text.txt.xz", texts)
         job = Job(Path(folder) / "data", tokenizer, encoder.fingerprint(), 0.01)
 
-        def whole_way() -> None:
+        def whole_work() -> None:
             _prepare_here(path, job, encoder)
 
         def library() -> None:
             twin.encode_batch(texts, add_special_tokens=False)
 
-        ours, theirs, ratio = alternating(whole_way, library, repeats)
+        ours, theirs, ratio = alternating(whole_work, library, repeats)
     kind = job.tokenizer["backend"]
     yield Row(
         f"{tokenizer.name} ({kind}), .txt.xz to shards, one worker", size / ours, "MB/s", ratio, "the library alone"
@@ -105,17 +108,18 @@ def tokenizer_rows(texts: list[str], tokenizer: Path, repeats: int) -> Iterator[
 
 
 def library_twin(tokenizer: Path) -> Tokenizer:
-    """The same tokenizer as the ``tokenizers`` library has it: tokenizer.json, or what ``transformers`` makes of the file."""
-    from transformers import BertTokenizer, XLMRobertaTokenizer
+    """The same tokenizer in the ``tokenizers`` library: tokenizer.json, or what ``transformers`` makes of the file."""
+    from transformers import BertTokenizer, PreTrainedTokenizerFast, XLMRobertaTokenizer  # takes seconds
 
     file = tokenizer_file(tokenizer)
     if (whole := file.with_name("tokenizer.json")).is_file():
         found = Tokenizer.from_file(str(whole))
     else:
-        kind, name = {
+        kinds: dict[str, tuple[type[PreTrainedTokenizerFast], str]] = {
             ".txt": (BertTokenizer, "vocab.txt"),
             ".model": (XLMRobertaTokenizer, "sentencepiece.bpe.model"),
-        }[file.suffix]
+        }
+        kind, name = kinds[file.suffix]
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(file, Path(folder) / name)
             if (config := file.with_name("tokenizer_config.json")).is_file():
@@ -127,7 +131,7 @@ def library_twin(tokenizer: Path) -> Tokenizer:
 
 
 def _agreement(texts: list[str], encoder: Encoder, twin: Tokenizer) -> Iterator[Row]:
-    """How many lines get the same ids from both."""
+    """The share of lines that get the same ids from both."""
     lines = [line for text in texts for line in text.split("\n") if line]
     theirs = twin.encode_batch(lines, add_special_tokens=False)
     same = sum(np.array_equal(ours, other.ids) for ours, other in zip(encoder.encode_batch(lines), theirs, strict=True))
@@ -135,7 +139,7 @@ def _agreement(texts: list[str], encoder: Encoder, twin: Tokenizer) -> Iterator[
 
 
 def worker_rows(texts: list[str], tokenizer: Path, workers: int, repeats: int) -> Iterator[Row]:
-    """``workers`` processes beside one, on the same files."""
+    """``workers`` processes compared with one, on the same files."""
     size = sum(len(text.encode()) for text in texts) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         for part in range(2 * workers):
@@ -144,7 +148,7 @@ def worker_rows(texts: list[str], tokenizer: Path, workers: int, repeats: int) -
         def run(count: int) -> Callable[[], float]:
             return lambda: _prepare_there(Path(folder), tokenizer, count)
 
-        many, one, ratio = alternating(run(workers), run(1), repeats, lambda run: run())
+        many, one, ratio = alternating(run(workers), run(1), repeats, lambda prepare: prepare())
     yield Row(
         f"{tokenizer.name}, {workers} workers, from the first tokens on", size / many, "MB/s", ratio, "one worker"
     )
@@ -152,7 +156,7 @@ def worker_rows(texts: list[str], tokenizer: Path, workers: int, repeats: int) -
 
 
 def memory_rows(tokenizer: Path, mib: int) -> Iterator[Row]:
-    """The most memory that any process of ``prepare`` takes for inputs that are made to be hard on it."""
+    """The peak memory of any process of ``prepare`` on inputs that are made to be hard."""
     word = b"lorem ipsum dolor sit amet "
     cases = {
         f"a file of {mib} MiB in a single line": (word for _ in range(mib * MIB // len(word))),
@@ -174,7 +178,7 @@ def _peak(path: Path, data: Path, tokenizer: Path) -> float:
         "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:], capture_output=True, text=True); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if not done.returncode else done.stderr)"
     )
-    prepare = [sys.executable, "-m", "data_prep", "prepare", "--out", data, "--tokenizer", tokenizer]
+    prepare = [sys.executable, "-m", "data_prep", "prepare", "--out", str(data), "--tokenizer", str(tokenizer)]
     options = ["--source", f"s=text:{path}", "--workers", "1", "--heldout", "0"]
     done = subprocess.run(
         [sys.executable, "-c", script, *prepare, *options], capture_output=True, text=True, check=True
@@ -184,17 +188,17 @@ def _peak(path: Path, data: Path, tokenizer: Path) -> float:
     return int(done.stdout) * 1024 / 1e6
 
 
-def seconds_of(run: Callable[[], object]) -> float:
-    """How long it takes."""
+def seconds_of(run: Run) -> float:
+    """The time that ``run`` takes."""
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
 
 
 def alternating(
-    first: Callable, second: Callable, repeats: int, seconds: Callable[[Callable], float] = seconds_of
+    first: Run, second: Run, repeats: int, seconds: Callable[[Run], float] = seconds_of
 ) -> tuple[float, float, float]:
-    """Median seconds of either, and the median of second / first of each turn."""
+    """The median seconds of each, and the median over turns of second / first."""
     times = [[seconds(run) for run in (first, second)] for _ in range(repeats)]
     return median(a for a, _ in times), median(b for _, b in times), median(b / a for a, b in times)
 
@@ -212,7 +216,7 @@ def _prepare_here(path: Path, job: Job, encoder: Encoder) -> None:
 
 
 class _Stopwatch(Progress):
-    """Begins when the first worker reports tokens: by then tokenizers are loaded, which takes seconds and is done once."""
+    """Begins when a worker first reports tokens: tokenizers are loaded by then, which takes seconds and is done once."""
 
     begin = 0.0
 

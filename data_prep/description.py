@@ -1,4 +1,4 @@
-"""What a corpus is made of, as its user says it: a TOML file, or NAME=FORMAT:GLOB on the command line.
+"""The sources of a corpus as its user names them: a TOML file, or NAME=FORMAT:GLOB on the command line.
 
 tokenizer = "bert-base-uncased/"     # the keys above the sources are defaults of the options of the same name
 heldout = 0.01
@@ -23,9 +23,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from data_prep.errors import UserError, some
-from data_prep.formats import open_format
+from data_prep.cli import UserError, some
+from data_prep.formats.by_name import open_format
 from data_prep.inputs import InputFile, hub_files, local_files
 from data_prep.shards import HELDOUT, MANIFEST, PLAN
 
@@ -34,7 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Source:
-    """One named source; ``files`` is a glob, below the working folder or in the hub's dataset ``hub``."""
+    """A named source; ``files`` is a glob, below the working folder or in the hub's dataset ``hub``."""
 
     name: str
     format: str
@@ -66,7 +67,7 @@ class ResolvedSource:
 
 @dataclass(frozen=True)
 class Description:
-    """A corpus. None: not said."""
+    """A corpus. None: not given."""
 
     sources: tuple[Source, ...]
     tokenizer: str | None = None
@@ -76,7 +77,7 @@ class Description:
 
 
 def read_description(name: str, root: Path) -> Description:
-    """A TOML file, or a description that comes with the package, by its name. Local files are below ``root``.
+    """Read a TOML file, or by its name a description that comes with the package. Local files are below ``root``.
 
     Raises UserError naming file and key.
     """
@@ -95,14 +96,13 @@ def read_description(name: str, root: Path) -> Description:
 
 
 def shipped() -> list[str]:
-    """Names of the descriptions that come with the package."""
-    return sorted(
-        Path(entry.name).stem for entry in resources.files("data_prep.corpora").iterdir() if ".toml" in entry.name
-    )
+    """The names of the descriptions that come with the package."""
+    entries = resources.files("data_prep.corpora").iterdir()
+    return sorted(Path(entry.name).stem for entry in entries if ".toml" in entry.name)
 
 
 def select(description: Description, names: str) -> Description:
-    """Only the sources ``names``, apart by commas. Raises UserError for one that is not there, with the nearest ones."""
+    """Keep the sources ``names``, apart by commas. Raises UserError for an unknown one, naming the nearest ones."""
     known = {source.name: source for source in description.sources}
     if not (wanted := [name.strip() for name in names.split(",") if name.strip()]):
         raise UserError(f"--languages {names}: names none; there are {', '.join(known)}")
@@ -114,7 +114,7 @@ def select(description: Description, names: str) -> Description:
 
 
 def parse_source(text: str) -> Source:
-    """Read NAME=FORMAT:GLOB or NAME=FORMAT.FIELD:GLOB. Raises UserError naming what is wrong with it."""
+    """Read NAME=FORMAT:GLOB or NAME=FORMAT.FIELD:GLOB. Raises UserError saying what is wrong with it."""
     name, equals, rest = text.partition("=")
     form, colon, pattern = rest.partition(":")
     form, dot, field = form.partition(".")
@@ -125,16 +125,16 @@ def parse_source(text: str) -> Source:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raises UserError if a name comes twice."""
+    """Raise UserError if a name is given twice."""
     for name, times in Counter(names).items():
         if times > 1:
             raise UserError(f"source {name}: this name is given {times} times; give each source its own")
 
 
 def check_files(sources: Iterable[ResolvedSource]) -> list[str]:
-    """What to warn of: files that are copies of others. Raises UserError if one and the same file comes twice."""
-    places: dict[tuple, str] = {}
-    contents: dict[tuple, InputFile] = {}
+    """Warnings: of files that are copies of others. Raises UserError if one and the same file is named twice."""
+    places: dict[object, str] = {}
+    contents: dict[object, InputFile] = {}
     copies = []
     for source in sources:
         for file in source.files:
@@ -159,7 +159,8 @@ def _find(name: str) -> tuple[str, str]:
     return f"{name}.toml", (resources.files("data_prep.corpora") / f"{name}.toml").read_text(encoding="utf-8")
 
 
-def _read_sources(path: str, entry: dict, root: Path) -> list[Source]:
+def _read_sources(path: str, entry: dict[str, Any], root: Path) -> list[Source]:
+    """The sources of a [[source]] table: one, or one for each of its names."""
     known = {item.name: str for item in fields(Source)} | {"names": list}
     _check_keys(path, entry, known)
     names = entry.get("names", [entry.get("name")])
@@ -180,7 +181,8 @@ def _read_sources(path: str, entry: dict, root: Path) -> list[Source]:
     ]
 
 
-def _check_keys(path: str, table: dict, known: dict) -> None:
+def _check_keys(path: str, table: dict[str, Any], known: dict[str, Any]) -> None:
+    """Raise UserError for a key that is not in ``known``, or whose value has another type than there."""
     for key, value in table.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
@@ -190,6 +192,7 @@ def _check_keys(path: str, table: dict, known: dict) -> None:
 
 
 def _checked(what: str, source: Source) -> Source:
+    """The same source. Raises UserError, beginning with ``what``, for its name, format or field."""
     if not _NAME.fullmatch(source.name) or source.name in (HELDOUT, MANIFEST, PLAN):
         raise UserError(f"{what}: {source.name!r} cannot be a source's name; use letters, digits, _ - and inner .")
     try:

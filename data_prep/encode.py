@@ -1,17 +1,17 @@
 """Text -> token ids, by ``tokenizers`` (WordPiece and its like) or ``sentencepiece`` (XLM-R's kind), as one ``Encoder``.
 
-The ids are those of transformers' tokenizer of the same file (to the rounding that ``_sentencepiece`` tells of), with one
-difference that is meant: whatever a text says, it stays text, and "[SEP]" in a document never becomes a control id.
+The ids are those of transformers' tokenizer of the same file (to the rounding that ``_sentencepiece`` describes), with one
+intended difference: whatever a text says, it stays text, and "[SEP]" in a document never becomes a control id.
 """
 
 import base64
-import hashlib
 import json
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from unicodedata import is_normalized
 
 import numpy as np
@@ -21,14 +21,15 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer, Normalizer, Precompiled, Sequence
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from data_prep.errors import UserError
+from data_prep.cli import UserError
+from data_prep.files import file_sha256
 from data_prep.shards import token_dtype, vocabulary_hash
 
 # Encoded into every fingerprint: whoever loads a tokenizer for this data must get the same ids from it.
 PROBE = "Ünïcode CASE, don't & 3.14! Ελληνικά Привет мир עברית العربية हिन्दी ไทย 日本語テスト 한국어 ﬁne ½ e\u0301 🙂"
 
-# What two tokenizers must agree on besides to be taken for one: kinds of space, decomposed letters, control tokens,
-# runs of unknown characters.
+# Two tokenizers must agree on these too, to count as the same: kinds of space, decomposed letters, control tokens, runs
+# of unknown characters.
 _TRIALS = [
     PROBE,
     " a  b\t\nc\u00a0d\u200be ",
@@ -67,17 +68,17 @@ class Encoder:
         self._joint = _find_joint(encode)
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of each text, 1-D arrays of the vocabulary's ``token_dtype``, without special tokens, not truncated.
+        """The ids of each text [tokens], of the vocabulary's ``token_dtype``, without special tokens, not truncated.
 
-        A text may be of any length, and its ids depend on nothing but the text.
+        A text may have any length, and its ids depend on nothing but the text.
         """
         return [self._encode_text(text) for text in texts]
 
-    def fingerprint(self) -> dict:
+    def fingerprint(self) -> dict[str, Any]:
         """backend, sha256 of the file, vocab_size, special, and the ids of a fixed probe text."""
         return {
             "backend": self._backend,
-            "sha256": hashlib.sha256(self.file.read_bytes()).hexdigest(),
+            "sha256": file_sha256(self.file),
             "vocab_size": self.vocab_size,
             "vocabulary": vocabulary_hash(self.vocabulary),
             "special": self.special,
@@ -95,8 +96,8 @@ def load_encoder(path: str | Path) -> Encoder:
     """Load a Hugging Face folder, a ``tokenizer.json``, a ``vocab.txt`` or a SentencePiece ``.model`` file.
 
     A folder is read by its tokenizer.json, else its SentencePiece model (taken as XLM-R's), else its vocab.txt.
-    A vocab.txt is uncased unless a tokenizer_config.json beside it says otherwise. Raises UserError if the path is none
-    of these or cannot be loaded.
+    A vocab.txt is uncased unless a tokenizer_config.json in its folder says otherwise. Raises UserError if the path is
+    none of these or cannot be loaded.
     """
     file = tokenizer_file(Path(path))
     load = {".json": _load_json, ".txt": _load_vocab, ".model": _load_model}[file.suffix]
@@ -122,21 +123,21 @@ def tokenizer_file(path: Path) -> Path:
         )
     if path.suffix not in (".json", ".txt", ".model"):
         raise UserError(
-            f"{path}: {path.suffix!r} is no tokenizer's suffix; known are .json, .txt (WordPiece) and .model"
+            f"{path}: {path.suffix!r} is not the suffix of a tokenizer; known are .json, .txt (WordPiece) and .model"
         )
     return path
 
 
 def _load_json(file: Path) -> Encoder:
-    """By ``sentencepiece`` if that is the same tokenizer, being ten times faster; else by ``tokenizers``."""
+    """By ``sentencepiece`` if that is the same tokenizer, as it is ten times faster; else by ``tokenizers``."""
     spec = json.loads(file.read_bytes())
-    encoder = _tokenizers_encoder(file, spec, _config_beside(file))
+    encoder = _tokenizers_encoder(file, spec, _config_of(file))
     return _sentencepiece_twin(file, spec, encoder) or encoder
 
 
 def _load_vocab(file: Path) -> Encoder:
     """BERT's WordPiece from its vocabulary, one token a line."""
-    config = _config_beside(file)
+    config = _config_of(file)
     tokens = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     vocab = {token.rstrip("\r"): number for number, token in enumerate(tokens)}
     if len(vocab) != len(tokens) or "[UNK]" not in vocab:
@@ -173,12 +174,13 @@ def _load_model(file: Path) -> Encoder:
     return Encoder(file, "sentencepiece", vocabulary, special, encode)
 
 
-def _config_beside(file: Path) -> dict:
+def _config_of(file: Path) -> dict[str, Any]:
+    """The tokenizer_config.json in the file's folder."""
     config = file.with_name("tokenizer_config.json")
     return json.loads(config.read_bytes()) if config.is_file() else {}
 
 
-def _special_id(file: Path, vocabulary: dict[str, int], role: str, config: dict) -> int:
+def _special_id(file: Path, vocabulary: dict[str, int], role: str, config: dict[str, Any]) -> int:
     """The id of cls, sep, pad or unk: the token that tokenizer_config.json names, else the usual names."""
     named = config.get(f"{role}_token")
     named = named.get("content") if isinstance(named, dict) else named
@@ -188,7 +190,7 @@ def _special_id(file: Path, vocabulary: dict[str, int], role: str, config: dict)
     raise UserError(f"{file}: has no {role} token; tried {', '.join(filter(None, (named, *_ROLES[role])))}")
 
 
-def _tokenizers_encoder(file: Path, spec: dict, config: dict) -> Encoder:
+def _tokenizers_encoder(file: Path, spec: dict[str, Any], config: dict[str, Any]) -> Encoder:
     """A tokenizer of the ``tokenizers`` library, from its JSON."""
     vocabulary = Tokenizer.from_str(json.dumps(spec)).get_vocab(with_added_tokens=True)
     tokenizer = Tokenizer.from_str(json.dumps(_without_control_tokens(spec)))
@@ -203,7 +205,7 @@ def _tokenizers_encoder(file: Path, spec: dict, config: dict) -> Encoder:
     return Encoder(file, "tokenizers", vocabulary, special, encode)
 
 
-def _without_control_tokens(spec: dict) -> dict:
+def _without_control_tokens(spec: dict[str, Any]) -> dict[str, Any]:
     """The same tokenizer, unable to find a control token in a text: each gets a name that no text contains.
 
     Special tokens are matched by the added-token matcher and then by the model's vocabulary, to which Unigram's "</s>"
@@ -221,7 +223,7 @@ def _without_control_tokens(spec: dict) -> dict:
     return spec | {"model": model, "added_tokens": added, "post_processor": None}
 
 
-def _sentencepiece_twin(file: Path, spec: dict, encoder: Encoder) -> Encoder | None:
+def _sentencepiece_twin(file: Path, spec: dict[str, Any], encoder: Encoder) -> Encoder | None:
     """The tokenizer of a tokenizer.json run by ``sentencepiece``; None unless it can be and gives the trials' ids."""
     steps = _steps(spec["normalizer"]) + _steps(spec["pre_tokenizer"])
     if not (_is_plain_unigram(spec) and all(map(_is_sentencepiece_step, steps))):
@@ -234,33 +236,34 @@ def _sentencepiece_twin(file: Path, spec: dict, encoder: Encoder) -> Encoder | N
     return twin if all(same) else None
 
 
-def _is_plain_unigram(spec: dict) -> bool:
+def _is_plain_unigram(spec: dict[str, Any]) -> bool:
     model, added = spec["model"], spec["added_tokens"]
-    plain = model["type"] == "Unigram" and model["unk_id"] is not None and not model.get("byte_fallback")
+    plain: bool = model["type"] == "Unigram" and model["unk_id"] is not None and not model.get("byte_fallback")
     return plain and all(token["special"] for token in added)
 
 
-def _steps(part: dict | None) -> list[dict]:
+def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The steps of a normalizer or pre-tokenizer, be it a sequence, one step or none."""
     if part is None:
         return []
     return part.get("normalizers") or part.get("pretokenizers") or [part]
 
 
-def _is_sentencepiece_step(step: dict) -> bool:
-    """Whether sentencepiece's own way with spaces does the same: strip, collapse, put one before every text."""
+def _is_sentencepiece_step(step: dict[str, Any]) -> bool:
+    """Whether sentencepiece does the same with spaces by itself: strip, collapse, put one before every text."""
     if step["type"] == "Replace":
-        return step["pattern"] == {"Regex": " {2,}"}
+        return bool(step["pattern"] == {"Regex": " {2,}"})
     return step["type"] in ("Precompiled", "Strip", "WhitespaceSplit", "Metaspace")
 
 
 def _sentencepiece(pieces: _Pieces, unk: int, control: set[str], rules: bytes) -> _Encode:
     """Encode by a Unigram model whose ids are the places of its pieces. ``rules``: its precompiled normalisation rules.
 
-    transformers applies them otherwise than sentencepiece does where a letter is followed by marks: of o, dot below, acute
-    it drops the acute, and it composes nothing of 6 bytes or more. Students live with transformers, so text that is not
-    composed is normalised its way. Two differences are left: of one in 300,000 tokens, where two ways to cut a word score
-    alike to a thousandth, sentencepiece's 32-bit sums choose the other; and it keeps the mark of "½" with an acute.
+    transformers and sentencepiece apply these differently where a letter is followed by marks: of o, dot below, acute,
+    transformers drops the acute, and it composes nothing of 6 bytes or more. Students are used with transformers, so text
+    that is not composed is normalised its way. Two differences are left: for one in 300,000 tokens, where two ways to cut
+    a word score alike to a thousandth, sentencepiece's 32-bit sums choose the other; and it keeps the mark of "½" with an
+    acute.
     """
     model = _model_entries(pieces, unk, control)
     whole = SentencePieceProcessor(model_proto=model + _message(3, _message(2, rules)))
@@ -269,9 +272,12 @@ def _sentencepiece(pieces: _Pieces, unk: int, control: set[str], rules: bytes) -
 
     def encode(stretch: str) -> np.ndarray:
         stretch = stretch.replace("\x85", " ")  # a space to transformers, a letter to the rules
-        if is_normalized("NFC", stretch):  # costs a twentieth of encoding
-            return whole.encode(stretch, return_type="numpy")
-        return plain.encode(normalizer.normalize_str(stretch), return_type="numpy")
+        ids: np.ndarray
+        if is_normalized("NFC", stretch):  # takes a twentieth of the time of encoding
+            ids = whole.encode(stretch, return_type="numpy")
+        else:
+            ids = plain.encode(normalizer.normalize_str(stretch), return_type="numpy")
+        return ids
 
     return encode
 
@@ -284,13 +290,15 @@ def _model_entries(pieces: _Pieces, unk: int, control: set[str]) -> bytes:
     normal, unknown, not_in_text = 1, 2, 3
     entries = []
     for number, (piece, score) in enumerate(pieces):
-        kind = unknown if number == unk else not_in_text if piece in control else normal
+        kind = not_in_text if piece in control else normal
+        if number == unk:
+            kind = unknown
         entries.append(_message(1, _message(1, piece.encode()) + struct.pack("<BfBB", 0x15, score, 0x18, kind)))
     return b"".join(entries)
 
 
 def _message(field: int, content: bytes) -> bytes:
-    """A protobuf field that holds a string, bytes or a message."""
+    """The bytes of a protobuf field that holds a string, bytes or a message."""
     size = len(content)
     head = [field << 3 | 2]
     while size > 127:
@@ -300,12 +308,16 @@ def _message(field: int, content: bytes) -> bytes:
 
 
 def _field(message: bytes, wanted: int) -> bytes:
-    """The content of a protobuf message's first field ``wanted``, which is not a number; nothing if it has none."""
+    """The content of a protobuf message's first field ``wanted``, which is not a number; empty if it has none."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
-        size, at = _varint(message, at) if key & 7 in (0, 2) else ({1: 8, 5: 4}[key & 7], at)
-        end = at + size if key & 7 else at
+        kind = key & 7
+        if kind in (0, 2):  # a number itself, or the size of what follows
+            size, at = _varint(message, at)
+        else:
+            size = {1: 8, 5: 4}[kind]
+        end = at + size if kind else at
         if key >> 3 == wanted:
             return message[at:end]
         at = end
@@ -313,22 +325,22 @@ def _field(message: bytes, wanted: int) -> bytes:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, lowest first, and where it ends."""
+    """A number of 7 bits per byte, lowest first, and where it ends."""
     number, shift = 0, 0
     while message[at] > 127:
         number, shift, at = number | (message[at] & 127) << shift, shift + 7, at + 1
     return number | message[at] << shift, at + 1
 
 
-def _find_joint(encode: _Encode) -> re.Pattern:
-    """Where a text may be cut: before a space, newline or blank line between two words, if that changes no ids.
+def _find_joint(encode: _Encode) -> re.Pattern[str]:
+    """The places where a text may be cut: before a space, newline or blank line between two words, if no ids change.
 
-    Tried on every two neighbours in the probe. Most tokenizers pass; some that put a space before every text pass at
+    Every two neighbours of the probe are tried. Most tokenizers pass; some that put a space before every text pass at
     spaces only, or not at all.
     """
-    words = pairwise(PROBE.split(" "))
-    tried = [(gap, _keeps_apart(encode, gap, *pair)) for pair in words for gap in (" ", "\n", "\n\n")]
-    gaps = {gap for gap, _ in tried} - {gap for gap, kept in tried if not kept}
+    gaps = [" ", "\n", "\n\n"]
+    for left, right in pairwise(PROBE.split(" ")):
+        gaps = [gap for gap in gaps if _keeps_apart(encode, gap, left, right)]
     return re.compile(rf"(?<=\S)(?:{'|'.join(sorted(gaps))})(?=\w)" if gaps else r"(?!)")
 
 
@@ -337,10 +349,10 @@ def _keeps_apart(encode: _Encode, gap: str, left: str, right: str) -> bool:
     return np.array_equal(parts, encode(left + gap + right))
 
 
-def _stretches(text: str, joint: re.Pattern) -> Iterator[str]:
-    """Cut before the first joint after _STRETCH characters.
+def _stretches(text: str, joint: re.Pattern[str]) -> Iterator[str]:
+    """Cut a text before the first joint after _STRETCH characters.
 
-    Where there is none up to _LONGEST_STRETCH (a blob of base64), cut there, whatever that does to the ids on both sides.
+    Where there is none up to _LONGEST_STRETCH (a blob of base64), the cut is there, whatever the ids on both sides.
     """
     begin = 0
     while len(text) - begin > _STRETCH:

@@ -1,4 +1,4 @@
-"""What a corpus will come to, from a small measured sample: tokens, shares, epochs, disk and time; units under a budget."""
+"""Forecast of a corpus from a small measured sample: tokens, shares, epochs, disk and time; units under a budget."""
 
 import shutil
 import time
@@ -7,22 +7,23 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from data_prep.cli import aligned
 from data_prep.description import ResolvedSource
 from data_prep.encode import Encoder
-from data_prep.formats import open_format
+from data_prep.formats.by_name import open_format
 from data_prep.inputs import InputFile
 from data_prep.plan import Plan, shares_of
 from data_prep.shards import ENDS_DTYPE, token_dtype
 from data_prep.units import FileReader, Part, Unit
 
-_FILES = 4  # sampled of each source, evenly spaced
-_PIECES = 16  # sampled of each of these, from its start
-_MARGIN = 1.03  # prepared above what the sample says is needed
+_FILES = 4  # sampled from each source, evenly spaced
+_PIECES = 16  # sampled from each of these, from its start
+_MARGIN = 1.03  # tokens to prepare for each that is needed, as the sample is not exact
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The starts of a few files of a source: ``bytes`` of them were read, in ``seconds`` by one process."""
+    """Counts over the starts of a few files of a source: ``bytes`` were read, in ``seconds``, by one process."""
 
     bytes: int
     tokens: int
@@ -32,9 +33,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Forecast:
-    """One source. ``tokens`` in the whole of it for training, its ``share`` of what a run reads, tokens ``read`` of it under
-    the budget; the first ``units`` of ``cut`` are to be prepared: ``bytes`` of files, ``prepared`` tokens for training,
-    ``disk`` bytes of shards, ``seconds`` of one process."""
+    """The forecast of one source.
+
+    ``tokens`` in the whole of it for training, its ``share`` of what a run reads, tokens ``read`` of it under the budget.
+    The first ``units`` of ``cut`` are to be prepared: ``bytes`` of files, ``prepared`` tokens for training, ``disk`` bytes
+    of shards, ``seconds`` of one process.
+    """
 
     source: ResolvedSource
     tokens: float
@@ -52,7 +56,8 @@ def measure(source: ResolvedSource, encoder: Encoder) -> Sample:
     """Read, clean and encode the start of up to four files of a source, 1 MiB on disk of each."""
     started = time.perf_counter()
     size = tokens = documents = 0
-    for number in range(count := min(len(source.files), _FILES)):
+    count = min(len(source.files), _FILES)
+    for number in range(count):
         reader, texts = _start(source, source.files[number * len(source.files) // count])
         while batch := encoder.encode_batch(list(islice(texts, 256))):
             tokens += sum(len(ids) + 1 for ids in batch)
@@ -69,19 +74,20 @@ def _start(source: ResolvedSource, file: InputFile) -> tuple[FileReader, Iterato
 
 
 def check_start(source: ResolvedSource) -> None:
-    """Raises UserError if the first file of a source that is not empty is none of its format."""
+    """Raise UserError if the first file of a source that is not empty does not have its format."""
     if file := next((file for file in source.files if file.bytes), None):
-        next(_start(source, file)[1], None)
+        _, texts = _start(source, file)
+        next(texts, None)
 
 
 def measure_all(plan: Plan, encoder: Encoder, say: Callable[[str], object]) -> dict[str, Sample]:
-    """A sample of each source."""
+    """Measure a sample of each source."""
     say(f"measuring the start of {len(plan.sources)} source{'s' * (len(plan.sources) > 1)}")
     return {name: measure(source, encoder) for name, source in plan.sources.items()}
 
 
 def forecast(plan: Plan, samples: dict[str, Sample], alpha: float) -> list[Forecast]:
-    """What each source of a plan comes to, in order. A run reads source l in proportion to tokens_l ** ``alpha``."""
+    """The forecast of each source of a plan, in order. A run reads source l in proportion to tokens_l ** ``alpha``."""
     train = 1 - plan.heldout
     tokens = {
         name: source.bytes * samples[name].tokens / max(samples[name].bytes, 1) * train
@@ -89,11 +95,14 @@ def forecast(plan: Plan, samples: dict[str, Sample], alpha: float) -> list[Forec
     }
     shares = shares_of(tokens, alpha)
     itemsize = token_dtype(plan.tokenizer["vocab_size"]).itemsize
+
     found = []
     for name, source in plan.sources.items():
         sample, units = samples[name], plan.cut(source)
-        read = plan.budget and shares[name] * plan.budget.tokens
-        count = len(units) if read is None else _enough(units, read * source.bytes / max(tokens[name], 1))
+        read, count = None, len(units)
+        if plan.budget:
+            read = shares[name] * plan.budget.tokens
+            count = _enough(units, read * source.bytes / max(tokens[name], 1))
         size = sum(unit.size for unit in units[:count])
         times = size / max(sample.bytes, 1)
         disk = times * (sample.tokens * itemsize + sample.documents * ENDS_DTYPE.itemsize)
@@ -115,7 +124,7 @@ def forecast(plan: Plan, samples: dict[str, Sample], alpha: float) -> list[Forec
 
 
 def _enough(units: list[Unit], size: float) -> int:
-    """How many of the first units hold ``size`` bytes of files, with a margin; at least one, at most all."""
+    """The number of first units that hold ``size`` bytes of files, with a margin; at least one, at most all."""
     total = 0.0
     for count, unit in enumerate(units, 1):
         total += unit.size
@@ -135,35 +144,40 @@ def with_units(plan: Plan, encoder: Encoder, say: Callable[[str], object], at_le
     return replace(plan, units=units)
 
 
-def table(entries: list[Forecast], workers: int) -> Iterator[str]:
-    """The plan as a table for people."""
-    yield (
-        f"{'source':16} {'files':>6} {'size':>9} {'tokens':>9} {'share':>7} {'to read':>9} {'epochs':>7} "
-        f"{'units':>13} {'disk':>9} {'time':>8}"
-    )
-    for entry in entries:
-        yield _row(entry.source.name, len(entry.source.files), [entry], workers)
+def table(entries: list[Forecast], workers: int) -> list[str]:
+    """The forecast as a table for people."""
+    rows = [["source", "files", "size", "tokens", "share", "to read", "epochs", "units", "disk", "time"]]
+    rows += [_row(entry.source.name, [entry], workers) for entry in entries]
     if len(entries) > 1:
-        yield _row("all", sum(len(entry.source.files) for entry in entries), entries, workers)
+        rows.append(_row("all", entries, workers))
+    return aligned(rows)
 
 
-def _row(name: str, files: int, entries: list[Forecast], workers: int) -> str:
+def _row(name: str, entries: list[Forecast], workers: int) -> list[str]:
     def total(key: str) -> float:
-        return sum(getattr(entry, key) for entry in entries)
+        numbers: list[float] = [getattr(entry, key) for entry in entries]
+        return sum(numbers)
 
-    budgeted = entries[0].read is not None
-    read = amount(total("read")) if budgeted else "-"
-    epochs = f"{total('read') / max(total('tokens'), 1):.2f}" if budgeted else "-"
-    size = sum(entry.source.bytes for entry in entries)
-    units = f"{total('units'):,} of {total('cut'):,}"
-    return (
-        f"{name:16} {files:6,} {amount(size, 'B'):>9} {amount(total('tokens')):>9} {total('share'):7.2%} {read:>9} "
-        f"{epochs:>7} {units:>13} {amount(total('disk'), 'B'):>9} {duration(total('seconds') / workers):>8}"
-    )
+    files, size = sum(len(entry.source.files) for entry in entries), sum(entry.source.bytes for entry in entries)
+    read = epochs = "-"
+    if entries[0].read is not None:
+        read, epochs = amount(total("read")), f"{total('read') / max(total('tokens'), 1):.2f}"
+    return [
+        name,
+        f"{files:,}",
+        amount(size, "B"),
+        amount(total("tokens")),
+        f"{total('share'):.2%}",
+        read,
+        epochs,
+        f"{total('units'):,} of {total('cut'):,}",
+        amount(total("disk"), "B"),
+        duration(total("seconds") / workers),
+    ]
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space where ``folder`` is, or will be made."""
+    """The free space where ``folder`` is, or will be made."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
@@ -178,7 +192,7 @@ def amount(number: float, unit: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would take."""
+    """Seconds in the unit that people would use."""
     for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {name}"

@@ -1,6 +1,6 @@
 """Input files: on this machine, or in a dataset repository of the Hugging Face hub at one pinned commit.
 
-A file is known by its name, size and sha256 (``InputFile.entry``); where it lies is no part of a corpus.
+A file is known by its name, size and sha256 (``InputFile.entry``); its place is no part of a corpus.
 """
 
 import fnmatch
@@ -12,8 +12,13 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from data_prep.errors import UserError, some
+from data_prep.cli import UserError, some
+from data_prep.files import file_sha256
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import DatasetInfo
 
 _SAMPLES, _SAMPLE = 64, 1 << 20  # a local file above 64 MiB is known by its size and 64 blocks of 1 MiB
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -21,7 +26,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class InputFile:
-    """``path``: where a local file lies, or the path inside the repository ``hub`` = (dataset id, commit)."""
+    """A file of text. ``path``: of a local file, or inside the repository ``hub`` = (dataset id, commit)."""
 
     name: str
     bytes: int
@@ -31,17 +36,17 @@ class InputFile:
     modified: int | None = field(default=None, compare=False)  # of a local file in ns, when its sha256 was taken
 
     @property
-    def entry(self) -> dict:
-        """What plan, receipts and manifest say of the file."""
+    def entry(self) -> dict[str, Any]:
+        """The file as plan, receipts and manifest describe it."""
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
 
     def local(self) -> Path:
-        """Where to read it; a file of the hub is fetched into the hub's cache, once, and its sha256 compared.
+        """The path to read from; a file of the hub is fetched into the hub's cache, once, and its sha256 compared.
 
-        Raises UserError if it cannot be had, or was written to since it was described.
+        Raises UserError if it cannot be fetched or read, or was written to since it was described.
         """
         if self.hub:
-            return _fetch(self)
+            return _fetch(self, *self.hub)
         try:
             now = self.path.stat()
         except OSError as error:
@@ -68,7 +73,7 @@ def describe_file(path: Path) -> InputFile:
     Raises UserError if the file cannot be read, or has a name that cannot be written down.
     """
     digest = hashlib.sha256()
-    if any("\ud800" <= character <= "\udfff" for character in str(path)):  # how Python shows bytes that are no UTF-8
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):  # Python's signs for bytes that are not UTF-8
         raise UserError(f"{str(path)!r}: this name is not UTF-8; rename the file")
     try:
         size, modified = path.stat().st_size, path.stat().st_mtime_ns
@@ -84,13 +89,13 @@ def describe_file(path: Path) -> InputFile:
     return InputFile(path.name, size, digest.hexdigest(), path.absolute(), modified=modified)
 
 
-def hub_files(dataset: str, commit: str, pattern: str, what: str) -> list[InputFile]:
+def hub_files(dataset: str, commit: str | None, pattern: str, what: str) -> list[InputFile]:
     """The files of a dataset repository that a glob matches, in sorted order, from the hub's listing of that commit.
 
-    Raises UserError, beginning with ``what``, if the commit is not pinned, a partial conversion is named, the hub cannot
-    be asked, or nothing matches.
+    Raises UserError, beginning with ``what``, if the commit is not pinned, a partial conversion is named, the hub does
+    not answer, or nothing matches.
     """
-    if not _COMMIT.fullmatch(commit or ""):
+    if commit is None or not _COMMIT.fullmatch(commit):
         raise UserError(f"{what}: revision {commit!r} can move; {_pin_remedy(dataset, commit or 'main')}")
     listing = {item.rfilename: item for item in _listing(dataset, commit, what).siblings or []}
     names = sorted(fnmatch.filter(listing, pattern))
@@ -99,19 +104,20 @@ def hub_files(dataset: str, commit: str, pattern: str, what: str) -> list[InputF
     if not names:
         there = some(sorted(listing)) or "no file"
         raise UserError(f"{what}: no file of {dataset} at {commit[:12]} matches {pattern}; it has {there}")
-    items = [listing[name] for name in names]
-    if unhashed := next((item.rfilename for item in items if item.lfs is None), None):
-        raise UserError(
-            f"{what}: the hub keeps no sha256 of {unhashed} of {dataset}; download it and name it as a file"
-        )
-    return [
-        InputFile(item.rfilename, item.size, item.lfs.sha256, Path(item.rfilename), (dataset, commit)) for item in items
-    ]
+    files = []
+    for name in names:
+        size, lfs = listing[name].size, listing[name].lfs
+        if size is None or lfs is None:
+            raise UserError(
+                f"{what}: the hub keeps no sha256 of {name} of {dataset}; download it and name it as a file"
+            )
+        files.append(InputFile(name, size, lfs.sha256, Path(name), (dataset, commit)))
+    return files
 
 
-def _listing(dataset: str, revision: str, what: str):
-    """The hub's description of a dataset at a revision. Raises UserError if it cannot be had."""
-    from huggingface_hub import HfApi  # here and below: half a second for those who need it
+def _listing(dataset: str, revision: str, what: str) -> "DatasetInfo":
+    """The hub's description of a dataset at a revision. Raises UserError if it cannot be listed."""
+    from huggingface_hub import HfApi  # here and below: takes half a second, which most commands need not pay
 
     try:
         return HfApi().dataset_info(dataset, revision=revision, files_metadata=True)
@@ -120,7 +126,7 @@ def _listing(dataset: str, revision: str, what: str):
 
 
 def _pin_remedy(dataset: str, revision: str) -> str:
-    """How to pin: with the commit that the hub says the revision is today, if it can be asked."""
+    """The advice to pin, with the commit that the revision is today if the hub answers."""
     try:
         commit = _listing(dataset, revision, "").sha
     except UserError:
@@ -129,22 +135,19 @@ def _pin_remedy(dataset: str, revision: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of the hub client's long stories."""
+    """The first line of the hub client's long messages."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @functools.lru_cache(maxsize=256)
-def _fetch(file: InputFile) -> Path:
+def _fetch(file: InputFile, dataset: str, commit: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    dataset, commit = file.hub
     try:
         path = Path(hf_hub_download(dataset, str(file.path), repo_type="dataset", revision=commit))
     except Exception as error:  # the client raises those of its HTTP library too
         raise UserError(f"{file.name} of {dataset} at {commit[:12]}: cannot be fetched ({_reason(error)})") from None
-    with path.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != file.sha256:
+    if (found := file_sha256(path)) != file.sha256:
         raise UserError(
             f"{path}: sha256 {found[:12]} is not the {file.sha256[:12]} that the hub lists; delete it and run again"
         )
@@ -156,7 +159,7 @@ def tokenizer_path(name: str) -> Path:
 
     Raises UserError if there is neither.
     """
-    local = Path(os.path.expanduser(name))  # noqa: PTH111  raises nothing for a user that is not known
+    local = Path(os.path.expanduser(name))  # noqa: PTH111  never raises for an unknown user
     if local.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return local
     from huggingface_hub import snapshot_download

@@ -1,6 +1,6 @@
-"""Who may write to a folder: one process alone, or several nodes that each have their own part of the work.
+"""Locks on a folder that is written to, by one process alone or by several nodes that each do their own part.
 
-A lock is an ``flock`` on a file that names its holder. Over a network it needs a file system that passes locks on (NFS 4,
+A lock is an ``flock`` on a file that names its holder. Over a network it needs a file system that supports locks (NFS 4,
 Lustre with ``flock``, GPFS, CephFS).
 """
 
@@ -13,18 +13,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from data_prep.errors import UserError
+from data_prep.cli import UserError
 
-PATIENCE = 20.0  # seconds; the processes of a killed run may take that long to die
+PATIENCE = 20.0  # seconds that the processes of a killed run may take to die
 
 _LOCK = ".lock"
 
 
 @contextmanager
 def sole_process(folder: Path, say: Callable[[str], object], patience: float | None = None) -> Iterator[None]:
-    """Hold ``folder``/.lock, which names this process; wait ``patience`` s (PATIENCE) for one that is dying.
+    """Hold ``folder``/.lock, which names this process; wait ``patience`` s (PATIENCE) for another that is dying.
 
-    Makes the folder. Raises UserError naming the process that holds it.
+    Makes the folder. Raises UserError naming the process that holds the lock.
     """
     with ExitStack() as stack:
         _hold(stack, folder, _LOCK, fcntl.LOCK_EX, say, patience)
@@ -33,7 +33,7 @@ def sole_process(folder: Path, say: Callable[[str], object], patience: float | N
 
 @contextmanager
 def one_of_nodes(folder: Path, node: int, nodes: int, say: Callable[[str], object]) -> Iterator[None]:
-    """Hold the place of ``node`` of ``nodes`` in ``folder``, beside other nodes and against ``sole_process``.
+    """Hold the place of ``node`` of ``nodes`` in ``folder``, next to other nodes and against ``sole_process``.
 
     Raises UserError naming the process that holds this place, all places, or one of another number of nodes.
     """
@@ -48,14 +48,14 @@ def one_of_nodes(folder: Path, node: int, nodes: int, say: Callable[[str], objec
 
 @contextmanager
 def finishing(folder: Path) -> Iterator[None]:
-    """Hold ``folder``/.finish: of nodes that are done at the same time, one after another writes what concerns all."""
+    """Hold ``folder``/.finish, so that nodes that are done at the same time write what concerns all one by one."""
     with (folder / ".finish").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def holders(folder: Path) -> list[tuple[str, str, float]]:
-    """(name of the lock, who holds it, since when in s) for the locks in ``folder`` that are held now."""
+    """The locks in ``folder`` that are held now: (name of the lock, who holds it, since when in s)."""
     found = []
     for path in sorted(folder.glob(f"{_LOCK}*")):
         since = path.stat().st_mtime  # when its holder wrote its name
@@ -70,11 +70,13 @@ def holders(folder: Path) -> list[tuple[str, str, float]]:
 
 
 def node_of(lock: str) -> str:
-    """``.lock-0-of-2`` -> ``0/2``; nothing for the lock that all nodes hold."""
+    """``.lock-0-of-2`` -> ``0/2``; "" for the lock that all nodes hold."""
     return lock.partition("-")[2].replace("-of-", "/")
 
 
-def _hold(stack: ExitStack, folder: Path, name: str, kind: int, say: Callable, patience: float | None) -> None:
+def _hold(
+    stack: ExitStack, folder: Path, name: str, kind: int, say: Callable[[str], object], patience: float | None
+) -> None:
     """Lock a file until the stack is closed."""
     patience = PATIENCE if patience is None else patience
     try:

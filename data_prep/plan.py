@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from data_prep.cli import UserError
 from data_prep.description import ResolvedSource
-from data_prep.errors import UserError
+from data_prep.files import read_json, sealed, write_json
+from data_prep.formats.readers import PIECE
 from data_prep.inputs import InputFile
-from data_prep.readers import PIECE
-from data_prep.shards import PLAN, VERSION, read_json, sealed, write_json
+from data_prep.shards import PLAN, VERSION
 from data_prep.units import Unit, cut
 
 INPUTS = ".inputs.json"
@@ -22,7 +24,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Budget:
-    """``tokens`` that a training run will read in all, and the α of its sampling: source l in proportion to size_l ** α."""
+    """The ``tokens`` that a training run will read, and the α of its sampling: source l in proportion to size_l ** α."""
 
     tokens: float
     alpha: float
@@ -30,10 +32,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Plan:
-    """``units[name]``: how many of a source's units are prepared, the first ones. ``software``: as by that function."""
+    """The plan of a corpus. ``units[name]``: the number of a source's units to prepare, from the first on."""
 
     tokenizer_path: Path
-    tokenizer: dict
+    tokenizer: dict[str, Any]
     software: dict[str, str]
     heldout: float
     unit_mib: float
@@ -50,7 +52,7 @@ class Plan:
         """All units of a source, also those that no budget calls for."""
         return cut(source.name, source.format, source.field, source.files, int(self.unit_mib * MIB) // PIECE)
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """The content of plan.json."""
         return {
             "version": VERSION,
@@ -71,10 +73,7 @@ class Plan:
 
     def write(self, data: Path) -> None:
         """Write the places of the inputs, then the plan."""
-        places = {
-            name: [{"path": str(file.path), "hub": file.hub} for file in source.files]
-            for name, source in self.sources.items()
-        }
+        places = {name: [_place(file) for file in source.files] for name, source in self.sources.items()}
         inputs = {"tokenizer": str(self.tokenizer_path.resolve()), "sources": places}
         for path, content in ((data / INPUTS, inputs), (data / PLAN, sealed(self.describe()))):
             if not path.exists() or read_json(path) != content:
@@ -82,14 +81,14 @@ class Plan:
 
 
 def shares_of(sizes: dict[str, float], alpha: float) -> dict[str, float]:
-    """Which share of what a run reads is each source's: in proportion to its size ** ``alpha``, 0 if it has none."""
+    """Each source's share of what a run reads: in proportion to its size ** ``alpha``, 0 if it has none."""
     weights = {name: float(size) ** alpha if size else 0.0 for name, size in sizes.items()}
     total = sum(weights.values()) or 1
     return {name: weight / total for name, weight in weights.items()}
 
 
 def software(sources: Iterable[ResolvedSource]) -> dict[str, str]:
-    """Versions of what decides the text of documents. (What decides their ids is in the tokenizer's fingerprint.)"""
+    """Versions of the software that decides the text of documents. (For their ids see the tokenizer's fingerprint.)"""
     versions = {"unicode": unicodedata.unidata_version}
     if any(source.format == "wikipedia" for source in sources):
         versions["mwparserfromhell"] = metadata.version("mwparserfromhell")
@@ -97,44 +96,56 @@ def software(sources: Iterable[ResolvedSource]) -> dict[str, str]:
 
 
 def read_plan(data: Path) -> Plan | None:
-    """The plan of DATA; None if there is none. Raises UserError if it cannot be read.
+    """Read the plan of DATA; None if there is none. Raises UserError if it cannot be read.
 
-    Where its files and the tokenizer lie is not known without DATA/.inputs.json, a part that a copy may lack: then the
-    places are mere names (``places_known``).
+    The places of its files and of the tokenizer are in DATA/.inputs.json, which a copy may lack: then they are mere names
+    (``places_known``).
     """
     try:
         plan = read_json(data / PLAN)
     except FileNotFoundError:
         return None
-    inputs = read_json(data / INPUTS) if places_known(data) else {"tokenizer": "", "sources": {}}
+    inputs: dict[str, Any] = {"tokenizer": "", "sources": {}}
+    if places_known(data):
+        inputs = read_json(data / INPUTS)
     try:
         if plan["version"] != VERSION:
             raise UserError(
                 f"{data / PLAN}: format version {plan['version']!r}, now {VERSION}; prepare into a new folder"
             )
         if sealed(plan) != plan:
-            raise UserError(f"{data / PLAN}: was edited or is damaged; delete it, and the same prepare writes it anew")
+            raise UserError(f"{data / PLAN}: was edited or is damaged; delete it, and the same prepare writes it again")
         sources = {
             name: ResolvedSource(name, entry["format"], entry["field"], _files(entry, inputs["sources"].get(name, [])))
             for name, entry in plan["sources"].items()
         }
         units = {name: entry["units"] for name, entry in plan["sources"].items()}
         budget = Budget(**plan["budget"]) if plan["budget"] else None
-        path, settings = Path(inputs["tokenizer"]), plan["settings"]
         return Plan(
-            path, plan["tokenizer"], plan["software"], settings["heldout"], settings["unit_mib"], sources, units, budget
+            tokenizer_path=Path(inputs["tokenizer"]),
+            tokenizer=plan["tokenizer"],
+            software=plan["software"],
+            heldout=plan["settings"]["heldout"],
+            unit_mib=plan["settings"]["unit_mib"],
+            sources=sources,
+            units=units,
+            budget=budget,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{data / PLAN}: not a plan ({error!r}); prepare into a new folder") from None
 
 
 def places_known(data: Path) -> bool:
-    """Whether DATA says where its files lie on this machine."""
+    """Whether DATA says where its files are on this machine."""
     return (data / INPUTS).exists()
 
 
-def _files(entry: dict, places: list[dict]) -> tuple[InputFile, ...]:
-    """The files of a source; without places for all of them their names stand for these."""
+def _place(file: InputFile) -> dict[str, Any]:
+    return {"path": str(file.path), "hub": file.hub}
+
+
+def _files(entry: dict[str, Any], places: list[dict[str, Any]]) -> tuple[InputFile, ...]:
+    """The files of a source; unless there is a place for each of them, their names stand for the places."""
     files = entry["files"]
     if len(places) != len(files):
         places = [{"path": file["name"], "hub": None} for file in files]

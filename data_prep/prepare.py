@@ -1,36 +1,37 @@
-"""``prepare`` and ``extend``: from what the user names to a whole corpus; they go on where an earlier run stopped."""
+"""``prepare`` and ``extend``: from what the user names to a whole corpus; they continue where an earlier run stopped."""
 
 import sys
 from collections import Counter
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from data_prep.description import Description, ResolvedSource, check_files, check_names
+from data_prep.cli import UserError
+from data_prep.description import Description, check_files, check_names
+from data_prep.differences import budget_words, difference, settings_difference, source_difference
 from data_prep.encode import Encoder, load_encoder
-from data_prep.errors import UserError, some
 from data_prep.forecast import check_start, with_units
+from data_prep.formats.readers import PIECE
 from data_prep.inputs import InputFile, describe_file, tokenizer_path
 from data_prep.locks import finishing, holders, node_of, one_of_nodes, sole_process
 from data_prep.plan import INPUTS, MIB, Budget, Plan, places_known, read_plan, software
-from data_prep.readers import PIECE
 from data_prep.shards import HELDOUT, MANIFEST, PLAN, SIDES, open_corpus, shard_folder, write_manifest
 from data_prep.units import Job, Unit, finished
 from data_prep.workers import Progress, run_units
 
-_GO_ON = "`prepare` with --out alone goes on with what was planned"
-
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of the work is this process's: node ``node`` of ``nodes``."""
+    """The part of the work that this process does, as node ``node`` of ``nodes``."""
 
     node: int = 0
     nodes: int = 1
 
     def of(self, units: list[Unit]) -> list[Unit]:
         """The units that begin in this node's stretch of all bytes, so that few files are read by two nodes."""
-        total, before, mine = sum(unit.size for unit in units), 0, []
+        total, before = sum(unit.size for unit in units), 0
+        mine: list[Unit] = []
         for unit in units:
             if min(before * self.nodes // max(total, 1), self.nodes - 1) == self.node:
                 mine.append(unit)
@@ -38,17 +39,17 @@ class Share:
         return mine
 
     def others(self, data: Path) -> str | None:
-        """Another node that is at work at DATA."""
+        """Another node that is at work in DATA."""
         mine = ("", f"{self.node}/{self.nodes}")
         return next((holder for name, holder, _ in holders(data) if node_of(name) not in mine), None)
 
     def lock(self, data: Path) -> AbstractContextManager[None]:
-        """Held while this node is at work."""
+        """The lock to hold while this node is at work."""
         return one_of_nodes(data, self.node, self.nodes, say) if self.nodes > 1 else sole_process(data, say)
 
 
 def asked_plan(description: Description, budget_tokens: float | None = None) -> tuple[Plan, Encoder]:
-    """What a description asks for, with its files found and no units chosen yet, and the tokenizer.
+    """The plan that a description asks for, its files found but no units chosen yet, and the tokenizer.
 
     Raises UserError for any fault of the settings or the files.
     """
@@ -60,6 +61,7 @@ def asked_plan(description: Description, budget_tokens: float | None = None) -> 
         raise UserError(f"--unit-mib {unit_mib}: must be from {PIECE / MIB} to {MIB}")
     if description.tokenizer is None:
         raise UserError("--tokenizer: none is named; give a folder, a file or a model id of the hub")
+
     path = tokenizer_path(description.tokenizer)
     encoder = load_encoder(path)
     check_names(source.name for source in description.sources)
@@ -68,6 +70,7 @@ def asked_plan(description: Description, budget_tokens: float | None = None) -> 
         say(warning)
     for source in resolved:
         check_start(source)
+
     sources = {source.name: source for source in resolved}
     plan = Plan(
         tokenizer_path=path,
@@ -83,7 +86,7 @@ def asked_plan(description: Description, budget_tokens: float | None = None) -> 
 
 
 def budget(tokens: float | None, alpha: float | None) -> Budget | None:
-    """The budget of so many tokens at ``alpha`` (1 if None); None for None. Raises UserError for numbers that cannot be."""
+    """The budget of ``tokens`` at ``alpha`` (1 if None); None for None. Raises UserError for impossible numbers."""
     alpha = 1.0 if alpha is None else alpha
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha {alpha}: must be from 0 (all sources alike) to 1 (in proportion to their tokens)")
@@ -93,7 +96,7 @@ def budget(tokens: float | None, alpha: float | None) -> Budget | None:
 
 
 def planned_again(data: Path) -> tuple[Plan, Encoder]:
-    """The plan of DATA with its files as they are now, and the tokenizer.
+    """Read the plan of DATA again, with its files as they are now, and the tokenizer.
 
     Raises UserError if there is no plan, or if its files or tokenizer are not where they were.
     """
@@ -101,7 +104,7 @@ def planned_again(data: Path) -> tuple[Plan, Encoder]:
     if plan is None or not places_known(data):
         missing = INPUTS if plan else PLAN
         raise UserError(
-            f"{data}: has no {missing}, so nothing to go on with; name a corpus, or sources and a tokenizer"
+            f"{data}: has no {missing}, so there is nothing to continue; name a corpus, or sources and a tokenizer"
         )
     try:
         encoder = load_encoder(plan.tokenizer_path)
@@ -122,7 +125,7 @@ def _as_it_is_now(file: InputFile) -> InputFile:
 def prepare(
     data: Path, asked: Plan, encoder: Encoder, workers: int, share: Share | None = None, refresh: bool = False
 ) -> None:
-    """Make the corpus ``asked`` at ``data``, or this node's share of it.
+    """Make the corpus ``asked`` in ``data``, or this node's share of it.
 
     ``refresh``: files that have changed since the plan are taken as they are now, and their units made again. Raises
     UserError if ``data`` holds another plan or something else, or for a fault of the input.
@@ -137,7 +140,7 @@ def prepare(
 
 
 def extend(data: Path, before: Plan, more: Plan | None, encoder: Encoder, larger: Budget | None, workers: int) -> None:
-    """Add sources, or a larger budget, to the corpus at ``data``. Nothing that is there is made again.
+    """Add sources, or a larger budget, to the corpus in ``data``. Nothing that is there is made again.
 
     ``before``: as by ``planned_again``. Raises UserError if ``more`` does not agree with what is there.
     """
@@ -145,20 +148,22 @@ def extend(data: Path, before: Plan, more: Plan | None, encoder: Encoder, larger
     with sole_process(data, say):
         if (known := read_plan(data)) != before:  # another run has changed the plan since, or files have changed
             before, _ = planned_again(data)
-            if difference := _difference(known, before, contents=True):
-                raise UserError(f"{data / PLAN}: {difference}; prepare with --refresh first")
+            if known and (changed := difference(known, before, contents=True)):
+                raise UserError(f"{data / PLAN}: {changed}; prepare with --refresh first")
         if larger and (before.budget is None or larger.tokens < before.budget.tokens):
-            raise UserError(f"{data / PLAN}: the budget was {_budget_words(before.budget)}; a corpus only grows")
+            raise UserError(f"{data / PLAN}: the budget was {budget_words(before.budget)}; a corpus only grows")
+
         plan = replace(before, budget=larger or before.budget)
         if more is not None:
-            if difference := _settings_difference(before, more):
-                raise UserError(f"{data / PLAN}: {difference}; a corpus is extended with the same settings")
+            if changed := settings_difference(before, more):
+                raise UserError(f"{data / PLAN}: {changed}; a corpus is extended with the same settings")
             for name in before.sources.keys() & more.sources.keys():
-                if difference := _source_difference(before.sources[name], more.sources[name], contents=True):
-                    raise UserError(f"{data / PLAN}: {difference}; give the new files a name of their own")
+                if changed := source_difference(before.sources[name], more.sources[name], contents=True):
+                    raise UserError(f"{data / PLAN}: {changed}; give the new files a name of their own")
             sources = before.sources | more.sources
             plan = replace(plan, sources=sources, software=software(sources.values()))
             check_files(plan.sources.values())
+
         plan = with_units(plan, encoder, say, at_least=before.units)
         if plan.units == before.units:
             say(f"{data}: nothing to add; all {sum(plan.units.values())} units of this plan are there already")
@@ -188,84 +193,38 @@ def _agree(data: Path, asked: Plan, encoder: Encoder, share: Share, refresh: boo
     Raises UserError naming what differs from the plan that work was done for, or that another node is working at.
     """
     before = read_plan(data)
-    difference = before and _difference(before, asked, contents=True)
-    other = difference and _difference(before, asked, contents=False)  # than in contents
-    if difference and (others := share.others(data)):
-        raise UserError(
-            f"{data / PLAN}: {difference}; {others} is at work on that plan; wait until it has ended, or stop it"
-        )
-    if before and not difference:
-        plan = replace(asked, units=before.units)
-    elif not before or not any(data.glob("**/[0-9]*.json")):
+    if before is None:
         plan = with_units(asked, encoder, say, at_least={})
-    elif refresh and not other:
-        say(f"{difference}; its units are made again")
-        (data / MANIFEST).unlink(missing_ok=True)  # until then there is no corpus
-        plan = with_units(asked, encoder, say, at_least=before.units)
+    elif changed := difference(before, asked, contents=True):
+        plan = _replaced(data, before, asked, changed, encoder, share, refresh)
     else:
-        same = "" if not refresh or difference == other else "; --refresh is for files whose content has changed"
-        hint = "" if other else ", or take the files as they are now with --refresh"
-        raise UserError(f"{data / PLAN}: {difference}{same}; go back to that{hint}, or prepare into a new folder")
+        plan = replace(asked, units=before.units)
     plan.write(data)
     return plan
 
 
-def _difference(before: Plan, now: Plan, contents: bool) -> str | None:
-    """The first thing in which two plans differ, in words; the content of files too if ``contents``."""
-    if difference := _settings_difference(before, now):
-        return difference
-    if before.budget != now.budget:
-        budgets = f"the budget was {_budget_words(before.budget)}, now {_budget_words(now.budget)}"
-        return f"{budgets} (`extend` enlarges it, {_GO_ON})"
-    if before.sources.keys() != now.sources.keys():
-        sources = f"the sources were {some(sorted(before.sources), 5)}, now {some(sorted(now.sources), 5)}"
-        return f"{sources} (`extend` adds to them, {_GO_ON})"
-    pairs = ((before.sources[name], now.sources[name]) for name in now.sources)
-    return next(filter(None, (_source_difference(old, new, contents) for old, new in pairs)), None)
-
-
-def _settings_difference(before: Plan, now: Plan) -> str | None:
-    for option, old, new in (
-        ("--heldout", before.heldout, now.heldout),
-        ("--unit-mib", before.unit_mib, now.unit_mib),
-    ):
-        if old != new:
-            return f"{option} was {old}, now {new}"
-    for name in before.software.keys() & now.software.keys():
-        if before.software[name] != now.software[name]:
-            return f"the version of {name} was {before.software[name]}, now {now.software[name]}"
-    if before.tokenizer != now.tokenizer:
-        old, new = (plan.tokenizer["sha256"][:12] for plan in (before, now))
-        what = (
-            f"sha256 {old}, now {new}"
-            if old != new
-            else "the same file, but it gives other ids: another version of its library"
+def _replaced(
+    data: Path, before: Plan, asked: Plan, changed: str, encoder: Encoder, share: Share, refresh: bool
+) -> Plan:
+    """The plan ``asked`` in the place of another one, from which it differs as ``changed`` says."""
+    if others := share.others(data):
+        raise UserError(
+            f"{data / PLAN}: {changed}; {others} is at work on that plan; wait until it has ended, or stop it"
         )
-        return f"the tokenizer was another one ({what})"
-    return None
-
-
-def _source_difference(old: ResolvedSource, new: ResolvedSource, contents: bool) -> str | None:
-    if (old.format, old.field) != (new.format, new.field):
-        was, now = (".".join(filter(None, (source.format, source.field))) for source in (old, new))
-        return f"the format of source {new.name} was {was}, now {now}"
-    names = [[file.name for file in source.files] for source in (old, new)]
-    if names[0] != names[1]:
-        changed = sorted({*names[0]} ^ {*names[1]}) or names[1]
-        return (
-            f"source {new.name} had {len(names[0])} files, now {len(names[1])}; not in both: {', '.join(changed[:3])}"
-        )
-    for was, file in zip(old.files, new.files, strict=True):
-        if contents and was.entry != file.entry:
-            return f"{file.name} of source {new.name} has changed since ({was.bytes} bytes, now {file.bytes})"
-    return None
-
-
-def _budget_words(budget: Budget | None) -> str:
-    return f"{budget.tokens:g} tokens at alpha {budget.alpha:g}" if budget else "none"
+    if not any(data.glob("**/[0-9]*.json")):  # nothing was made of it
+        return with_units(asked, encoder, say, at_least={})
+    beyond_contents = difference(before, asked, contents=False)
+    if refresh and not beyond_contents:
+        say(f"{changed}; its units are made again")
+        (data / MANIFEST).unlink(missing_ok=True)  # until then there is no corpus
+        return with_units(asked, encoder, say, at_least=before.units)
+    same = "" if not refresh or changed == beyond_contents else "; --refresh is for files whose content has changed"
+    hint = "" if beyond_contents else ", or take the files as they are now with --refresh"
+    raise UserError(f"{data / PLAN}: {changed}{same}; go back to that{hint}, or prepare into a new folder")
 
 
 def _prepare_locked(data: Path, plan: Plan, workers: int, share: Share) -> None:
+    """Make this node's units, and with the last of all nodes' units the manifest."""
     job = Job(data, plan.tokenizer_path, plan.tokenizer, plan.heldout)
     units = plan.all_units()
     mine = share.of(units)
@@ -274,27 +233,30 @@ def _prepare_locked(data: Path, plan: Plan, workers: int, share: Share) -> None:
         say(f"{data}: already complete, nothing to do ({_summary(data)})")
         return
     if len(pending) < len(mine):
-        say(f"{len(mine) - len(pending):,} of {len(mine):,} units are done; going on with the others")
+        say(f"{len(mine) - len(pending):,} of {len(mine):,} units are done; continuing with the others")
     elif len(pending) < min(workers, 8):
         say(
             f"{len(pending)} units for {workers} workers; a smaller --unit-mib than {plan.unit_mib:g} gives all of them work"
         )
+
     total = sum(unit.size for unit in mine)
     with closing(Progress(total, total - sum(unit.size for unit in pending))) as progress:
         try:
             run_units(job, pending, workers, progress)
         except KeyboardInterrupt:
-            progress.say("stopped; what is finished is kept, and the same command goes on")
+            progress.say("stopped; what is finished is kept, and the same command continues")
             raise
         finally:
             if share.nodes == 1:  # workers that were stopped have left theirs, perhaps on a full disk
                 _remove_leftovers(data)
-    receipts = {unit: finished(job, unit) for unit in units}
-    if missing := sum(receipt is None for receipt in receipts.values()):
+
+    receipts = {unit: receipt for unit in units if (receipt := finished(job, unit))}
+    if missing := len(units) - len(receipts):
         say(f"{data}: node {share.node}/{share.nodes} is done; others have {missing:,} of {len(units):,} units to do")
         return
     with finishing(data):
-        if read_plan(data).describe() != plan.describe():
+        current = read_plan(data)
+        if current is None or current.describe() != plan.describe():
             raise UserError(f"{data / PLAN}: was replaced while this run was at work; start the same prepare again")
         _remove_strays(data, plan, units)
         write_manifest(data, _manifest(plan, receipts))
@@ -328,16 +290,17 @@ def _remove_strays(data: Path, plan: Plan, units: list[Unit]) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _manifest(plan: Plan, receipts: dict[Unit, dict[str, dict]]) -> dict:
-    """The manifest's content, from the receipts. Raises UserError if a source came to nothing."""
+def _manifest(plan: Plan, receipts: dict[Unit, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The manifest's content, from the receipts. Raises UserError if no document is left of a source."""
     described = plan.describe()
-    manifest = {key: described[key] for key in ("tokenizer", "settings")} | {"sources": {}, HELDOUT: {}}
+    manifest: dict[str, Any] = {"tokenizer": described["tokenizer"], "settings": described["settings"]}
+    manifest |= {"sources": {}, HELDOUT: {}}
     for name, source in described["sources"].items():
         mine = [(unit, receipt) for unit, receipt in receipts.items() if unit.source == name]
         whole, part = plan.sources[name].bytes, sum(unit.size for unit, _ in mine)
         entry = source | _totals([receipt["train"] for _, receipt in mine], whole, part)
-        for what in ("dropped", "repairs"):
-            entry[what] = dict(sum((Counter(receipt["train"][what]) for _, receipt in mine), Counter()))
+        for key in ("dropped", "repairs"):
+            entry[key] = _added([receipt["train"][key] for _, receipt in mine])
         if empty := _empty_files(mine):
             entry["dropped"]["empty_file"] = len(empty)
             say(f"warning: source {name}: {len(empty)} files are empty: {', '.join(empty[:3])}")
@@ -351,8 +314,16 @@ def _manifest(plan: Plan, receipts: dict[Unit, dict[str, dict]]) -> dict:
     return manifest
 
 
-def _totals(receipts: list[dict], whole: int, part: int) -> dict:
-    """Sums over shards; ``size`` is the tokens of all ``whole`` bytes of the source, going by those of ``part`` bytes."""
+def _added(counts: list[dict[str, int]]) -> dict[str, int]:
+    """The sum of counts by name."""
+    total: Counter[str] = Counter()
+    for more in counts:
+        total += Counter(more)
+    return dict(total)
+
+
+def _totals(receipts: list[dict[str, Any]], whole: int, part: int) -> dict[str, Any]:
+    """Sums over shards; ``size``: the tokens of all ``whole`` bytes of the source, estimated from those of ``part``."""
     rows = [receipt["shard"] for receipt in receipts]
     tokens = sum(row["tokens"] for row in rows)
     return {
@@ -364,8 +335,8 @@ def _totals(receipts: list[dict], whole: int, part: int) -> dict:
     }
 
 
-def _empty_files(mine: list[tuple[Unit, dict]]) -> list[str]:
-    """Names of the files in which no document was found, not even one to drop."""
+def _empty_files(mine: list[tuple[Unit, dict[str, dict[str, Any]]]]) -> list[str]:
+    """The names of the files in which no document was found, not even one to drop."""
     read: Counter[InputFile] = Counter()
     for unit, receipt in mine:
         for part, documents in zip(unit.parts, receipt["train"]["read"], strict=True):
@@ -373,12 +344,14 @@ def _empty_files(mine: list[tuple[Unit, dict]]) -> list[str]:
     return [file.name for file, documents in read.items() if not documents]
 
 
-def _why(entry: dict) -> str:
+def _why(entry: dict[str, Any]) -> str:
+    """What is known of why no document was left."""
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(entry["dropped"].items()))
     return f" (dropped: {dropped}); check its files and format" if dropped else "; check its files and format"
 
 
 def _summary(data: Path) -> str:
+    """What a whole corpus holds, in a line."""
     corpus = open_corpus(data)
     sources = list(corpus.sources.values())
     parts = [f"{source.name}: {source.documents:,} documents, {source.tokens:,} tokens" for source in sources[:5]]
@@ -389,5 +362,5 @@ def _summary(data: Path) -> str:
 
 
 def say(line: str) -> None:
-    """Tell the person at the terminal."""
+    """Print a line for the person at the terminal."""
     print(f"prepare: {line}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""``verify --roundtrip``: documents of the shards, read once more from their source and encoded once more."""
+"""``verify --roundtrip``: documents are read and encoded again from their source, and compared with the shards."""
 
 import random
 from collections import Counter
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.cli import UserError
 from data_prep.encode import Encoder, load_encoder
-from data_prep.errors import UserError
 from data_prep.inputs import InputFile, describe_file
 from data_prep.plan import INPUTS, Plan, places_known, read_plan
 from data_prep.shards import SIDES, Corpus, Shard, open_corpus, shard_folder
@@ -17,20 +17,20 @@ from data_prep.units import Unit, UnitReader, side_of
 
 
 def roundtrip(data: Path, count: int) -> tuple[int, list[str]]:
-    """How many documents were compared, and what was found, one line each.
+    """Compare documents with their source. Returns the number of those without a finding, and the findings, one line each.
 
     About ``count`` documents are drawn with equal chance, at least one from each source, train and held out alike; the
-    draw is a function of the corpus id and ``count``. Raises UserError if it is not known where the sources lie.
+    draw is a function of the corpus id and ``count``. Raises UserError if the places of the sources are not known.
     """
     corpus = open_corpus(data)
     plan = read_plan(data)
     if plan is None or not places_known(data):
         raise UserError(
-            f"{data}: has no {INPUTS}, so it is not known where the sources lie; run the same prepare once more"
+            f"{data}: has no {INPUTS}, so it is not known where the sources are; run the same prepare once more"
         )
     encoder = load_encoder(plan.tokenizer_path)
     if encoder.fingerprint() != corpus.tokenizer:
-        raise UserError(f"{plan.tokenizer_path}: is no longer the tokenizer of {data}; put that one back")
+        raise UserError(f"{plan.tokenizer_path}: is no longer the tokenizer of {data}; put the previous one back")
     shards = _Shards(corpus)
     findings, compared = [], 0
     for unit, number in _drawn(plan.all_units(), shards, count, corpus):
@@ -41,7 +41,7 @@ def roundtrip(data: Path, count: int) -> tuple[int, list[str]]:
 
 
 def _drawn(units: list[Unit], shards: "_Shards", count: int, corpus: Corpus) -> Iterator[tuple[Unit, int]]:
-    """(unit, how many of its documents to compare), in the order of the files."""
+    """Yield (unit, number of its documents to compare), in the order of the files."""
     dice = random.Random(f"{corpus.id} {count}")
     sizes = {unit: there for unit in units if (there := shards.documents(unit))}
     if count >= sum(sizes.values()):
@@ -95,7 +95,7 @@ def _unit_findings(corpus: Corpus, plan: Plan, unit: Unit, number: int, shards: 
 
 
 def _changed(file: InputFile) -> str | None:
-    """What to say of a local file that is not the one that was prepared, or is gone."""
+    """The finding for a local file that has changed since it was prepared, or is missing; None if it is as it was."""
     try:
         same = file.hub or describe_file(file.path).entry == file.entry
     except UserError as error:
@@ -104,13 +104,13 @@ def _changed(file: InputFile) -> str | None:
 
 
 def _ids(encoder: Encoder, text: str, all_of_it: bool) -> np.ndarray:
-    """The ids of a text; of one that is only to be counted, those of its start, for texts without any token do occur."""
+    """The ids of a text, or of its start if it is only to be counted, since texts without any token do occur."""
     ids = encoder.encode_batch([text if all_of_it else text[:64]])[0]
     return ids if len(ids) or all_of_it else encoder.encode_batch([text])[0]
 
 
 def _holds(shard: Shard | None, index: int, ids: np.ndarray, encoder: Encoder) -> bool:
-    """Whether document ``index`` of the shard is these ids."""
+    """Whether document ``index`` of the shard consists of these ids."""
     if shard is None or index >= shard.documents:
         return False
     ends = shard.ends()

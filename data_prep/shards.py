@@ -1,4 +1,4 @@
-"""Token shards on disk: the writer, the reader and the checks. The only form in which data reach ``pipeline``.
+"""Token shards on disk: the writer, the reader and the checks. The only form in which data reaches ``pipeline``.
 
     DATA/manifest.json             what is here; written last, so no manifest means no data
     DATA/SOURCE/00000-00000.tokens.npy   token ids [tokens], uint16 if the vocabulary fits, else uint32
@@ -12,33 +12,31 @@ its source, and of the unit in the file. It may be empty.
 
 import hashlib
 import io
-import json
 import os
 import re
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data_prep.errors import UserError
+from data_prep.cli import UserError
+from data_prep.files import REMEDY, GrowingFile, encode_json, file_sha256, read_json, sealed, write_json
 
-VERSION = 2
+VERSION = 2  # of the format on disk
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 HELDOUT = "heldout"
 SIDES = {"train": "sources", "heldout": HELDOUT}  # side: its key in the manifest
 ENDS_DTYPE = np.dtype("uint64")
-REMEDY = (
-    "delete that file if it is there, and run the same `python -m data_prep prepare` again: it makes what is missing"
-)
+
+_CONTROL_TOKEN = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One stretch of documents of one input file. ``path`` is the tokens file."""
+    """A stretch of documents of one input file. ``path`` is the tokens file."""
 
     path: Path
     tokens: int
@@ -47,11 +45,11 @@ class Shard:
 
     def open(self) -> np.ndarray:
         """Token ids [tokens], read-only and memory-mapped."""
-        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return _mapped(self.path)
 
     def ends(self) -> np.ndarray:
         """Document ends [documents]: document i is ``tokens[ends[i-1]:ends[i]]``, its separator included."""
-        return np.load(self.docs_path, mmap_mode="r", allow_pickle=False)
+        return _mapped(self.docs_path)
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,10 @@ class Corpus:
 
     path: Path
     id: str
-    tokenizer: dict
+    tokenizer: dict[str, Any]
     sources: dict[str, Source]
     heldout: dict[str, Source]
-    manifest: dict
+    manifest: dict[str, Any]
 
 
 def open_corpus(path: str | Path) -> Corpus:
@@ -93,7 +91,7 @@ def open_corpus(path: str | Path) -> Corpus:
 
 
 def verify(path: str | Path, deep: bool) -> list[str]:
-    """What is wrong with DATA, one line each; ``deep`` reads every byte.
+    """Check DATA: what is wrong with it, one line each; ``deep`` reads every byte.
 
     Raises UserError if DATA is not data at all.
     """
@@ -110,15 +108,12 @@ def verify(path: str | Path, deep: bool) -> list[str]:
 
 
 def vocabulary_hash(vocabulary: dict[str, int]) -> str:
-    """sha256 of which id means which token, so that two tokenizers can be compared whatever files they came from.
+    """The sha256 of which id means which token, to compare two tokenizers whatever files they came from.
 
     Control tokens ([CLS], [unused7], <mask>) are left out: not every kind of file names them.
     """
     plain = sorted((number, token) for token, number in vocabulary.items() if not _CONTROL_TOKEN.fullmatch(token))
-    return hashlib.sha256(_encode_json({"tokens": plain})).hexdigest()
-
-
-_CONTROL_TOKEN = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")
+    return hashlib.sha256(encode_json({"tokens": plain})).hexdigest()
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -127,7 +122,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def shard_folder(data: Path, source: str, side: str) -> Path:
-    """Where the shards of one source lie; ``side`` is "train" or "heldout"."""
+    """The folder of the shards of one source; ``side`` is "train" or "heldout"."""
     return data / source if side == "train" else data / HELDOUT / source
 
 
@@ -137,7 +132,7 @@ def receipt_path(tokens_path: Path) -> Path:
 
 
 class ShardWriter:
-    """One shard being written, in bounded memory: two files grow aside and take their names in ``finish``."""
+    """A shard being written, in bounded memory: two files grow aside and take their names in ``finish``."""
 
     def __init__(self, folder: Path, stem: str, dtype: np.dtype):
         self._folder, self._stem = folder, stem
@@ -151,13 +146,16 @@ class ShardWriter:
         self._tokens.extend(tokens)
         self._docs.extend(ends)
 
-    def finish(self, receipt: dict) -> dict:
+    def finish(self, receipt: dict[str, Any]) -> dict[str, Any]:
         """Put the files in place, and last the receipt; returns the shard's row of the manifest, which it holds too."""
         receipt_file = self._folder / f"{self._stem}.json"
-        receipt_file.unlink(missing_ok=True)  # one of an earlier shard must not stand beside the new arrays
-        hashes = {"tokens": self._tokens.finish(), "docs": self._docs.finish()}
-        row = {"file": f"{self._stem}.tokens.npy", "tokens": self._tokens.length, "documents": self._docs.length}
-        row["sha256"] = hashes
+        receipt_file.unlink(missing_ok=True)  # a previous shard's must not stay with the new arrays
+        row = {
+            "file": f"{self._stem}.tokens.npy",
+            "tokens": self._tokens.length,
+            "documents": self._docs.length,
+            "sha256": {"tokens": self._tokens.finish(), "docs": self._docs.finish()},
+        }
         write_json(receipt_file, sealed(receipt | {"shard": row}))
         return row
 
@@ -167,7 +165,9 @@ class ShardWriter:
         self._docs.discard()
 
 
-def write_shard(folder: Path, stem: str, tokens: np.ndarray, ends: np.ndarray, receipt: dict) -> dict:
+def write_shard(
+    folder: Path, stem: str, tokens: np.ndarray, ends: np.ndarray, receipt: dict[str, Any]
+) -> dict[str, Any]:
     """Write a shard at once: tokens [tokens], document ends [documents]. Returns its row of the manifest."""
     writer = ShardWriter(folder, stem, tokens.dtype)
     try:
@@ -177,41 +177,15 @@ def write_shard(folder: Path, stem: str, tokens: np.ndarray, ends: np.ndarray, r
         writer.discard()
 
 
-def write_manifest(data: Path, content: dict) -> dict:
+def write_manifest(data: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Write DATA/manifest.json from its content, adding the format version and the corpus id. Returns the manifest."""
     manifest = sealed({"version": VERSION} | content)
     write_json(data / MANIFEST, manifest)
     return manifest
 
 
-def sealed(content: dict) -> dict:
-    """The content with its "id", the sha256 of all the rest."""
-    rest = {key: value for key, value in content.items() if key != "id"}
-    return rest | {"id": hashlib.sha256(_encode_json(rest)).hexdigest()}
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write ``value`` atomically, in a form whose bytes depend on the value alone."""
-    _write_atomic(path, _encode_json(value))
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object. Raises UserError if the file holds anything else, FileNotFoundError if there is none."""
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); {REMEDY}") from None
-    except NotADirectoryError as error:
-        raise FileNotFoundError(*error.args) from None
-    except (PermissionError, IsADirectoryError) as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; {REMEDY}")
-    return value
-
-
 def array_problem(path: Path, dtype: np.dtype, length: int) -> str | None:
-    """Why the .npy file is not a whole one-dimensional array of that dtype and length; None if it is."""
+    """The reason why a .npy file is not a whole one-dimensional array of that dtype and length; None if it is."""
     header = _header(dtype, length)
     try:
         with path.open("rb") as file:
@@ -227,8 +201,13 @@ def array_problem(path: Path, dtype: np.dtype, length: int) -> str | None:
     return None if found == header else f"has another .npy header than that of {dtype}[{length}]"
 
 
+def _mapped(path: Path) -> np.ndarray:
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
 def _header(dtype: np.dtype, length: int) -> bytes:
-    """The header of a .npy file. NumPy leaves room in it for a length of 21 digits, so it can be written anew in place."""
+    """The header of a .npy file. NumPy leaves room in it for a length of 21 digits, so it can be rewritten in place."""
     content = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, content)
@@ -236,7 +215,7 @@ def _header(dtype: np.dtype, length: int) -> bytes:
 
 
 def _read_corpus(path: Path) -> Corpus:
-    """Raises UserError if there is no manifest to be read, saying what is there instead."""
+    """Read the manifest. Raises UserError if there is none, saying what is there instead."""
     try:
         manifest = read_json(path / MANIFEST)
     except FileNotFoundError:
@@ -247,11 +226,8 @@ def _read_corpus(path: Path) -> Corpus:
             "prepare the corpus again from its text"
         )
     try:
-        sides = [
-            {name: _source(shard_folder(path, name, side), name, entry) for name, entry in manifest[key].items()}
-            for side, key in SIDES.items()
-        ]
-        return Corpus(path, manifest["id"], manifest["tokenizer"], *sides, manifest)
+        train, heldout = (_sources(path, manifest, side) for side in SIDES)
+        return Corpus(path, manifest["id"], manifest["tokenizer"], train, heldout, manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path / MANIFEST}: not a manifest ({error!r}); {REMEDY}") from None
 
@@ -261,7 +237,7 @@ def _what_else(path: Path) -> str:
     if not path.is_dir():
         return f"no such folder; make a corpus with {prepare}"
     if (path / PLAN).exists():
-        return f"unfinished (there is no {MANIFEST}); run the same {prepare} again: it goes on where it stopped"
+        return f"unfinished (there is no {MANIFEST}); run the same {prepare} again: it continues where it stopped"
     suffixes = {file.suffix for file in path.iterdir()}
     if {".bin", ".idx"} <= suffixes:
         return "a Megatron dataset (.bin and .idx), which is not read here; prepare the corpus again from its text"
@@ -270,19 +246,24 @@ def _what_else(path: Path) -> str:
     return f"no {MANIFEST}, so not a prepared corpus; make one with {prepare}"
 
 
-def _source(folder: Path, name: str, entry: dict) -> Source:
-    shards = tuple(_shard(folder, row) for row in entry["shards"] if row["tokens"])
-    return Source(name, entry["documents"], entry["tokens"], entry["size"], shards)
+def _sources(data: Path, manifest: dict[str, Any], side: str) -> dict[str, Source]:
+    """The sources of one side, by name."""
+    sources = {}
+    for name, entry in manifest[SIDES[side]].items():
+        folder = shard_folder(data, name, side)
+        shards = tuple(_shard(folder, row) for row in entry["shards"] if row["tokens"])
+        sources[name] = Source(name, entry["documents"], entry["tokens"], entry["size"], shards)
+    return sources
 
 
-def _shard(folder: Path, row: dict) -> Shard:
+def _shard(folder: Path, row: dict[str, Any]) -> Shard:
     tokens_path = folder / row["file"]
     docs_path = tokens_path.with_name(row["file"].replace(".tokens.npy", ".docs.npy"))
     return Shard(tokens_path, row["tokens"], row["documents"], docs_path)
 
 
-def _shards(corpus: Corpus) -> Iterator[tuple[dict, Shard]]:
-    """Every shard, empty ones too, with its row in the manifest."""
+def _shards(corpus: Corpus) -> Iterator[tuple[dict[str, Any], Shard]]:
+    """Every shard, empty ones too, after its row in the manifest."""
     for side, key in SIDES.items():
         for name, entry in corpus.manifest[key].items():
             for row in entry["shards"]:
@@ -307,11 +288,11 @@ def _array_findings(corpus: Corpus) -> list[str]:
     return findings
 
 
-def _deep_findings(corpus: Corpus, row: dict, shard: Shard) -> list[str]:
+def _deep_findings(corpus: Corpus, row: dict[str, Any], shard: Shard) -> list[str]:
     """Findings in the bytes of one shard whose headers are right."""
     findings = []
     for path, key in ((shard.path, "tokens"), (shard.docs_path, "docs")):
-        if _file_sha256(path) != row["sha256"][key]:
+        if file_sha256(path) != row["sha256"][key]:
             findings.append(f"{path}: sha256 is not the manifest's: its bytes have changed")
     receipt = receipt_path(shard.path)
     try:
@@ -326,7 +307,7 @@ def _deep_findings(corpus: Corpus, row: dict, shard: Shard) -> list[str]:
 
 
 def _content_findings(shard: Shard, vocab_size: int, separator: int) -> list[str]:
-    """What the ids and ends themselves say, whatever the hashes."""
+    """Findings in the ids and ends themselves, whatever the hashes."""
     tokens, ends = shard.open(), shard.ends()
     findings = []
     if len(tokens) and tokens.max() >= vocab_size:
@@ -341,81 +322,22 @@ def _content_findings(shard: Shard, vocab_size: int, separator: int) -> list[str
     return findings
 
 
-def _encode_json(value: dict) -> bytes:
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
-
-
 class _GrowingArray:
-    """A one-dimensional .npy file that grows aside. Its header has a fixed length and is written anew at the end."""
+    """A one-dimensional .npy file that grows aside. Its header has a fixed length and is rewritten at the end."""
 
-    def __init__(self, path: Path, dtype: np.dtype):
-        self._path, self._aside, self._dtype = path, aside(path), dtype
-        self.length = 0
-        self._file = self._aside.open("w+b")
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self._file, self._dtype = GrowingFile(path), dtype
         self._file.write(_header(dtype, 0))
+        self.length = 0
 
     def extend(self, values: np.ndarray) -> None:
-        with _naming(self._path):
-            self._file.write(memoryview(np.ascontiguousarray(values, self._dtype)))  # tofile loses a full disk's errno
+        """Append ``values`` [n]."""
+        self._file.write(np.ascontiguousarray(values, self._dtype).data)  # ndarray.tofile loses a full disk's errno
         self.length += len(values)
 
     def finish(self) -> str:
-        """The file's sha256, once it is whole and has its name."""
-        with _naming(self._path):
-            self._file.seek(0)
-            self._file.write(_header(self._dtype, self.length))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.seek(0)
-            digest = hashlib.file_digest(self._file, "sha256").hexdigest()
-            self._file.close()
-            _put_in_place(self._aside, self._path)
-        return digest
+        """Give the file its name. Returns its sha256."""
+        return self._file.finish(_header(self._dtype, self.length))
 
     def discard(self) -> None:
-        with suppress(OSError):  # a full disk is told by what met it first
-            self._file.close()
-        self._aside.unlink(missing_ok=True)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def aside(path: Path) -> Path:
-    """Where this process writes what will be ``path``. A killed process leaves it behind."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-
-
-def _write_atomic(path: Path, content: bytes) -> None:
-    """Write aside, fsync, rename."""
-    with _naming(path):
-        try:
-            with aside(path).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            _put_in_place(aside(path), path)
-        except BaseException:
-            aside(path).unlink(missing_ok=True)
-            raise
-
-
-def _put_in_place(written: Path, path: Path) -> None:
-    written.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Make an OSError name ``path``, whatever the file was called while it grew."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = str(path)
-        raise
+        self._file.discard()

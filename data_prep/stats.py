@@ -1,11 +1,12 @@
-"""``stats``: what a prepared corpus holds, as lines of text."""
+"""``stats``: the content of a prepared corpus, as lines of text."""
 
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.cli import aligned
 from data_prep.plan import shares_of
-from data_prep.shards import SIDES, Source, open_corpus
+from data_prep.shards import SIDES, Corpus, Source, open_corpus
 
 _BINS = (0, 32, 128, 512, 2048, 8192)  # tokens
 
@@ -13,16 +14,22 @@ _BINS = (0, 32, 128, 512, 2048, 8192)  # tokens
 def stats_lines(data: Path, alpha: float = 1.0) -> list[str]:
     """A table row for each source and side, then document lengths, drops and repairs. Raises UserError as open_corpus.
 
-    ``read`` is the share of a training run's samples at ``alpha``, in proportion to (tokens of the whole source) ** alpha.
+    "read at" is the share of a training run's samples at ``alpha``, in proportion to (tokens of the whole source) ** alpha.
     """
     corpus = open_corpus(data)
-    lines = [
-        f"{data}: corpus {corpus.id[:12]}, {corpus.tokenizer['backend']} vocabulary of {corpus.tokenizer['vocab_size']:,}"
-    ]
-    read = f"read at {alpha:g}"
-    lines.append(
-        f"{'source':16} {'side':8} {'documents':>12} {'tokens':>15} {'share':>7} {read:>12} {'of source':>10} {'unknown':>8}"
-    )
+    vocabulary = f"{corpus.tokenizer['backend']} vocabulary of {corpus.tokenizer['vocab_size']:,}"
+    lines = [f"{data}: corpus {corpus.id[:12]}, {vocabulary}", *_table(corpus, alpha)]
+    for name, source in corpus.sources.items():
+        lines += ["", f"{name}, train:", *_length_lines(source)]
+        for key in ("dropped", "repairs"):
+            counts = corpus.manifest["sources"][name][key]
+            lines.append(f"  {key}: {', '.join(f'{count:,} {reason}' for reason, count in counts.items()) or 'none'}")
+    return lines
+
+
+def _table(corpus: Corpus, alpha: float) -> list[str]:
+    """Documents, tokens, shares, prepared part and rate of unknown tokens, for each source and side."""
+    rows = [["source", "side", "documents", "tokens", "share", f"read at {alpha:g}", "of source", "unknown"]]
     for (side, key), sources in zip(SIDES.items(), (corpus.sources, corpus.heldout), strict=True):
         total = sum(source.tokens for source in sources.values())
         shares = shares_of({name: source.size for name, source in sources.items()}, alpha)
@@ -31,29 +38,26 @@ def stats_lines(data: Path, alpha: float = 1.0) -> list[str]:
             read = f"{shares[name]:.2%}" if side == "train" else ""
             prepared = source.tokens / max(source.size, 1)
             unknown = corpus.manifest[key][name]["unknown"] / max(source.tokens - source.documents, 1)
-            counts = f"{source.documents:12,} {source.tokens:15,} {share:7.2%}"
-            lines.append(f"{name:16} {side:8} {counts} {read:>12} {prepared:10.1%} {unknown:8.3%}")
-    for name, source in corpus.sources.items():
-        lines += ["", f"{name}, train:", *_length_lines(source)]
-        for what in ("dropped", "repairs"):
-            counts = corpus.manifest["sources"][name][what]
-            lines.append(f"  {what}: {', '.join(f'{count:,} {reason}' for reason, count in counts.items()) or 'none'}")
-    return lines
+            counts = [f"{source.documents:,}", f"{source.tokens:,}", f"{share:.2%}"]
+            rows.append([name, side, *counts, read, f"{prepared:.1%}", f"{unknown:.3%}"])
+    return aligned(rows, left=2)
 
 
 def _length_lines(source: Source) -> list[str]:
     """Quantiles and a histogram of tokens per document, separators left out."""
-    # Of documents of each length: memory is bounded by the longest, not by how many there are.
+    # Counts by length: memory is bounded by the longest document, not by their number.
     counts = np.zeros(1, int)
     for shard in source.shards:
         more = np.bincount(np.diff(shard.ends(), prepend=np.uint64(0)).astype(int) - 1, minlength=len(counts))
         more[: len(counts)] += counts
         counts = more
+
     up_to = np.cumsum(counts)
     total, mean = int(up_to[-1]), counts @ np.arange(len(counts)) / up_to[-1]
     quantiles = [int(np.searchsorted(up_to, np.rint(q * (total - 1)) + 1)) for q in (0.05, 0.25, 0.5, 0.75, 0.95, 1)]
     named = zip(("5%", "25%", "50%", "75%", "95%", "max"), quantiles, strict=True)
     lines = [f"  tokens per document: mean {mean:,.0f}, " + ", ".join(f"{q} {n:,}" for q, n in named)]
+
     for low, high in zip(_BINS, (*_BINS[1:], None), strict=True):
         count = int(counts[low:high].sum())
         label = f"{low:,} to {high - 1:,}" if high else f"{low:,} and more"

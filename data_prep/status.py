@@ -1,18 +1,19 @@
-"""``status``: how far a corpus is, from its files alone, so from any terminal or node that sees the folder."""
+"""``status``: the progress of a corpus, from its files alone, so from any terminal or node that sees the folder."""
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from data_prep.errors import UserError
+from data_prep.cli import UserError
 from data_prep.forecast import amount, duration
 from data_prep.locks import holders, node_of
 from data_prep.plan import read_plan
 from data_prep.shards import PLAN, open_corpus, shard_folder
 from data_prep.units import Job, Unit, finished
 
-_RECENT = 600.0  # seconds over which the present speed is taken
+_RECENT = 600.0  # seconds over which the speed is measured
 
 
 @dataclass
@@ -28,7 +29,7 @@ class _Progress:
 
 
 def status_lines(data: Path) -> Iterator[str]:
-    """Units, bytes and tokens by source, who is at work, the speed of the last ten minutes and the time left.
+    """Yield units, bytes and tokens by source, who is at work, the speed of the last ten minutes and the time left.
 
     Raises UserError if no corpus was begun at ``data``.
     """
@@ -39,17 +40,19 @@ def status_lines(data: Path) -> Iterator[str]:
             return
         begin = f"`python -m data_prep prepare --out {data} ...` begins one"
         raise UserError(f"{data}: no {PLAN}, so no corpus was begun here; {begin}")
+
     at_work, now = holders(data), time.time()
     since = max(now - _RECENT, min((begun for _, _, begun in at_work), default=now))
     job = Job(data, plan.tokenizer_path, plan.tokenizer, plan.heldout)
-    total, sources, recent = _Progress(), {}, 0
+    total, recent = _Progress(), 0
+    sources: dict[str, _Progress] = {}
     for unit in plan.all_units():
-        mine = sources.setdefault(unit.source, _Progress())
         receipt = _receipt(job, unit)
-        for progress in (mine, total):
+        for progress in (sources.setdefault(unit.source, _Progress()), total):
             _count(progress, unit, receipt)
         if receipt and receipt["written"] > since:
             recent += unit.size
+
     yield f"{data}: {_words(total)}"
     yield from (f"  {name:16} {_words(progress)}" for name, progress in sources.items())
     yield f"at work: {_names(at_work)}"
@@ -58,21 +61,21 @@ def status_lines(data: Path) -> Iterator[str]:
     elif recent:
         speed = recent / (now - since)
         left = duration((total.bytes - total.done_bytes) / speed)
-        yield f"speed: {amount(speed, 'B')}/s of input over the last {duration(now - since)}; about {left} left at that"
+        yield f"speed: {amount(speed, 'B')}/s of input over the last {duration(now - since)}; about {left} left at this speed"
     elif at_work:
         yield f"no unit was finished in the last {duration(now - since)}"
 
 
 def _verdict(data: Path) -> str:
-    """What to say of a corpus whose units are all done."""
+    """The line for a corpus whose units are all done."""
     try:
         return f"complete, id {open_corpus(data).id[:12]}"
     except UserError:
         return f"all units are done; `python -m data_prep prepare --out {data}` completes the corpus"
 
 
-def _receipt(job: Job, unit: Unit) -> dict | None:
-    """Documents, tokens and time of a finished unit; whether each of its bytes is right is for `verify`."""
+def _receipt(job: Job, unit: Unit) -> dict[str, Any] | None:
+    """Documents, tokens and time of a finished unit; `verify`, not this, checks its bytes."""
     if not (receipts := finished(job, unit)):
         return None
     train = shard_folder(job.data, unit.source, "train") / f"{unit.stem}.json"
@@ -83,7 +86,7 @@ def _receipt(job: Job, unit: Unit) -> dict | None:
     }
 
 
-def _count(progress: _Progress, unit: Unit, receipt: dict | None) -> None:
+def _count(progress: _Progress, unit: Unit, receipt: dict[str, Any] | None) -> None:
     progress.units += 1
     progress.bytes += unit.size
     if receipt:

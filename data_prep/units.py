@@ -8,28 +8,19 @@ receipts are there and its arrays are whole.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_prep.cli import UserError, some
 from data_prep.encode import Encoder
-from data_prep.errors import UserError, some
-from data_prep.formats import open_format
+from data_prep.files import read_json, sealed
+from data_prep.formats.by_name import open_format
+from data_prep.formats.readers import PIECE, Document, Format
 from data_prep.inputs import InputFile
-from data_prep.readers import PIECE, Document, Format
-from data_prep.shards import (
-    ENDS_DTYPE,
-    VERSION,
-    ShardWriter,
-    array_problem,
-    read_json,
-    receipt_path,
-    sealed,
-    shard_folder,
-    token_dtype,
-)
+from data_prep.shards import ENDS_DTYPE, VERSION, ShardWriter, array_problem, receipt_path, shard_folder, token_dtype
 
 _BATCH = 1 << 18  # characters encoded at once
 _FILES = 1024  # small files in one unit, at most
@@ -78,11 +69,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class Job:
-    """What all units of one corpus have in common. ``tokenizer``: the fingerprint; ``heldout``: share of documents."""
+    """Settings common to all units of a corpus. ``tokenizer``: the fingerprint; ``heldout``: share of documents."""
 
     data: Path
     tokenizer_path: Path
-    tokenizer: dict
+    tokenizer: dict[str, Any]
     heldout: float
 
     @property
@@ -94,7 +85,7 @@ class Job:
 def cut(source: str, form: str, field: str | None, files: Sequence[InputFile], unit_pieces: int) -> list[Unit]:
     """The units of a source, in the order of its files.
 
-    A file of more than ``unit_pieces`` pieces is cut into runs of so many; smaller ones that follow each other share
+    A file of more than ``unit_pieces`` pieces is cut into runs of that many; smaller ones that follow each other share
     units of at most that size.
     """
     units: list[Unit] = []
@@ -123,7 +114,7 @@ def cut(source: str, form: str, field: str | None, files: Sequence[InputFile], u
 
 
 class UnitReader:
-    """Reads units one after another. The last file stays open: its next unit goes on where this one ended."""
+    """Reads units one after another. The last file stays open: its next unit continues where this one ended."""
 
     def __init__(self) -> None:
         self._open: FileReader | None = None
@@ -135,7 +126,7 @@ class UnitReader:
         return self._before + (self._open.done if self._open else 0)
 
     def documents(self, unit: Unit) -> Iterator[tuple[int, Document]]:
-        """(number of the part, cleaned document) for all of a unit. Raises UserError for a fault of its files."""
+        """Yield (number of the part, cleaned document) for all of a unit. Raises UserError for a fault of its files."""
         self._before = 0
         for number, part in enumerate(unit.parts):
             if self._open is None or not self._open.reaches(part):
@@ -145,17 +136,17 @@ class UnitReader:
 
 
 class FileReader:
-    """One file, read from some piece to its end, part after part; what lies between the parts is skipped."""
+    """A file, read from some piece to its end, part after part; what is between the parts is skipped."""
 
     def __init__(self, form: Format, part: Part):
         self._format, self._file = form, part.file
         self._raw = form.split(part.file.local(), part.begin)
         self._next = next(self._raw, None)
-        self._at = part.begin  # earlier pieces have been given out
+        self._at = part.begin  # earlier pieces have been read
         self.done = 0  # bytes of the part
 
     def reaches(self, part: Part) -> bool:
-        """Whether ``part`` lies ahead in this file."""
+        """Whether ``part`` is in this file, and not yet read."""
         return self._file == part.file and self._at <= part.begin
 
     @property
@@ -164,7 +155,7 @@ class FileReader:
         return self._file.bytes if self._next is None else self._next[0] * PIECE
 
     def documents(self, part: Part) -> Iterator[Document]:
-        """The cleaned documents of a part that lies ahead."""
+        """The cleaned documents of a part that is not yet read."""
         while self._next is not None and self._next[0] < part.end:
             piece, raw = self._next
             self.done = max(0, min(self.reached - part.span[0], part.size))
@@ -175,7 +166,7 @@ class FileReader:
 
 
 class _Side:
-    """The documents of one unit that go to train, or to heldout; written as they come."""
+    """The documents of a unit that go to train, or to heldout; written batch by batch."""
 
     def __init__(self, job: Job, unit: Unit, name: str, encoder: Encoder):
         self._dtype = token_dtype(encoder.vocab_size)
@@ -188,20 +179,29 @@ class _Side:
         """Append documents, each its ids [tokens]."""
         if documents:
             tokens = np.concatenate([part for ids in documents for part in (ids, self._sep)])
-            self.unknown += np.count_nonzero(tokens == self._unk)
+            self.unknown += int(np.count_nonzero(tokens == self._unk))
             self._writer.extend(tokens, np.cumsum([len(ids) + 1 for ids in documents], dtype=ENDS_DTYPE))
 
-    def finish(self, receipt: dict) -> None:
-        self._writer.finish(receipt | {"unknown": int(self.unknown)})
+    def finish(self, receipt: dict[str, Any]) -> None:
+        self._writer.finish(receipt | {"unknown": self.unknown})
 
     def discard(self) -> None:
         self._writer.discard()
 
 
+@dataclass(frozen=True)
+class _Counts:
+    """Counts of a receipt: documents ``read`` of each part, and by reason those dropped and what was repaired."""
+
+    read: list[int]
+    dropped: Counter[str] = field(default_factory=Counter)
+    repairs: Counter[str] = field(default_factory=Counter)
+
+
 def prepare_unit(job: Job, unit: Unit, reader: UnitReader, encoder: Encoder, report: Callable[[int], Any]) -> None:
     """Read, clean, encode and write one unit. ``report`` is called with each batch's number of tokens."""
     sides = {side: _Side(job, unit, side, encoder) for side in job.sides}
-    counts = {"read": [0] * len(unit.parts), "dropped": Counter(), "repairs": Counter()}
+    counts = _Counts([0] * len(unit.parts))
     try:
         for texts in _batches(reader.documents(unit), counts):
             parted: dict[str, list[np.ndarray]] = {side: [] for side in sides}
@@ -209,14 +209,15 @@ def prepare_unit(job: Job, unit: Unit, reader: UnitReader, encoder: Encoder, rep
                 if len(ids):
                     parted[side_of(text, job.heldout)].append(ids)
                 else:
-                    counts["dropped"]["no_tokens"] += 1
+                    counts.dropped["no_tokens"] += 1
             for name, documents in parted.items():
                 sides[name].extend(documents)
             report(sum(len(ids) for documents in parted.values() for ids in documents))
+
         for part in unit.parts:
-            part.file.local()  # raises if it was written to meanwhile
+            part.file.local()  # raises if it was written to in the meantime
         for side in sides.values():
-            side.finish(identity(job, unit) | counts)
+            side.finish(identity(job, unit) | vars(counts))
     finally:
         for side in sides.values():
             side.discard()
@@ -228,8 +229,8 @@ def side_of(text: str, heldout: float) -> str:
     return "heldout" if int.from_bytes(digest) < heldout * 2**64 else "train"
 
 
-def identity(job: Job, unit: Unit) -> dict:
-    """What a receipt must say for its shard to be this unit's."""
+def identity(job: Job, unit: Unit) -> dict[str, Any]:
+    """The part of a receipt by which its shard is this unit's."""
     return {
         "version": VERSION,
         "format": unit.format,
@@ -240,8 +241,8 @@ def identity(job: Job, unit: Unit) -> dict:
     }
 
 
-def finished(job: Job, unit: Unit) -> dict[str, dict] | None:
-    """The receipts of a finished unit by side; None if one is missing, another's, or an array is not whole."""
+def finished(job: Job, unit: Unit) -> dict[str, dict[str, Any]] | None:
+    """The receipts of a finished unit by side; None if one is missing or another unit's, or an array is not whole."""
     receipts = {}
     wanted = identity(job, unit)
     for side in job.sides:
@@ -261,14 +262,14 @@ def finished(job: Job, unit: Unit) -> dict[str, dict] | None:
     return receipts
 
 
-def _batches(documents: Iterable[tuple[int, Document]], counts: dict) -> Iterator[list[str]]:
-    """Texts in order, in batches of about 2^18 characters; counts what is read, dropped and repaired on the way."""
+def _batches(documents: Iterable[tuple[int, Document]], counts: _Counts) -> Iterator[list[str]]:
+    """The texts in order, in batches of about 2^18 characters; what is read, dropped and repaired is counted."""
     texts, characters = [], 0
     for part, document in documents:
-        counts["read"][part] += 1
-        counts["repairs"].update(document.repairs)
+        counts.read[part] += 1
+        counts.repairs.update(document.repairs)
         if document.dropped:
-            counts["dropped"][document.dropped] += 1
+            counts.dropped[document.dropped] += 1
             continue
         texts.append(document.text)
         characters += len(document.text)

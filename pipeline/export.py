@@ -4,34 +4,38 @@
     python -m pipeline.export --untrained RECIPE OUT_DIR [key=value …]      the student before its first step, to compare with
 
 OUT_DIR receives config.json, model.safetensors (fp32), the tokenizer and a model card; AutoModel and AutoTokenizer load it.
-distillation.json there says how it was made: a list with what its checkpoint says of itself (recipe, step, corpus, hashes),
-after the list of its teacher if that was a student too.
+distillation.json records its provenance: checkpoint, recipe, corpus and hashes, preceded by the teacher's if that was
+distilled too.
 """
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from data_prep.errors import Parser, UserError, run_command
-from pipeline import checkpoints, encoders, runs
-from pipeline.checkpoints import Checkpoint
-from pipeline.monitor import heldout_rows
-from pipeline.recipe import Recipe, load_recipe, recipe_of
-from pipeline.relations import value_mse_note
-from pipeline.weights import Weights
+from data_prep.cli import Parser, UserError, run_command
+from data_prep.files import new_folder
+from pipeline.artifacts import checkpoints
+from pipeline.artifacts.checkpoints import Checkpoint
+from pipeline.artifacts.distillation import DISTILLATION, distillation_of
+from pipeline.artifacts.metrics import heldout_rows
+from pipeline.models.counting import count_parameters
+from pipeline.models.fit import check_teacher, student_tokenizer, teacher_config_of, untrained_student
+from pipeline.models.loading import load_folder_config, load_folder_tokenizer, save_tokenizer, weights_of
+from pipeline.pairs import value_mse_note
+from pipeline.settings.reading import load_recipe
+from pipeline.settings.recipe import Recipe
 
-DISTILLATION = "distillation.json"
 # What an export may hold, and so what it may replace.
 _FILES = {
     "README.md", DISTILLATION, "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json",
     "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "sentencepiece.bpe.model",
 }  # fmt: skip
+
 
 transformers_logging.disable_progress_bar()
 
@@ -49,7 +53,7 @@ def export(run: Path, out: Path) -> Checkpoint:
     model = load_student(run, checkpoint)
     chain = distillation_of(checkpoint)
     files = {DISTILLATION: json.dumps(chain, indent=1) + "\n", "README.md": model_card(run, checkpoint, model, chain)}
-    _write(out, model, encoders.load_folder_tokenizer(run / "student"), files)
+    _write(out, model, load_folder_tokenizer(run / "student"), files)
     return checkpoint
 
 
@@ -58,93 +62,22 @@ def export_untrained(recipe: Recipe, out: Path) -> None:
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists; choose a new folder")
-    config = recipe.teacher_config()
-    recipe.check_teacher(config)
+    config = teacher_config_of(recipe)
+    check_teacher(recipe, config)
     teacher = recipe.teacher.model, recipe.teacher.revision
-    model = untrained_student(recipe, config, encoders.weights_of(*teacher, config)).eval()
+    model = untrained_student(recipe, config, weights_of(*teacher, config)).eval()
     start = f"{recipe.student.layers} layers × {recipe.student.hidden}, {recipe.student.init} weights, not trained"
     _write(out, model, student_tokenizer(recipe), {"README.md": f"# {recipe.source}: {start}\n"})
 
 
-def untrained_student(recipe: Recipe, teacher_config, teacher: Weights) -> PreTrainedModel:
-    """The whole student, fp32, as it starts."""
-    student = encoders.build_student(recipe.student_config(teacher_config), recipe.seed)
-    initialise(student, recipe, teacher_config, teacher)
-    return student
-
-
-def initialise(student: PreTrainedModel, recipe: Recipe, teacher_config, teacher: Weights) -> None:
-    """Put in the place of its random numbers what ``student.init`` takes of ``teacher``."""
-    if recipe.student.init == "teacher":
-        encoders.copy_every_kth_layer(teacher, student, recipe.teacher.layer, recipe.student_ids())
-    elif recipe.student.init == "pca":
-        encoders.project_embeddings(teacher, teacher_config, student, recipe.student_ids())
-
-
-def student_tokenizer(recipe: Recipe):
-    """The tokenizer that the student is exported with: the teacher's, or that of its own smaller vocabulary."""
-    if recipe.student.vocab:
-        return encoders.load_tokenizer(recipe.student.vocab)
-    return encoders.load_tokenizer(recipe.teacher.model, recipe.teacher.revision)
-
-
-def _write(out: Path, model: PreTrainedModel, tokenizer, files: dict[str, str]) -> None:
-    """A model's folder, written aside, reloaded and compared, in the place of ``out``."""
-    aside = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        model.save_pretrained(aside)
-        runs.save_tokenizer(tokenizer, aside)
+def _write(out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, files: dict[str, str]) -> None:
+    """Write a model's folder, reload and compare it, and only then put it in the place of ``out``."""
+    with new_folder(out) as written:
+        model.save_pretrained(written)
+        save_tokenizer(tokenizer, written)
         for name, text in files.items():
-            (aside / name).write_text(text, encoding="utf-8")
-        check_export(aside, model)
-        former = out.with_name(f".{out.name}.former")
-        shutil.rmtree(former, ignore_errors=True)
-        if out.exists():
-            out.rename(former)
-        aside.rename(out)
-        shutil.rmtree(former, ignore_errors=True)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def read_distillation(folder: Path) -> list[dict]:
-    """How the model of ``folder`` was made, the first teacher's student first; empty if it was not distilled here.
-
-    Raises UserError if the file is not what export writes.
-    """
-    path = folder / DISTILLATION
-    if not path.is_file():
-        return []
-    try:
-        chain = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); export the model again") from None
-    return _checked(chain, path)
-
-
-def distillation_of(checkpoint: Checkpoint) -> list[dict]:
-    """How its student was made: what the checkpoint says of its teacher, and then of itself, without this machine's paths."""
-    own = {key: value for key, value in checkpoint.info.items() if key != "id"} | {
-        "teacher": dict(checkpoint.info["teacher"]),
-        "recipe": runs.what_decides(checkpoint.info["recipe"]),
-    }
-    return [*_checked(own["teacher"].pop("distillation", []), checkpoint.path), own]
-
-
-def _checked(chain: object, path: Path) -> list[dict]:
-    if not isinstance(chain, list) or not all(
-        isinstance(one, dict) and {"sha256", "recipe"} <= one.keys() for one in chain
-    ):
-        raise UserError(f"{path}: not what export writes; export the model again")
-    for one in chain:
-        recipe_of(one["recipe"], str(path))
-    return chain
-
-
-def is_export_of(out: Path, checkpoint: Checkpoint) -> bool:
-    """Whether ``out`` holds the student of this very checkpoint."""
-    return [one["sha256"] for one in read_distillation(out)[-1:]] == [checkpoint.info["sha256"]]
+            (written / name).write_text(text, encoding="utf-8")
+        check_export(written, model)
 
 
 def _may_be_replaced(out: Path, run: Path) -> bool:
@@ -159,7 +92,7 @@ def _mark(run: Path) -> str:
 
 def load_student(run: Path, checkpoint: Checkpoint) -> PreTrainedModel:
     """The student of a checkpoint as a transformers model, fp32, in eval mode."""
-    config = encoders.load_folder_config(run / "student")
+    config = load_folder_config(run / "student")
     model = AutoModel.from_config(config, dtype=torch.float32)
     checkpoint.load_into(model)
     return model.eval()
@@ -173,9 +106,7 @@ def check_export(folder: Path, model: PreTrainedModel) -> None:
     for (name, ours), theirs in zip(model.state_dict().items(), reloaded.state_dict().values(), strict=True):
         if not torch.equal(ours, theirs):
             raise RuntimeError(f"{folder}: {name} changed on the way to disk and back")
-    probe = encoders.load_folder_tokenizer(folder)(
-        ["The student is small.", "Read back."], padding=True, return_tensors="pt"
-    )
+    probe = load_folder_tokenizer(folder)(["The student is small.", "Read back."], padding=True, return_tensors="pt")
     with torch.no_grad():
         ours, theirs = (m(**probe).last_hidden_state for m in (model, reloaded))
     if not torch.equal(ours, theirs):
@@ -183,17 +114,17 @@ def check_export(folder: Path, model: PreTrainedModel) -> None:
 
 
 def model_card(run: Path, checkpoint: Checkpoint, model: PreTrainedModel, chain: list[dict]) -> str:
-    """What this model is: teacher, method, data and numbers, all from the run's own files."""
+    """The model card: teacher, method, data and numbers, all from the run's own files."""
     info, recipe = checkpoint.info, checkpoint.info["recipe"]
-    count = encoders.count_parameters(model.config)
+    count = count_parameters(model.config)
     pairs = ", ".join(recipe["pairs"])
     heldout = heldout_rows(run, checkpoint.step)
     names = ["loss", *recipe["pairs"]] if heldout else []
-    shapes = [f"{one['recipe']['student']['layers']} × {one['recipe']['student']['hidden']}" for one in chain]
+    students = [made["recipe"]["student"] for made in chain]
+    shapes = [f"{student['layers']} × {student['hidden']}" for student in students]
     way = " → ".join([chain[0]["recipe"]["teacher"]["model"], *shapes])
-    table = "\n".join(
-        f"| {row['step']} | " + " | ".join(f"{row[name]:.4f}" for name in names) + " |" for row in heldout
-    )
+    rows = [" | ".join([str(row["step"]), *(f"{row[name]:.4f}" for name in names)]) for row in heldout]
+    table = "\n".join(f"| {row} |" for row in rows)
     return f"""---
 library_name: transformers
 tags: [minilm, distillation]
@@ -235,29 +166,38 @@ model = AutoModel.from_pretrained("path/to/this/folder")
 """
 
 
-def main() -> None:
-    parser = Parser(
+def parser() -> Parser:
+    """The command line of ``python -m pipeline.export``."""
+    made = Parser(
         prog="python -m pipeline.export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a folder that pipeline.distill wrote, or a recipe")
-    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="the student's new folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
-    parser.add_argument(
+    made.add_argument(
+        "run", type=Path, metavar="RUN_DIR", help="a folder that distill wrote; with --untrained a recipe"
+    )
+    made.add_argument("out", type=Path, metavar="OUT_DIR", help="the student's new folder")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
+    made.add_argument(
         "--untrained", action="store_true", help="the student with which a run of the recipe RUN_DIR starts"
     )
-    options = parser.parse_intermixed_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_intermixed_args()
     if options.untrained:
         export_untrained(load_recipe(options.run, options.overrides), options.out)
-        print(f"{options.out}: the student with which {options.run} starts, reloaded and found the same, bit for bit")
+        print(
+            f"{options.out}: the student with which {options.run} starts, reloaded and verified identical, bit for bit"
+        )
         return
     if options.overrides:
         raise UserError(f"{options.overrides[0]}: a run has been made with its recipe; key=value goes with --untrained")
     checkpoint = export(options.run, options.out)
     steps = checkpoint.info["recipe"]["steps"]
     state = "finished" if checkpoint.step == steps else f"step {checkpoint.step} of {steps}"
-    print(f"{options.out}: the student of {options.run} ({state}), reloaded and found the same, bit for bit")
+    print(f"{options.out}: the student of {options.run} ({state}), reloaded and verified identical, bit for bit")
 
 
 if __name__ == "__main__":

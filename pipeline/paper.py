@@ -1,4 +1,4 @@
-"""The papers' tables as data, to stand beside ours: MiniLM (arXiv 2002.10957) and MiniLMv2 (arXiv 2012.15828).
+"""The papers' tables as data, to compare ours with: MiniLM (arXiv 2002.10957) and MiniLMv2 (arXiv 2012.15828).
 
 Scores are in percent, means over four runs where the papers say so: accuracy, F1 for SQuAD and MLQA, Matthews correlation for
 CoLA. GLUE and SQuAD 2.0 are development sets, XNLI and MLQA test sets. Scores by language and those of MiniLMv2's released
@@ -24,17 +24,17 @@ _PUBLIC = {
 
 
 class Distilled(NamedTuple):
-    """What makes a student one of the papers': the rest of its recipe (steps, data, batch) may differ, and is told beside."""
+    """The properties that make a student one of the papers'. The rest of its recipe (steps, data, batch) may differ."""
 
     teacher: str  # of the first stage
     student: str  # layers x width
     terms: tuple[str, ...]  # relations and other losses, sorted
     layer: int  # of the first stage's teacher
     heads: int  # relation heads
-    assistant: str = ""  # layers x width of the stage between, if there is one
+    assistant: str = ""  # layers x width of the stage in between, if there is one
 
     def is_like(self, other: "Distilled") -> bool:
-        """Whether the method is the same, from whatever teacher to whatever shape."""
+        """Whether the method is the same, whatever the teacher and the shape."""
         return self.terms == other.terms and bool(self.assistant) == bool(other.assistant)
 
 
@@ -48,6 +48,8 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
+    """A model of a paper, and its scores."""
+
     name: str
     model: Distilled | str | None  # which of our models it would be: a student, a public model, or none
     values: tuple[float | None, ...]  # one for each column
@@ -55,16 +57,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
+    """A table of a paper, or a part of one."""
+
     title: str
     source: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
 
 
-def known_as(model: dict) -> Distilled | str | None:
-    """What one of our models is in the papers' terms, by the content of its model.json: a student, or a public model.
+# --- our models in the papers' terms ----------------------------------------------------------------------------------
 
-    None if it is neither. A student's teacher that the papers have no name for keeps its own.
+
+def known_as(model: dict) -> Distilled | str | None:
+    """One of our models in the papers' terms, by the content of its model.json: a student, or a public model.
+
+    None if it is neither. A student's teacher that the papers have no name for keeps its own name.
     """
     if not model.get("distillation"):
         return public_name(model["path"]) or public_name(model["name"])
@@ -75,20 +82,23 @@ def known_as(model: dict) -> Distilled | str | None:
 
 
 def public_name(model: str) -> str | None:
-    """What the papers call this hub id or folder."""
+    """The papers' name of this hub id or folder."""
     return _PUBLIC.get(model.rstrip("/").rpartition("/")[2].rpartition("--")[2].lower())
 
 
 def _distilled(stages: list[dict]) -> Distilled:
     first, last = stages[0], stages[-1]
     teacher = first["teacher"]["model"]
+    terms = list(last["pairs"])
+    if last.get("transfer", "last") != "last":
+        terms.append(last["transfer"])
     return Distilled(
-        public_name(teacher) or teacher.rstrip("/").rpartition("/")[2],
-        _size(last),
-        tuple(sorted([*last["pairs"], *([] if last.get("transfer", "last") == "last" else [last["transfer"]])])),
-        int(first["teacher"]["layer"]),
-        int(last["relation_heads"]),
-        ", ".join(map(_size, stages[:-1])),
+        teacher=public_name(teacher) or teacher.rstrip("/").rpartition("/")[2],
+        student=_size(last),
+        terms=tuple(sorted(terms)),
+        layer=int(first["teacher"]["layer"]),
+        heads=int(last["relation_heads"]),
+        assistant=", ".join(map(_size, stages[:-1])),
     )
 
 
@@ -97,11 +107,11 @@ def _size(recipe: dict) -> str:
 
 
 def size(layers: int, hidden: int) -> str:
-    """How the papers write an encoder's shape: layers x width."""
+    """An encoder's shape as the papers write it: layers x width."""
     return f"{layers}x{hidden}"
 
 
-# --- what the rows are ------------------------------------------------------------------------------------------------
+# --- the tables -------------------------------------------------------------------------------------------------------
 
 _V1 = ("qk", "vv")
 
@@ -114,8 +124,6 @@ def _v2(student: str, teacher: str) -> Distilled:
     layer = {"BERT-large": 21, "RoBERTa-large": 19, "XLM-R-large": 19}.get(teacher, 12)
     return Distilled(teacher, student, ("kk", "qq", "vv"), layer, 64 if "large" in teacher else 48)
 
-
-# --- scores -----------------------------------------------------------------------------------------------------------
 
 _SQUAD2, _MNLI, _SST2 = Column("SQuAD 2.0", "squad2", "f1"), Column("MNLI-m", "mnli"), Column("SST-2", "sst2")
 
@@ -144,6 +152,8 @@ TABLE_2 = Table(
 )
 
 _THREE = (_SQUAD2, _MNLI, _SST2)
+
+# Scores of variants in these three tasks, by student.
 _DIRECT = {"6x384": (72.4, 82.2, 91.0), "4x384": (69.4, 80.3, 90.2), "3x384": (66.2, 78.8, 89.3)}
 _ASSISTED = {"6x384": (72.7, 82.4, 91.2), "4x384": (69.7, 80.6, 90.6), "3x384": (66.9, 79.1, 89.7)}
 _NO_VALUES = {"6x384": (71.0, 80.9, 89.9), "4x384": (67.5, 79.0, 89.2), "3x384": (64.2, 77.8, 88.3)}
@@ -152,7 +162,7 @@ _ALL_LAYERS = {"6x384": (71.6, 81.8, 90.6), "4x384": (67.6, 79.9, 89.6), "3x384"
 
 
 def _compared(title: str, source: str, *variants: tuple[str, dict, tuple[str, ...], str]) -> Table:
-    """A table with a row for each size and variant: (what it is called, its scores, its losses, its assistant)."""
+    """A table with a row for each size and variant: (its name, scores, losses, and assistant)."""
     rows = (
         Row(f"{student}, {name}", _v1(student, tuple(sorted(terms)), assistant), scores[student])
         for student in ("6x384", "4x384", "3x384")
@@ -195,9 +205,13 @@ _XLMR_12, _XLMR_6 = (
 )
 
 _XNLI_LANGUAGES = ("en", "fr", "es", "de", "el", "bg", "ru", "tr", "ar", "vi", "th", "zh", "hi", "sw", "ur")
+
 _MLQA_LANGUAGES = ("en", "es", "de", "ar", "hi", "vi", "zh")
+
 _MBERT_XNLI = (66.3, 82.1, 73.8, 74.3, 71.1, 66.4, 68.9, 69.0, 61.6, 64.9, 69.5, 55.8, 69.3, 60.0, 50.4, 58.0)
+
 _XLMR_XNLI = (74.5, 84.6, 78.4, 78.9, 76.8, 75.9, 77.3, 75.4, 73.2, 71.5, 75.4, 72.5, 74.9, 71.1, 65.2, 66.5)
+
 _12_XNLI = (71.1, 81.5, 74.8, 75.7, 72.9, 73.0, 74.5, 71.3, 69.7, 68.8, 72.1, 67.8, 70.0, 66.2, 63.3, 64.2)
 
 XNLI = Table(
@@ -258,10 +272,9 @@ V2_MULTILINGUAL = Table(
 
 TABLES = (TABLE_2, TABLE_3, VALUE_RELATION, VALUE_MSE, LAYERS, XNLI, MLQA, V2_ENGLISH, V2_MULTILINGUAL)
 
-# --- size and speed ---------------------------------------------------------------------------------------------------
-
 # MiniLM: times as fast as 12x768, over 100 batches of QNLI; and millions of parameters, (word embeddings, Transformer).
 SPEEDUPS = {"12x768": 1.0, "6x768": 2.0, "12x384": 2.7, "6x384": 5.3, "4x384": 7.8, "3x384": 10.1}
+
 PARAMETERS = {
     "12x768": (23.4, 85.1),
     "6x768": (23.4, 42.5),
@@ -273,7 +286,15 @@ PARAMETERS = {
 
 
 def speedup(student: str, reference: str) -> float | None:
-    """The papers' speed-up of one shape over another, a quotient of theirs over 12x768; None where they have no figure."""
+    """The papers' speed-up of one shape over another, a quotient of theirs over 12x768; None where they give no figure."""
     if student not in SPEEDUPS or reference not in SPEEDUPS:
         return None
     return SPEEDUPS[student] / SPEEDUPS[reference]
+
+
+# The languages of the multilingual sets on the hub.
+HUB_LANGUAGES = {
+    "xnli": ["ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"],
+    "mlqa": ["ar", "de", "en", "es", "hi", "vi", "zh"],
+    "xquad": ["ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh"],
+}

@@ -13,21 +13,14 @@ Shapes: B batch, T positions, R relation heads, D relation head width (teacher's
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-PAIRS = tuple(a + b for a in "qkv" for b in "qkv")
-VALUE_MSE = "v_mse"  # in a recipe's pairs: value_mse instead of a relation
-VALUE_PROJECTION = "value_projection.weight"  # in checkpoints: trained with such a student, not part of it
-
-
-def value_mse_note(names: Iterable[str]) -> str:
-    """What follows "nats", the unit of relation losses, where the loss of values is among these names."""
-    return f"; {VALUE_MSE}: mean squared difference of values" if VALUE_MSE in names else ""
+from pipeline.pairs import PAIRS
 
 
 class QKV(NamedTuple):
@@ -59,6 +52,8 @@ def divergence_and_gradient(
 
 
 _NEVER = -1e30  # a logit whose exponential is 0
+
+
 Divergence = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Tensor]
 
 
@@ -87,12 +82,14 @@ def relation_loss(
     for pair in pairs:
         a, b = ("qkv".index(letter) for letter in pair)
         operands = teacher[a], teacher[b], student[a], student[b]
-        losses[pair] = _PairLoss.apply(*operands, heads, queries, divergence, torch.is_grad_enabled())
+        losses[pair] = _PairLoss.apply(  # type: ignore[no-untyped-call]
+            *operands, heads, queries, divergence, torch.is_grad_enabled()
+        )
     return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
 
 def value_mse(teacher: Tensor, student: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """What MiniLM's value relation is compared with (section 4.3): the mean squared difference of the values themselves.
+    """Mean squared difference of the values themselves, which MiniLM compares its value relation with (section 4.3).
 
     ``teacher`` [B, T, width] values; ``student`` its values behind a trained linear map to the same width; ``lengths`` as in
     relation_loss. The mean over width and real positions of each sequence, then over sequences; fp32 or better.
@@ -109,7 +106,8 @@ def value_mse(teacher: Tensor, student: Tensor, lengths: Tensor | None = None) -
 def relation(a: Tensor, b: Tensor, heads: int) -> Tensor:
     """The whole map softmax(a bᵀ / √D) of unpadded [B, T, width] projections: [B, R, T, T], fp32. For looking at."""
     a, b = (x.unflatten(-1, (heads, -1)).transpose(1, 2).float() for x in (a, b))
-    return (a @ b.transpose(-1, -2) * a.shape[-1] ** -0.5).softmax(-1)
+    logits: Tensor = a @ b.transpose(-1, -2) * a.shape[-1] ** -0.5
+    return logits.softmax(-1)
 
 
 class _PairLoss(torch.autograd.Function):
@@ -121,7 +119,17 @@ class _PairLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, t_a, t_b, s_a, s_b, heads, queries, divergence, wanted):
+    def forward(
+        ctx: Any,
+        t_a: Tensor,
+        t_b: Tensor,
+        s_a: Tensor,
+        s_b: Tensor,
+        heads: int,
+        queries: "_Queries",
+        divergence: Divergence,
+        wanted: bool,
+    ) -> Tensor:
         with torch.no_grad(), torch.autocast(s_a.device.type, enabled=False):
             loss, grad_a, grad_b = _loss_and_gradients(t_a, t_b, s_a, s_b, heads, queries, divergence, wanted)
         ctx.save_for_backward(grad_a, grad_b)
@@ -129,12 +137,21 @@ class _PairLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss):
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         grad_a, grad_b = (grad if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
         return None, None, grad_a, grad_b, None, None, None, None
 
 
-def _loss_and_gradients(t_a, t_b, s_a, s_b, heads, queries, divergence, wanted):
+def _loss_and_gradients(
+    t_a: Tensor,
+    t_b: Tensor,
+    s_a: Tensor,
+    s_b: Tensor,
+    heads: int,
+    queries: "_Queries",
+    divergence: Divergence,
+    wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """(loss, ∂loss/∂s_a, ∂loss/∂s_b): a scalar and two [B, T, width] in the student's dtype.
 
     If s_a is s_b the first gradient is by both places, and the second None. Gradients not ``wanted`` are not filled.
@@ -143,25 +160,27 @@ def _loss_and_gradients(t_a, t_b, s_a, s_b, heads, queries, divergence, wanted):
     scale_t, scale_s = ((x.shape[-1] // heads) ** -0.5 for x in (t_a, s_a))
     loss = torch.zeros((), dtype=dtype, device=device)
     grad_a, grad_b = torch.empty_like(s_a), None if s_a is s_b else torch.empty_like(s_b)
-    sequences, block_heads, rows = _block_shape(batch, heads, length, block_bytes(device) // dtype.itemsize)
+    sequences, block_heads, rows = block_shape(batch, heads, length, block_bytes(device) // dtype.itemsize)
     # Three tensors, not parts of one: a compiler copies what may overlap with what is written.
     room = [torch.empty(sequences * block_heads * rows * length, dtype=dtype, device=device) for _ in range(3)]
-    for seq in _slices(batch, sequences):
+    for seq in slices(batch, sequences):
         teacher_b, student_b = t_b[seq].to(dtype), s_b[seq].to(dtype)
         teacher_a = (teacher_b if t_a is t_b else t_a[seq].to(dtype)) * scale_t  # scaled here instead of in every map
         student_a = (student_b if s_a is s_b else s_a[seq].to(dtype)) * scale_s
         # Gradients are made as [b, R, D, T]: a product with so few columns takes up to five times as long as with so few rows.
         shape = len(student_a), heads, width // heads, length
         of_a, of_b = (torch.zeros(shape, dtype=dtype, device=device) for _ in "ab")
-        for pick in _slices(heads, block_heads):
+        for pick in slices(heads, block_heads):
             ta, tb, sa, sb = (_heads(x, heads, pick) for x in (teacher_a, teacher_b, student_a, student_b))
             da, db = of_a[:, pick].flatten(0, 1), of_b[:, pick].flatten(0, 1)
-            for part in _slices(length, rows):
+            for part in slices(length, rows):
                 maps = len(sa), part.stop - part.start, length
                 logits_t, logits_s, gradient = (x[: math.prod(maps)].view(maps) for x in room)
                 torch.bmm(ta[:, part], tb.mT, out=logits_t)
                 torch.bmm(sa[:, part], sb.mT, out=logits_s)
-                weight, keys = (queries.rows(x, seq, part, pick.stop - pick.start) for x in queries)
+                picked = pick.stop - pick.start
+                weight = queries.rows(queries.weight, seq, part, picked)
+                keys = None if queries.keys is None else queries.rows(queries.keys, seq, part, picked)
                 loss += divergence(logits_t.flatten(0, 1), logits_s.flatten(0, 1), weight, keys, gradient.flatten(0, 1))
                 if wanted:
                     da[:, :, part].baddbmm_(sb.mT, gradient.mT)
@@ -177,11 +196,12 @@ def _loss_and_gradients(t_a, t_b, s_a, s_b, heads, queries, divergence, wanted):
 
 def _heads(x: Tensor, heads: int, pick: slice) -> Tensor:
     """[b, T, R·D] -> the picked heads [b·r, T, D]. The re-split is of the concatenation, as in MiniLMv2."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)[:, pick].flatten(0, 1)
+    by_head: Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return by_head[:, pick].flatten(0, 1)
 
 
 class _Queries(NamedTuple):
-    """Of each query the weight of its divergence, 1/(B · R · T_b) or 0 if padded, and its real keys; [B, T] each.
+    """The weight of each query's divergence, 1/(B · R · T_b) or 0 if padded, and its number of real keys; [B, T] each.
 
     ``keys`` is None if nothing is padded.
     """
@@ -190,9 +210,9 @@ class _Queries(NamedTuple):
     keys: Tensor | None
 
     @staticmethod
-    def rows(x: Tensor | None, seq: slice, part: slice, heads: int) -> Tensor | None:
+    def rows(x: Tensor, seq: slice, part: slice, heads: int) -> Tensor:
         """Some of [B, T] for the rows of maps, [b · heads · t, 1]. A copy: a compiled loop wants it row by row."""
-        return None if x is None else x[seq, None, part].repeat(1, heads, 1).reshape(-1, 1)
+        return x[seq, None, part].repeat(1, heads, 1).reshape(-1, 1)
 
 
 def _queries(x: Tensor, heads: int, lengths: Tensor | None) -> _Queries:
@@ -206,11 +226,11 @@ def _queries(x: Tensor, heads: int, lengths: Tensor | None) -> _Queries:
     return _Queries(real / (batch * heads * at_least_one.to(dtype)), at_least_one.int().expand(batch, length))
 
 
-def _block_shape(batch: int, heads: int, length: int, numbers: int) -> tuple[int, int, int]:
+def block_shape(batch: int, heads: int, length: int, numbers: int) -> tuple[int, int, int]:
     """(sequences, heads, queries) of blocks of at most ``numbers`` logits, all about equal; at the least one row."""
     maps = numbers // length**2
     fit = maps // heads, maps, length if maps else numbers // length
-    return tuple(_even(whole, part) for whole, part in zip((batch, heads, length), fit, strict=True))
+    return _even(batch, fit[0]), _even(heads, fit[1]), _even(length, fit[2])
 
 
 def _even(whole: int, most: int) -> int:
@@ -218,7 +238,7 @@ def _even(whole: int, most: int) -> int:
     return -(-whole // -(-whole // max(1, min(whole, most))))
 
 
-def _slices(stop: int, step: int) -> Iterator[slice]:
+def slices(stop: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, stop)) for start in range(0, stop, step))
 
 
@@ -233,7 +253,8 @@ def block_bytes(device: torch.device) -> int:
     return 2**21
 
 
-def _check(teacher: QKV, student: QKV, pairs, heads: int, lengths) -> None:
+def _check(teacher: QKV, student: QKV, pairs: tuple[str, ...], heads: int, lengths: Tensor | None) -> None:
+    """Raise ValueError for whatever relation_loss does not take."""
     if not pairs or len(set(pairs)) != len(pairs) or not set(pairs) <= set(PAIRS):
         raise ValueError(f"pairs = {tuple(pairs)!r}: use different pairs from {', '.join(PAIRS)}")
     for name, qkv in (("teacher", teacher), ("student", student)):
@@ -243,7 +264,8 @@ def _check(teacher: QKV, student: QKV, pairs, heads: int, lengths) -> None:
             if heads < 1 or x.shape[2] % heads:
                 raise ValueError(f"heads = {heads} does not divide the {name}'s width {x.shape[2]}")
     for name, qkv in (("teacher", teacher), ("student", student)):
-        for a, b in pairs:
+        for pair in pairs:
+            a, b = (letter for letter in pair)
             if getattr(qkv, a).shape != getattr(qkv, b).shape:
                 raise ValueError(f"{name}.{a} and {name}.{b} differ in width")
     if lengths is None:

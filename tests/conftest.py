@@ -1,13 +1,18 @@
-"""Tests never ask the model hub: this is set before anything imports transformers. And a finished run for several files."""
+"""For all tests: no question to the model hub, which files begin, the mark `slow`; and a finished run for several files."""
 
 import os
 
 import pytest
 
+# Before anything imports transformers.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# Files of a few tests that take minutes each: they begin first, lest the others wait for them at the end.
-LONG = ("test_two_hosts", "test_fuzz_faults", "test_distill", "test_world_size", "test_two_hosts_doctor", "test_launch")
+# The files that take longest, in this order: they begin first, lest the others wait for them at the end.
+LONG = (
+    "test_two_hosts", "test_world_size", "test_fuzz_faults", "test_engines", "test_two_hosts_doctor", "test_layouts",
+    "test_launch", "test_losses", "test_modern", "test_resume", "test_stages", "test_students", "test_watchdog",
+    "test_teacher",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
@@ -16,20 +21,19 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """The folder of a finished tiny run, its teacher beside it."""
-    from tests import launching
-    from tests.tiny import make_recipe
+    """The folder of a finished tiny run, with its teacher next to it."""
+    from tests.parts import launching  # here, since pipeline and transformers are loaded only by tests that need them
+    from tests.parts.tiny import make_recipe
 
     folder = tmp_path_factory.mktemp("finished")
-    jobs = [{"recipe": str(make_recipe(folder)), "overrides": ["precision=bf16"]}]
-    assert launching.run_jobs(folder, 1, jobs) == [None, True]
+    launching.finish_jobs(folder, 1, [{"recipe": str(make_recipe(folder)), "overrides": ["precision=bf16"]}])
     return folder / "run"
 
 
 @pytest.fixture(scope="session")
 def student(run):
     """The run's exported student."""
-    from pipeline import export
+    from pipeline.export import export
 
-    export.export(run, run.parent / "student")
+    export(run, run.parent / "student")
     return run.parent / "student"

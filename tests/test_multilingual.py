@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.errors import UserError
-from pipeline import encoders, multilingual
+from data_prep.cli import UserError
+from pipeline import multilingual
+from pipeline.models.loading import load_config, load_model, load_tokenizer
 
 WIDTH, LAYERS, FFN, ROWS = 32, 2, 64, 40
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", *"▁abcdefgh", "▁ab", "▁cd", "ﬀ", "<mask>"]
@@ -76,11 +77,11 @@ def test_the_teacher_is_what_the_package_stores(package, tmp_path):
     content, wanted = package
     (tmp_path / "small.bin").write_bytes(content)
     multilingual.write_teacher(tmp_path / "small.bin", tmp_path / "teacher")
-    config = encoders.load_config(str(tmp_path / "teacher"))
+    config = load_config(str(tmp_path / "teacher"))
     assert (config.model_type, config.num_hidden_layers, config.num_attention_heads) == ("bert", LAYERS, 4)
     assert (config.vocab_size, config.max_position_embeddings, config.pad_token_id) == (ROWS, 16, 1)
     assert config.layer_norm_eps == 1e-12
-    model = encoders.load_model(str(tmp_path / "teacher"), "main", torch.float32)  # refuses one that lacks a tensor
+    model = load_model(str(tmp_path / "teacher"), "main", torch.float32)  # refuses one that lacks a tensor
     layer = model.encoder.layer[1]
     for own, tensor in {
         "emb.word": model.embeddings.word_embeddings.weight,
@@ -100,7 +101,7 @@ def test_the_teacher_is_what_the_package_stores(package, tmp_path):
 def test_the_tokenizer_has_the_packages_pieces_and_xlmrs_rules(package, tmp_path):
     (tmp_path / "small.bin").write_bytes(package[0])
     multilingual.write_teacher(tmp_path / "small.bin", tmp_path / "teacher")
-    tokenizer = encoders.load_tokenizer(str(tmp_path / "teacher"))
+    tokenizer = load_tokenizer(str(tmp_path / "teacher"))
     assert tokenizer.convert_ids_to_tokens(list(range(len(PIECES)))) == PIECES
     assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (1, len(PIECES) - 1)
     # full-width letters and spaces become plain ones, as nmt_nfkc does; what no piece is, is unknown
@@ -127,7 +128,7 @@ def test_another_or_a_torn_file_is_one_line_and_leaves_no_teacher(package, tmp_p
     assert not (tmp_path / "teacher").exists()
 
 
-def test_weights_that_are_not_the_known_ones_are_refused(package, tmp_path):
+def test_weights_that_are_not_the_known_ones_are_rejected(package, tmp_path):
     (tmp_path / "small.bin").write_bytes(package[0])
     with pytest.raises(UserError, match=r"gives weights [0-9a-f]{16}, not 0123"):
         multilingual.write_teacher(tmp_path / "small.bin", tmp_path / "teacher", "0123")

@@ -7,9 +7,10 @@ import torch
 from transformers import BertConfig, BertModel
 
 from pipeline import relations
-from pipeline.encoders import cut_encoder
-from pipeline.relations import PAIRS, QKV, relation, relation_loss, value_mse
-from tests.literal_relations import literal_relation_loss
+from pipeline.models.cut import cut_encoder
+from pipeline.pairs import PAIRS
+from pipeline.relations import QKV, divergence_and_gradient, relation, relation_loss, value_mse
+from tests.parts.literal_relations import literal_relation_loss
 
 
 def random_qkv(batch, length, width, seed, dtype=torch.float64, grad=False):
@@ -20,10 +21,10 @@ def random_qkv(batch, length, width, seed, dtype=torch.float64, grad=False):
 
 torch._dynamo.config.recompile_limit = 64
 torch._dynamo.config.fail_on_recompile_limit_hit = True  # beyond it, "compiled" would silently mean "eager"
-COMPILED = torch.compile(relations.divergence_and_gradient, dynamic=True)
+COMPILED = torch.compile(divergence_and_gradient, dynamic=True)
 
 
-def both(batch, length, widths, pairs, heads, lengths, dtype, divergence=relations.divergence_and_gradient):
+def both(batch, length, widths, pairs, heads, lengths, dtype, divergence=divergence_and_gradient):
     """(fast losses, fast gradients, literal losses, literal gradients) on the same numbers."""
     sizes = batch, length, *widths
     teacher, student, exact, exact_grads = literal(sizes, pairs, heads, tuple(lengths or [length] * batch))
@@ -49,7 +50,7 @@ def literal(sizes, pairs, heads, lengths):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @pytest.mark.parametrize("pairs", [("qk", "vv"), ("qq", "kk", "vv"), ("qv",), ("kv",), ("vq", "kq")])
 @pytest.mark.parametrize("block", [1, 100, 700, 2**22])  # bytes: a row, some rows, a map or two, everything
-@pytest.mark.parametrize("divergence", [relations.divergence_and_gradient, COMPILED], ids=["eager", "compiled"])
+@pytest.mark.parametrize("divergence", [divergence_and_gradient, COMPILED], ids=["eager", "compiled"])
 @pytest.mark.parametrize("lengths", [None, [7, 1, 4]], ids=["full", "padded"])
 def test_loss_and_gradients_equal_the_literal_formula(monkeypatch, dtype, tolerance, pairs, block, divergence, lengths):
     monkeypatch.setattr(relations, "block_bytes", lambda device: block)
@@ -123,7 +124,7 @@ def test_an_empty_sequence_adds_nothing():
     assert all(not grad[1].any() and grad[0].isfinite().all() for grad in grads)
 
 
-@pytest.mark.parametrize("divergence", [relations.divergence_and_gradient, COMPILED], ids=["eager", "compiled"])
+@pytest.mark.parametrize("divergence", [divergence_and_gradient, COMPILED], ids=["eager", "compiled"])
 def test_identical_models_have_no_loss_and_no_gradient(divergence):
     teacher = random_qkv(2, 9, 12, 1, torch.float32)
     student = QKV(*(x.clone().requires_grad_() for x in teacher))
@@ -135,12 +136,12 @@ def test_identical_models_have_no_loss_and_no_gradient(divergence):
 @pytest.mark.parametrize("numbers", [1, 20, 49, 50, 98, 7 * 7 * 5, 10**6])
 def test_blocks_cover_everything_and_stay_below_their_size(numbers):
     batch, heads, length = 3, 5, 7
-    sequences, block_heads, rows = relations._block_shape(batch, heads, length, numbers)
+    sequences, block_heads, rows = relations.block_shape(batch, heads, length, numbers)
     assert sequences * block_heads * rows * length <= max(numbers, length)
     assert sequences == 1 or (block_heads == heads and rows == length)
     assert block_heads == 1 or rows == length
     for whole, part in ((batch, sequences), (heads, block_heads), (length, rows)):
-        covered = [i for piece in relations._slices(whole, part) for i in range(piece.start, piece.stop)]
+        covered = [i for piece in relations.slices(whole, part) for i in range(piece.start, piece.stop)]
         assert covered == list(range(whole))
 
 

@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_prep.errors import UserError
-from data_prep.shards import sealed
-from pipeline import checkpoints, encoders
+from data_prep.cli import UserError
+from data_prep.files import file_sha256, sealed
+from pipeline.artifacts import checkpoints
 from pipeline.export import export
-from tests import launching
-from tests.tiny import make_recipe, make_teacher
+from pipeline.models.loading import load_config, load_tokenizer
+from tests.parts import launching
+from tests.parts.tiny import make_recipe, make_teacher
 
 
 class Bomb:
@@ -60,7 +61,7 @@ def with_state(change_tensors):
 
 
 def resign(folder: Path) -> None:
-    with_info(sha256=checkpoints._sha256(folder / "state.safetensors"))(folder)
+    with_info(sha256=file_sha256(folder / "state.safetensors"))(folder)
 
 
 def as_a_pickle(folder: Path) -> None:
@@ -83,7 +84,7 @@ def as_a_folder(folder: Path) -> None:
     (folder / "state.json").mkdir()
 
 
-# What is done to a run's only checkpoint; what its next start says, and what export says, if that is not the same.
+# What is done to a run's only checkpoint, and the message of its next start and of its export.
 HOSTILE = {
     "pickle": (as_a_pickle, "state.safetensors: cannot be read"),
     "far-future": (in_a_far_future, "state.json: step = 100000000000000000000 is not"),
@@ -125,7 +126,7 @@ TORN = {name for name, (_, message) in HOSTILE.items() if message == "no whole c
 
 
 def test_no_altered_bit_of_what_a_checkpoint_says_is_believed(tmp_path, capsys):
-    """Flipped, a digit is mostly still a digit: only a hash of state.json itself tells."""
+    """Flipped, a digit is mostly still a digit: only a hash of state.json itself shows it."""
     folder = checkpoints.save(tmp_path, {"step": 6, "samples": 48, "rate": 1e-6}, {"w": torch.ones(2)}, keep=1)
     path = folder / "state.json"
     content = path.read_bytes()
@@ -199,7 +200,7 @@ TEACHERS = {
 
 @dataclass
 class Hostile:
-    """``runs``: a folder with a run for each of HOSTILE and TEACHERS; ``errors``: what each said when it was started."""
+    """``runs``: a folder with a run for each of HOSTILE and TEACHERS; ``errors``: the message of each when it was started."""
 
     runs: Path
     errors: dict[str, str | None]
@@ -225,17 +226,19 @@ def hostile(tmp_path_factory):
     return Hostile(runs, dict(zip(jobs, errors, strict=False)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_run_never_goes_on_from_a_hostile_checkpoint(hostile, name):
+def test_a_run_never_continues_from_a_hostile_checkpoint(hostile, name):
     runs, errors = hostile.runs, hostile.errors
     if name in TORN:  # skipped with a warning: it started anew
         assert errors[name] is None
         assert checkpoints.latest(runs / name).step == 4
     else:
-        assert re.search(HOSTILE[name][1], errors[name] or "it went on") and "\n" not in errors[name]
+        assert re.search(HOSTILE[name][1], errors[name] or "it continued") and "\n" not in errors[name]
     assert not list(runs.parent.rglob("climbed*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_checkpoint_is_never_exported(hostile, tmp_path, name):
     change, message = HOSTILE[name]
@@ -250,7 +253,7 @@ def test_a_hostile_checkpoint_is_never_exported(hostile, tmp_path, name):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
 
-@pytest.mark.parametrize("load", [encoders.load_config, encoders.load_tokenizer])
+@pytest.mark.parametrize("load", [load_config, load_tokenizer])
 def test_a_model_folder_that_needs_its_own_code_is_refused_in_one_line(tmp_path, load):
     mark = tmp_path / "ran"
     model = str(with_remote_code(make_teacher(tmp_path / "teacher"), mark, own_kind=True))
@@ -259,6 +262,7 @@ def test_a_model_folder_that_needs_its_own_code_is_refused_in_one_line(tmp_path,
     assert "\n" not in str(error.value) and not mark.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_kind", [False, True])
 def test_code_in_a_run_folder_is_never_run_by_export(hostile, tmp_path, own_kind):
     run, mark = tmp_path / "run", tmp_path / "ran"
@@ -273,11 +277,13 @@ def test_code_in_a_run_folder_is_never_run_by_export(hostile, tmp_path, own_kind
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_code_in_a_teachers_folder_is_never_run(hostile):
     assert hostile.errors["teacher-remote-code"] is None
     assert checkpoints.latest(hostile.runs / "teacher-remote-code").step == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pickle", "index-to-a-pickle", "index-out-of-its-folder"])
 def test_only_safetensors_of_its_own_folder_are_read_as_a_teacher(hostile, name):
     error = hostile.errors[f"teacher-{name}"]
@@ -294,7 +300,7 @@ class Launched:
     folder: Path
     run: Path
     code: int
-    said: str
+    output: str
     addresses: set[str]
 
 
@@ -314,17 +320,19 @@ def launched(tmp_path_factory):
         while process.poll() is None:
             for child in psutil.Process(process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    open_now = child.net_connections("inet")
-                    addresses |= {one.laddr.ip for one in open_now if one.status == psutil.CONN_LISTEN}
+                    connections = child.net_connections("inet")
+                    addresses |= {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
             time.sleep(0.1)
         return Launched(folder, parts / nasty, process.wait(), (folder / "log").read_text(), addresses)
 
 
+@pytest.mark.slow
 def test_no_shell_ever_reads_a_name_or_value_of_a_recipe(launched):
-    assert launched.code == 0, launched.said[-2000:]
+    assert launched.code == 0, launched.output[-2000:]
     assert checkpoints.latest(launched.run).step == 40
     assert not list(launched.folder.rglob("ran"))
 
 
+@pytest.mark.slow
 def test_a_run_on_one_machine_cannot_be_reached_from_another(launched):
     assert launched.addresses == {"127.0.0.1"}

@@ -1,0 +1,93 @@
+"""Shared by all commands: the parser, the end of a command, plain tables.
+
+A user's mistake is one line on stderr and exit code 2, without a traceback.
+"""
+
+import argparse
+import difflib
+import errno
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """A mistake that the user can correct. The message names the file, key or offset, the value and the way out."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, with the option that was meant or where to look."""
+
+    def error(self, message: str) -> NoReturn:
+        message = message.removesuffix(", key=value")  # argparse adds it
+        known = set(re.findall(r"--[a-z][a-z-]*", self.format_usage()))
+        unknown = [word.partition("=")[0].replace("_", "-") for word in message.split() if word.startswith("-")]
+        near = [hint for word in unknown for hint in difflib.get_close_matches(word, known, 1)]
+        hint = f"did you mean {near[0]}?" if "unrecognized" in message and near else f"see {self.prog} --help"
+        raise UserError(f"{message}; {hint}")
+
+
+def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
+    """An option's type: a whole number of at least ``least`` (not negative) and below ``below``."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) < below:
+            limit = "" if below == math.inf else f" and below {below}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}{limit}")
+        return int(text)
+
+    return parse
+
+
+def some(items: Sequence[object], count: int = 3, apart: str = ", ", others: str = "others") -> str:
+    """The first ``count`` of the items, and the number of others."""
+    more = f" and {len(items) - count} {others}" if len(items) > count else ""
+    return apart.join(map(str, items[:count])) + more
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """A plain table as lines: columns two blanks apart, the first ``left`` of them aligned left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            word.ljust(width) if number < left else word.rjust(width)
+            for number, (word, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command's ``main`` and exit with its code; a ``UserError`` or a full disk becomes one line and code 2."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except UserError as error:
+        code = _report(str(error))
+    except BrokenPipeError:  # whoever reads the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        code = _report(f"{error.filename or 'disk'}: {error.strerror}; free some space and run the same command again")
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _report(message: str) -> int:
+    """Print the line and return the exit code.
+
+    Usually all ranks meet the same mistake, and the launcher ends the others once one has left. So the first rank
+    reports it at once, and another only if it is still alive later, because it alone has met it.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(15)  # a busy machine's launcher takes some of them
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return 2

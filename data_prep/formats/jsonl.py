@@ -1,0 +1,89 @@
+"""The ``jsonl`` format: one JSON object per line, with the text in one of its fields."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from data_prep.cli import UserError
+from data_prep.formats.readers import BLANK, Document, Pieces, decode, mend, only_text, unpack
+
+LONGEST_LINE = 1 << 24  # bytes; a longer line is dropped
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # json.loads has joined those that make a pair
+_MAY_BE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def split_jsonl(path: Path, begin: int = 0, field: str = "text") -> Iterator[tuple[int, bytes | Document]]:
+    """Yield (piece, line) for every line that is not blank; for a line above 16 MiB a dropped document.
+
+    Raises UserError if the file is anything but text, or if its first line is not an object with that field.
+    """
+    pieces = Pieces(unpack(path))
+    first = True
+    for offset, line in _lines(only_text(path, pieces, json=True)):
+        if line is None:
+            yield pieces.piece_of(offset), Document(dropped="line_over_16_mib")
+        elif line.strip(BLANK):
+            if first:
+                _check_first_line(path, line, field)
+            yield pieces.piece_of(offset), line
+        else:
+            continue
+        first = False
+
+
+def clean_line(raw: bytes | Document, field: str = "text") -> Document:
+    """The mended text of the line's field, or why it was dropped: not_json, no_field, not_text or empty."""
+    if isinstance(raw, Document):
+        return raw
+    line, invalid = decode(raw)
+    try:
+        record = _parse(line)
+    except (ValueError, RecursionError):
+        return Document(dropped="not_json")
+    if not isinstance(record, dict) or field not in record:
+        return Document(dropped="no_field")
+    text = record[field]
+    if not isinstance(text, str):
+        return Document(dropped="not_text")
+    repairs = {"invalid_utf8": invalid} if invalid else {}
+    if _MAY_BE_SURROGATE.search(line):
+        text, lone = _LONE_SURROGATE.subn("\ufffd", text)
+        repairs |= {"lone_surrogate": lone} if lone else {}
+    return mend(text, repairs)
+
+
+def _parse(line: str) -> object:
+    return json.loads(line.removeprefix("\ufeff"))
+
+
+def _check_first_line(path: Path, line: bytes, field: str) -> None:
+    """Raise UserError for a wrong file or a mistyped field, which would otherwise drop every line."""
+    try:
+        record = _parse(decode(line)[0])
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: line 1 is not JSON ({error}); format jsonl reads one object a line: is it format text?"
+        ) from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: line 1 is a JSON {type(record).__name__}, but format jsonl reads one object a line")
+    if field not in record:
+        raise UserError(f"{path}: line 1 has no field {field!r}; it has {', '.join(map(repr, record)) or 'none'}")
+
+
+def _lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (offset, line), with None in place of a line above LONGEST_LINE, which is never held."""
+    begun: list[bytes] = []  # the parts of the current line
+    size = offset = 0  # its bytes so far, and where it begins
+    for block in blocks:
+        *ends, rest = block.split(b"\n")
+        for end in ends:
+            size += len(end)
+            yield offset, b"".join([*begun, end]) if size <= LONGEST_LINE else None
+            offset += size + 1
+            begun, size = [], 0
+        size += len(rest)
+        begun = [*begun, rest] if size <= LONGEST_LINE else []
+    if size:
+        yield offset, b"".join(begun) if size <= LONGEST_LINE else None

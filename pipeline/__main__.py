@@ -1,0 +1,53 @@
+"""The entry point of every verb: ``python -m pipeline VERB …``, or ``minilm-distil VERB …`` where the package is installed."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable
+
+from data_prep.cli import UserError, run_command
+
+# verb: the module whose ``main`` it is, and what it does; the same verbs as run.sh's
+VERBS = {
+    "prep": ("data_prep.__main__", "text to token shards: plan, prepare, status, verify, stats, extend, bench"),
+    "distill": ("pipeline.launch.__main__", "train a student, on this machine or on the hosts of a file"),
+    "recipe": ("pipeline.recipe", "check a recipe and print what follows from it"),
+    "plan": ("pipeline.plan.__main__", "estimate a run's memory, traffic, time and disk"),
+    "doctor": ("pipeline.doctor.__main__", "check that this machine, or the hosts of a file, are ready"),
+    "export": ("pipeline.export", "the student as a Hugging Face folder"),
+    "trim-vocab": ("pipeline.trim_vocab.__main__", "remove vocabulary entries that your languages do not need"),
+    "evaluate": ("pipeline.evaluate.__main__", "fine-tune and score models: GLUE, SQuAD, XNLI, MLQA, XQuAD"),
+    "speed": ("pipeline.speed", "how much faster and smaller students are than their teacher"),
+    "report": ("pipeline.report.__main__", "scores next to the teacher's and the papers', or what came out of a run"),
+    "bench": ("pipeline.bench.__main__", "where the time goes, on this machine"),
+}
+
+
+def usage() -> str:
+    """The verbs, a line each."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:{width}}  {what}" for verb, (_, what) in VERBS.items()]
+    return "\n".join(["Usage: python -m pipeline VERB [ARGUMENTS]        (VERB --help says more)", "", *lines])
+
+
+def main() -> int | None:
+    verb, *arguments = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"verbs are {', '.join(VERBS)}"
+        raise UserError(f"{verb}: unknown verb; {hint}")
+    sys.argv[1:] = arguments
+    run: Callable[[], int | None] = importlib.import_module(VERBS[verb][0]).main
+    return run()
+
+
+def command() -> None:
+    """Run the verb and exit, as the console script does."""
+    run_command(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,1 @@
+"""Files that one verb writes and another reads."""

@@ -1,0 +1,31 @@
+"""A description of this machine."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from pipeline.measuring import device_here
+from pipeline.models.units import lacks_bf16_units
+
+
+def machine(precision: str) -> dict:
+    """The properties of the machine and its software that measured numbers depend on."""
+    device = device_here()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "device": device.type,
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": precision,
+        "bf16_units": not lacks_bf16_units(device),
+    }
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else "CPU"

@@ -1,0 +1,326 @@
+"""``python -m pipeline.bench step``: a whole update compared with its indispensable parts.
+
+The *floor* of an update is the teacher's pass and, in plain torch without DeepSpeed, the students' passes, backward of a
+trivial loss, and the optimizer. Models have random weights and BERT's shape; nothing is downloaded.
+"""
+
+import contextlib
+import statistics
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, PreTrainedConfig
+
+from data_prep.shards import open_corpus
+from pipeline.artifacts import checkpoints
+from pipeline.bench.data import make_corpus
+from pipeline.bench.tools import Row, Setting, settings_of
+from pipeline.data.reading import order_of, read_ahead, steps, training_windows
+from pipeline.engines.both import fit
+from pipeline.engines.memory import choose_hosting
+from pipeline.engines.ranks import Ranks, communication_backend, start_ranks
+from pipeline.engines.state import read_state
+from pipeline.engines.student import decay_groups, student_engine
+from pipeline.engines.teacher import Teach, host_teacher
+from pipeline.measuring import interleaved_times, median_ratio, summed
+from pipeline.models.counting import forward_flops
+from pipeline.models.cut import CutEncoder, cut_encoder, split
+from pipeline.models.fit import check_teacher, student_config_of
+from pipeline.models.precision import DTYPES
+from pipeline.models.students import build_student
+from pipeline.relations import QKV, Divergence
+from pipeline.settings.recipe import Recipe, Student, Teacher
+from pipeline.training.step import Clock, update
+from pipeline.training.trainee import Trainee, divergence_of
+
+SEED = 42
+_SHARE_STEPS = 3
+_CORPUS = 1_000_000  # tokens
+_INTERVAL = Recipe.checkpoint_every  # steps
+
+
+def step(options: Namespace) -> Iterator[Row]:
+    """Measure an update of the students under each setting; rows are meant for the first rank."""
+    widths = {"teacher": options.teacher[1]} | {f"student {_shown(size)}": size[1] for size in options.student}
+    settings = settings_of(options.heads, options.pairs, widths)
+    ranks = start_ranks()
+    models = Models(options, settings, ranks)
+    times = interleaved_times(models.works(), options.repeats, ranks.device)
+    plain, engine = (summed(*(times[f"{kind} {i}"] for i in models.students)) for kind in ("plain", "engine"))
+    floor = summed(times["teacher"], plain)
+    for number, setting in enumerate(settings):
+        yield from _rows_of_setting(models, times, floor, number, setting)
+
+    case = models.case
+    saved = statistics.median(save_times(models, options.repeats))
+    shared = 100 * saved / (saved + _INTERVAL * statistics.median(times["step 0"]))
+    own = 100 * (median_ratio(engine, plain) - 1)
+    yield Row("checkpoint", saved, "s", "gathered and written whole, of every student", case)
+    yield Row("checkpoint's share", shared, "%", f"of the time, once in {_INTERVAL} steps; target: under 2", case)
+    yield Row("plain torch", statistics.median(plain), "s", "students with a trivial loss", case)
+    yield Row("DeepSpeed", statistics.median(engine), "s", "the same under its engine", case)
+    yield Row("DeepSpeed's own", own, "%", "on top of plain torch; target: under 5", case)
+
+
+def _rows_of_setting(
+    models: "Models", times: dict[str, list[float]], floor: list[float], number: int, setting: Setting
+) -> Iterator[Row]:
+    """The rows of an update under the setting of this ``number``."""
+    case, trainees = models.case | setting.case, models.trainees[number]
+    whole = times[f"step {number}"]
+    target = 0.95 if setting.pairs == ("qk", "vv") else 0.92
+    speed = models.flops / statistics.median(whole) / 1e9
+    yield Row("step", statistics.median(whole), "s", "an update of every student", case)
+    yield Row("floor", statistics.median(floor), "s", "teacher's pass, and students in plain torch", case)
+    yield Row("floor / step", median_ratio(floor, whole), "×", f"target: at least {target}", case)
+    yield Row("model speed", speed, "GFLOP/s", "teacher's + 3 × students' forward", case)
+    for part, share in shares(trainees, models.teach, models.ranks).items():
+        yield Row(f"share of {part}", 100 * share, "%", "of the time of a step", case)
+    if models.ranks.world > 1:
+        spent = communication(partial(models.update, trainees), models.ranks)
+        yield Row("communication", spent, "s", f"in collectives of a step, {models.ranks.world} ranks", case)
+    if models.frozen:
+        spent = 100 * (1 - median_ratio(times[f"frozen {number}"], whole))
+        yield Row("word embeddings", spent, "%", "of a step, their gradient and optimizer; target: under 25", case)
+    if len(models.students) > 1:
+        alone = summed(*(times[f"alone {number} {i}"] for i in models.students))
+        together = median_ratio(whole, alone)
+        yield Row("each alone, summed", statistics.median(alone), "s", "an update of each student by itself", case)
+        yield Row("together / alone", together, "×", "target: at most 0.55", case)
+
+
+class Models:
+    """The models of one measurement: the teacher, and each student under DeepSpeed and in plain torch.
+
+    ``trainees`` has a list for each setting; the engines of all settings are the same. ``frozen`` has, with --embeddings,
+    the same students with word embeddings that are not trained, else nothing.
+    """
+
+    def __init__(self, options: Namespace, settings: list[Setting], ranks: Ranks):
+        self.ranks = ranks
+        config = _bert(options)
+        recipes = [[_recipe(options, size, setting, ranks.world) for size in options.student] for setting in settings]
+        for of_setting in recipes:
+            for recipe in of_setting:
+                recipe.check()
+                check_teacher(recipe, config)
+        first, students = recipes[0][0], recipes[0]
+
+        teacher = cut_encoder(build_student(config, SEED), first.teacher.layer)
+        hosting, weights = choose_hosting(first, ranks, teacher), dict(teacher.named_parameters())
+        self.teach, _ = host_teacher(first, ranks, teacher, hosting, weights.__getitem__)
+        self.plain = [Plain(_student(recipe, config), recipe, ranks) for recipe in students]
+        self.engines = [student_engine(recipe, ranks, _student(recipe, config)) for recipe in students]
+        self.students = range(len(self.engines))
+        divergence = divergence_of(first)
+        self.trainees = _trainees(recipes, self.engines, divergence)
+        self.frozen: list[list[Trainee]] = []
+        if options.embeddings:
+            still = [_student(recipe, config, trains_words=False) for recipe in students]
+            pairs = zip(students, still, strict=True)
+            engines = [student_engine(recipe, ranks, student) for recipe, student in pairs]
+            self.frozen = _trainees(recipes, engines, divergence)
+
+        generator = torch.Generator().manual_seed(SEED + ranks.rank)
+        self.samples = torch.randint(1000, config.vocab_size, (options.batch, options.length), generator=generator)
+        self.ids = self.samples.to(ranks.device)
+        forwards: list[tuple[PreTrainedConfig, int, int]] = [(config, first.teacher.layer, 1)]
+        forwards += [(student_config_of(recipe, config), recipe.student.layers, 3) for recipe in students]
+        flops = (times * forward_flops(shape, layer, options.length) for shape, layer, times in forwards)
+        self.flops = first.batch * sum(flops)
+        self.case = {
+            "teacher": _shown(options.teacher), "layer": first.teacher.layer,
+            "students": [_shown(size) for size in options.student], "batch": first.batch, "length": options.length,
+            "vocabulary": options.vocabulary, "compile": options.compile, "ranks": ranks.world,
+        }  # fmt: skip
+
+    def works(self) -> dict[str, Callable[[], object]]:
+        """The works to be timed, by name; numbers are those of settings and students."""
+        works: dict[str, Callable[[], object]] = {"teacher": lambda: self.teach(self.ids)}
+        for student in self.students:
+            works[f"plain {student}"] = partial(self.plain[student], self.ids)
+            works[f"engine {student}"] = partial(self.trivial_update, student)
+        for number, trainees in enumerate(self.trainees):
+            works[f"step {number}"] = partial(self.update, trainees)
+            if self.frozen:
+                works[f"frozen {number}"] = partial(self.update, self.frozen[number])
+            if len(trainees) > 1:
+                for student, trainee in enumerate(trainees):
+                    works[f"alone {number} {student}"] = partial(self.update, [trainee])
+        return works
+
+    def update(self, trainees: list[Trainee]) -> None:
+        """An update of these students."""
+        update(trainees, self.teach, self.samples, 0, self.ranks, None, Clock(self.ranks.device))
+
+    def trivial_update(self, student: int) -> None:
+        """An update of a student by the trivial loss, under DeepSpeed."""
+        engine = self.engines[student]
+        engine.train()
+        engine.backward(trivial_loss(engine(self.ids)))
+        engine.step()
+
+
+def _trainees(recipes: list[list[Recipe]], engines: list, divergence: Divergence) -> list[list[Trainee]]:
+    """The students in training under each setting."""
+    return [[Trainee(*pair, divergence) for pair in zip(each, engines, strict=True)] for each in recipes]
+
+
+class Plain:
+    """A student in plain torch: mixed precision with fp32 master weights, clipping of the global norm, fused AdamW."""
+
+    def __init__(self, student: CutEncoder, recipe: Recipe, ranks: Ranks):
+        dtype, self._clip = DTYPES[recipe.precision], recipe.gradient_clipping
+        self._student = student.to(ranks.device).train()
+        self._masters: list[Tensor] = list(student.parameters())
+        if dtype != torch.float32:
+            self._masters = [parameter.detach().clone() for parameter in self._masters]
+        self._weights: list[Tensor] = list(student.to(dtype).parameters())
+        fit(student, recipe, ranks, "plain student")
+        first, second = recipe.adam_betas
+        self._optimizer = torch.optim.AdamW(
+            decay_groups(self._masters, recipe.weight_decay),
+            lr=recipe.learning_rate, betas=(first, second), eps=recipe.adam_eps, fused=True,
+        )  # fmt: skip
+
+    def __call__(self, ids: Tensor) -> None:
+        """One update by the trivial loss of ids [B, T]."""
+        trivial_loss(self._student(ids)).backward()
+        mixed = self._masters[0].dtype != self._weights[0].dtype
+        if mixed:
+            for master, weight in zip(self._masters, self._weights, strict=True):
+                assert weight.grad is not None
+                master.grad, weight.grad = weight.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(self._masters, self._clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if mixed:
+            with torch.no_grad():
+                torch._foreach_copy_(self._weights, self._masters)
+
+
+def trivial_loss(output: QKV) -> Tensor:
+    """The sum of the mean squares of q, k and v."""
+    return torch.stack([x.float().square().mean() for x in output]).sum()
+
+
+def save_times(models: Models, repeats: int) -> list[float]:
+    """Seconds of a checkpoint of every student: read from the engines, hashed, written and synced."""
+    times = []
+    with tempfile.TemporaryDirectory(prefix="bench-step-") as folder:
+        for number in range(repeats):
+            begin = time.perf_counter()
+            for student, engine in enumerate(models.engines):
+                names = {name: name for name, _ in engine.module.named_parameters()}
+                state = read_state(engine, names, models.ranks.first)
+                if models.ranks.first:
+                    checkpoints.save(Path(folder, str(student)), {"step": number + 1}, state, 1)
+            times.append(time.perf_counter() - begin)
+    return times
+
+
+# --- where the time goes ----------------------------------------------------------------------------------------------
+
+
+def shares(trainees: list[Trainee], teach: Teach, ranks: Ranks) -> dict[str, float]:
+    """Each part's share of the time of consecutive updates that read a random corpus; the wait for data is a part."""
+    recipe, clock, waited = trainees[0].recipe, Clock(ranks.device), 0.0
+    clock.running = True
+    with tempfile.TemporaryDirectory(prefix="bench-step-") as folder:
+        make_corpus(Path(folder), 5, max(_CORPUS, 100 * recipe.length))
+        windows = training_windows(open_corpus(Path(folder)), recipe.length)
+        order = order_of(windows, 1.0, SEED)
+        reading = steps(windows, order, 0, _SHARE_STEPS + 1, recipe.batch, ranks.rank, ranks.world)
+        with contextlib.closing(read_ahead(reading, ranks.device)) as ready:
+            for number in range(_SHARE_STEPS + 1):
+                begin = time.perf_counter()
+                samples = next(ready)
+                waited += time.perf_counter() - begin
+                update(trainees, teach, samples, 0, ranks, None, clock)
+                _synchronize(ranks)
+                if not number:  # the first is the warm-up
+                    clock.seconds()
+                    waited = 0.0
+    spent = clock.seconds() | {"data wait": waited}
+    return {part: time / sum(spent.values()) for part, time in spent.items()}
+
+
+_COLLECTIVES = (
+    "all_reduce", "all_reduce_coalesced", "reduce", "broadcast", "all_gather", "all_gather_into_tensor",
+    "all_gather_coalesced", "reduce_scatter_tensor",
+)  # fmt: skip
+
+
+def communication(work: Callable, ranks: Ranks) -> float:
+    """Seconds that ``work`` spends in DeepSpeed's collectives, each waited for."""
+    spent = 0.0
+    backend = communication_backend()
+
+    def timed(collective: Callable) -> Callable:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal spent
+            _synchronize(ranks)
+            begin = time.perf_counter()
+            handle = collective(*arguments, **options)
+            if hasattr(handle, "wait"):
+                handle.wait()
+            _synchronize(ranks)
+            spent += time.perf_counter() - begin
+            return handle
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for name in _COLLECTIVES:
+            setattr(backend, name, timed(getattr(backend, name)))
+            stack.callback(delattr, backend, name)
+        work()
+    return spent
+
+
+def _synchronize(ranks: Ranks) -> None:
+    if ranks.device.type == "cuda":
+        torch.cuda.synchronize(ranks.device)
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def _bert(options: Namespace) -> BertConfig:
+    layers, width = options.teacher
+    return BertConfig(
+        vocab_size=options.vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=_attention_heads(width),
+        intermediate_size=4 * width, max_position_embeddings=max(512, options.length),
+    )  # fmt: skip
+
+
+def _recipe(options: Namespace, size: tuple[int, int], setting: Setting, ranks: int) -> Recipe:
+    layers, width = size
+    return Recipe(
+        data="random", out=f"student {_shown(size)}", steps=10**6, batch=options.batch * ranks, micro_batch=options.batch,
+        teacher=Teacher("random", options.layer or options.teacher[0], hosting="replicate"),
+        student=Student(layers, width, _attention_heads(width), dropout=options.dropout),
+        learning_rate=1e-6, warmup_steps=0, length=options.length, pairs=setting.pairs, relation_heads=setting.heads,
+        precision=options.precision, compile=options.compile, source="python -m pipeline.bench step",
+    )  # fmt: skip
+
+
+def _student(recipe: Recipe, teacher_config: BertConfig, trains_words: bool = True) -> CutEncoder:
+    model = build_student(student_config_of(recipe, teacher_config), SEED)
+    model.get_input_embeddings().requires_grad_(trains_words)
+    return split(model)[0]
+
+
+def _attention_heads(width: int) -> int:
+    return 12 if width % 12 == 0 else max(1, width // 64)
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return "{}x{}".format(*size)

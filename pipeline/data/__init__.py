@@ -1,0 +1,1 @@
+"""Token shards to input ids: windows, layouts, and the sampling order."""

@@ -1,0 +1,75 @@
+"""Whether a corpus fits a tokenizer and a run, and what a person should know about how it will be read."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from data_prep.cli import UserError
+from data_prep.shards import Corpus, verify, vocabulary_hash
+from pipeline.data.order import BLOCK, Order
+from pipeline.data.reading import filled, read_of
+from pipeline.data.windows import Windows
+
+MANY_EPOCHS = 20
+
+
+def notes(corpus: Corpus, windows: Windows, order: Order, batch: int, steps: int) -> Iterator[str]:
+    """Notes for a person on how this corpus will be read in ``steps`` steps."""
+    if len(windows) < batch:
+        yield f"{corpus.path} has {len(windows)} windows of {windows.length} tokens, less than a batch: they repeat in a step"
+    for name in sorted(corpus.sources.keys() - windows.names):
+        yield f"source {name} is left out: no shard of it fills a window of {windows.length} tokens"
+    for name, quota in zip(windows.names, order.quotas, strict=True):
+        if not quota:
+            yield f"source {name} is never read: its share of {BLOCK} samples rounds to none; lower sampling_alpha"
+    often = {name: reading.epochs for name, reading in read_of(windows, order, steps * batch).items()}
+    if often := {name: times for name, times in often.items() if times > MANY_EPOCHS}:
+        worst = ", ".join(
+            f"{name} {often[name]:,.0f}" for name in sorted(often, key=often.__getitem__, reverse=True)[:5]
+        )
+        yield (
+            f"{len(often)} of {len(windows.names)} sources are read more than {MANY_EPOCHS} times (the most: {worst}); "
+            "more of their text, a higher sampling_alpha or fewer steps would help"
+        )
+    if windows.padding is None:
+        tokens = sum(source.tokens for source in corpus.sources.values())
+        left = tokens - len(windows) * (windows.length - 2)
+        yield f"{left:,} of {tokens:,} tokens lie in shard tails that fill no window"
+    else:
+        yield f"{1 - filled(windows, order):.1%} of the positions that are read are padding"
+
+
+_REHASHED = 2**30  # bytes; a larger corpus is not read whole at each start
+
+
+def check_tokenizer(corpus: Corpus, tokenizer: Any, model: str, roles: Iterable[str]) -> None:
+    """The corpus must hold the ids of ``model``'s tokenizer: its vocabulary, its ids of a probe text and of these ``roles``.
+
+    ``roles``: special tokens, as "cls". Raises UserError, with the remedy.
+    """
+    own, remedy = corpus.tokenizer, f"prepare the data with --tokenizer {model}"
+    if own["vocabulary"] != vocabulary_hash(tokenizer.get_vocab()):
+        raise UserError(
+            f"{corpus.path}: made with another vocabulary ({own['vocab_size']} ids) than that of {model} ({len(tokenizer)}): "
+            f"some ids mean other pieces; {remedy}"
+        )
+    probe = own["probe"]
+    if (ids := tokenizer(probe["text"], add_special_tokens=False)["input_ids"]) != probe["ids"]:
+        raise UserError(
+            f"{corpus.path}: made with another tokenizer than that of {model}: a probe text comes out as "
+            f"{probe['ids'][:4]}… there and {ids[:4]}… here; {remedy}"
+        )
+    for role in roles:
+        if (number := getattr(tokenizer, f"{role}_token_id")) != own["special"][role]:
+            raise UserError(
+                f"{corpus.path}: has {role} = {own['special'][role]}, the tokenizer of {model} has {number}; {remedy}"
+            )
+
+
+def check_bytes(corpus: Corpus) -> None:
+    """Re-hash a corpus of up to 1 GiB, so that an altered shard is refused. Larger ones: `data_prep verify --deep`."""
+    everything = [*corpus.sources.values(), *corpus.heldout.values()]
+    if sum(shard.path.stat().st_size for source in everything for shard in source.shards) <= _REHASHED:
+        for finding in verify(corpus.path, deep=True):
+            raise UserError(
+                f"{finding}; delete that shard's files and run the same `python -m data_prep prepare` again"
+            )

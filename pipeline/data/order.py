@@ -1,0 +1,147 @@
+"""Which sample is number g: a pure function of the seed and the corpus, O(1) in time and memory at any g.
+
+The global sample number g only counts up; (source, epoch, window) follows from it and nothing else decides what a step
+reads, so a checkpoint stores one integer and any number of ranks reads the same sequence.
+
+* A block of ``BLOCK`` samples holds a fixed integer quota of each source, by largest remainder of the sampling weights.
+* Inside a block the places are dealt to the sources by sorting a keyed hash.
+* Inside each (source, epoch) the windows follow a keyed permutation: a Feistel network over a grid that hardly exceeds
+  their number, walked until it falls inside (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002). A source's
+  windows are all read once before any is read again, in a new order each epoch.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.uint64]
+BLOCK = 8192
+_ROUNDS = 6
+
+
+class Samples(NamedTuple):
+    """Consecutive samples: the source of each, how often that source was read whole before, and the window; all [n]."""
+
+    source: np.ndarray
+    epoch: np.ndarray
+    window: np.ndarray
+
+
+class Order:
+    """The sampling order over sources of ``windows[i]`` windows each, drawn in proportion to ``weights[i]``."""
+
+    def __init__(self, windows: Sequence[int], weights: Sequence[float], seed: int):
+        """Raises ValueError if a source that has a quota has no window."""
+        self.quotas = quotas(weights, BLOCK)
+        counts = np.asarray(windows, np.uint64)
+        if (counts[self.quotas > 0] == 0).any():
+            raise ValueError("a source with a sampling weight has no window")
+        # A block's samples sorted by source: what is the same in every block, [BLOCK] each.
+        source = np.repeat(np.arange(len(counts)), self.quotas.astype(int))
+        self._source = source.astype(np.min_scalar_type(len(counts)))  # 8 or 16 bits are sorted by radix
+        self._rank = np.concatenate([np.arange(quota, dtype=np.uint64) for quota in self.quotas])
+        self._quota, self._grid = self.quotas[source], Grid.over(counts[source])
+        root = _mix(np.asarray([seed], np.uint64))
+        self._layout_key, self._key = _mix(root), _mix(root + np.uint64(1) + source.astype(np.uint64))
+        self._block = functools.lru_cache(maxsize=4)(self._samples)
+
+    def __call__(self, start: int, stop: int) -> Samples:
+        """The samples ``start`` … ``stop`` − 1, wherever blocks begin."""
+        parts = []
+        for number in range(start // BLOCK, -(-stop // BLOCK)):
+            first = number * BLOCK
+            parts.append([x[max(start - first, 0) : stop - first] for x in self._block(number)])
+        return Samples(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+    def drawn(self, samples: int) -> np.ndarray:
+        """How many of the first ``samples`` are of each source, int64 [sources]; O(1) at any number."""
+        blocks, rest = divmod(samples, BLOCK)
+        quotas = self.quotas.astype(np.int64)
+        return blocks * quotas + np.bincount(self._shuffled(blocks)[:rest], minlength=len(quotas))
+
+    def forget(self) -> None:
+        """Drop the blocks that are kept, so that the next call takes as long as a first one."""
+        self._block.cache_clear()
+
+    def _samples(self, number: int) -> Samples:
+        """All the samples of block ``number``."""
+        drawn = np.uint64(number) * self._quota + self._rank  # how many samples of this source came before this one
+        epoch, rest = np.divmod(drawn, self._grid.size)
+        window = permute(rest, self._grid, _mix(self._key + epoch))
+        source = self._shuffled(number)
+        by_source = np.argsort(source, kind="stable")  # a source's samples come in the order in which they are drawn
+        samples = Samples(source.astype(np.int64), *np.empty((2, BLOCK), np.int64))
+        samples.epoch[by_source], samples.window[by_source] = epoch.view(np.int64), window.view(np.int64)
+        return samples
+
+    def _shuffled(self, number: int) -> np.ndarray:
+        """The source of each sample of block ``number``."""
+        key = _mix(self._layout_key + np.uint64(number))
+        numbers: Numbers = np.arange(BLOCK, dtype=np.uint64)
+        hashes = _mix(key + numbers).astype(np.uint16)
+        return self._source[np.argsort(hashes, kind="stable")]
+
+
+class Grid(NamedTuple):
+    """The smallest grid with ``size`` cells whose number of rows is a power of two near the square root; uint64 [n] each."""
+
+    size: Numbers
+    rows: Numbers
+    columns: Numbers
+
+    @classmethod
+    def over(cls, size: Numbers) -> "Grid":
+        rows = np.uint64(1) << (np.log2(size).astype(np.uint64) >> np.uint64(1))
+        return cls(size, rows, (size - np.uint64(1)) // rows + np.uint64(1))
+
+
+def quotas(weights: Sequence[float], block: int) -> Numbers:
+    """Integers [sources] that sum to ``block``, in proportion to ``weights`` by largest remainder."""
+    exact = np.asarray(weights, float) / np.sum(weights) * block
+    whole: NDArray[np.int64] = np.floor(exact).astype(np.int64)
+    rest = np.argsort(-(exact - whole), kind="stable")[: block - whole.sum()]
+    whole[rest] += 1
+    return whole.astype(np.uint64)
+
+
+def permute(x: Numbers, grid: Grid, key: Numbers) -> Numbers:
+    """A bijection of 0 … size−1 for each key, elementwise; all uint64 [n]."""
+    result = _feistel(x, grid, key)
+    outside = np.flatnonzero(result >= grid.size)
+    while len(outside):
+        some = Grid(*(values[outside] for values in grid))
+        result[outside] = _feistel(result[outside], some, key[outside])
+        outside = outside[result[outside] >= some.size]
+    return result
+
+
+def _feistel(x: Numbers, grid: Grid, key: Numbers) -> Numbers:
+    """A bijection of the grid's cells: row and column in turn are moved by a hash of the other."""
+    row, column = np.divmod(x, grid.columns)
+    for number in range(0, _ROUNDS, 2):
+        row = _moved(row, grid.rows, column + key, _SPREAD[number])
+        column = _moved(column, grid.columns, row + key, _SPREAD[number + 1])
+    return row * grid.columns + column
+
+
+def _moved(x: Numbers, size: Numbers, seed: Numbers, spread: np.uint64) -> Numbers:
+    """``x`` + a hash of ``seed``, modulo ``size``."""
+    half = np.uint64(32)
+    hashed = seed * spread
+    hashed = (hashed ^ hashed >> half) * spread >> half
+    moved = x + (hashed * size >> half)  # 32 bits as a fraction of size: cheaper than a remainder
+    return np.minimum(moved, moved - size)  # below size, the difference wraps around to a huge number
+
+
+def _mix(x: Numbers) -> Numbers:
+    """The finaliser of splitmix64 (Steele, Lea & Flood 2014): a bijection that spreads every bit over all."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
+
+
+_SPREAD = _mix(np.arange(_ROUNDS, dtype=np.uint64)) | np.uint64(1)  # an odd multiplier for each round

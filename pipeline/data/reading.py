@@ -1,0 +1,132 @@
+"""Input ids of steps, held-out sequences, and what has been read of each source."""
+
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.cli import UserError
+from data_prep.shards import Corpus
+from pipeline.data.documents import DocWindows
+from pipeline.data.order import Order
+from pipeline.data.windows import Windows
+
+LAYOUTS: dict[str, type[Windows]] = {"full": Windows, "doc": DocWindows}
+
+
+def filled(windows: Windows, order: Order) -> float:
+    """The share of the positions of what ``order`` draws from ``windows`` that is not padding."""
+    return float(np.average(windows.filled, weights=order.quotas))
+
+
+class Reading(NamedTuple):
+    """A run's reading of a source: real ``tokens``, their ``share`` of all, the share that it is to have in the long run
+    (``planned``, in proportion to the source's tokens ** α), and how often its windows were read (``epochs``)."""
+
+    tokens: int
+    share: float
+    planned: float
+    epochs: float
+
+
+def read_of(windows: Windows, order: Order, samples: int) -> dict[str, Reading]:
+    """By the name of each source, what is read of it in the first ``samples``."""
+    drawn = order.drawn(samples)
+    tokens = drawn * windows.length * np.asarray(windows.filled)
+    planned = order.quotas * np.asarray(windows.filled)
+    columns = tokens / max(tokens.sum(), 1), planned / planned.sum(), drawn / np.asarray(windows.counts)
+    found = zip(windows.names, tokens.round(), *columns, strict=True)
+    return {name: Reading(int(count), *map(float, others)) for name, count, *others in found}
+
+
+def training_windows(corpus: Corpus, length: int, layout: str = "full") -> Windows:
+    """The windows to train on. Raises UserError if there are none."""
+    windows = LAYOUTS[layout](corpus.sources, corpus.tokenizer, length)
+    if not len(windows):
+        raise UserError(
+            f"{corpus.path}: no shard holds the {length - 2} tokens of one window; use a shorter length, or layout = 'doc'"
+        )
+    return windows
+
+
+class Heldout(NamedTuple):
+    """Held-out sequences, ids [n, length], and the name of the source of each."""
+
+    ids: Tensor
+    sources: list[str]
+
+
+def heldout_of(
+    corpus: Corpus, length: int, samples: int, alpha: float, seed: int, layout: str = "full"
+) -> Heldout | None:
+    """The first ``samples`` held-out sequences of the sampling order, or None if there are none."""
+    windows = LAYOUTS[layout](corpus.heldout, corpus.tokenizer, length)
+    count = min(samples, len(windows))
+    if not count:
+        return None
+    source, _, window = order_of(windows, alpha, seed)(0, count)
+    return Heldout(windows.read(source, window), [windows.names[number] for number in source])
+
+
+def order_of(windows: Windows, alpha: float, seed: int) -> Order:
+    """The sampling order over ``windows``: sources in proportion to their tokens ** alpha."""
+    return Order(windows.counts, [float(n) ** alpha for n in windows.sizes], seed)
+
+
+def steps(
+    windows: Windows,
+    order: Order,
+    start: int,
+    stop: int,
+    batch: int,
+    rank: int,
+    ranks: int,
+) -> Iterator[Tensor]:
+    """Input ids of ``rank`` of ``ranks`` in steps ``start`` … ``stop`` − 1: its slice of each step's ``batch`` samples."""
+    share = batch // ranks
+    for step in range(start, stop):
+        first = step * batch + rank * share
+        source, _, window = order(first, first + share)
+        yield windows.read(source, window)
+
+
+def read_ahead(batches: Iterator[Tensor], device: torch.device, depth: int = 4) -> Generator[Tensor, None, None]:
+    """The same batches, read by a background thread up to ``depth`` ahead; its errors are raised here.
+
+    They stay on the CPU, in pinned memory if ``device`` is a GPU.
+    """
+    ready: queue.Queue[Tensor | Exception | None] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: Tensor | Exception | None) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # a thread of its own starts on device 0
+            for batch in batches:
+                if not put(batch.pin_memory() if device.type == "cuda" else batch):
+                    return
+            put(None)
+        except Exception as error:
+            put(error)
+
+    threading.Thread(target=work, name="read-ahead", daemon=True).start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        stopped.set()

@@ -1,0 +1,50 @@
+"""How a run keeps its teacher: a replica on each rank, or shards."""
+
+from dataclasses import dataclass
+
+from data_prep.cli import UserError
+from pipeline.models.precision import DTYPES
+from pipeline.settings.recipe import Recipe
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """How the teacher is kept, ``replicate`` or ``zero3``, and why.
+
+    ``parameters``: up to its layer; ``per_rank``: those that one rank holds; ``shards``: over how many ranks.
+    """
+
+    kind: str
+    reason: str
+    parameters: int
+    per_rank: float
+    shards: int = 1
+
+
+def hosting_of(
+    recipe: Recipe, parameters: int, embeddings: int, memory: float, world: int, local_world: int
+) -> Hosting:
+    """The recipe's hosting, or with ``auto`` a replica unless it takes more than a quarter of a rank's ``memory`` [bytes].
+
+    ``parameters`` are all up to the teacher's layer; its ``embeddings`` are whole on each rank in any case. Raises UserError
+    if a node has one rank only, over which nothing can be sharded.
+    """
+    wanted, reason = recipe.teacher.hosting, "set in the recipe"
+    if wanted == "auto":
+        weights = parameters * DTYPES[recipe.precision].itemsize
+        large = weights > memory / 4
+        wanted = "zero3" if large and world > 1 else "replicate"
+        reason = f"its weights take {weights / GIB:.2f} GiB of {memory / GIB:.1f} GiB a rank"
+        reason += ", more than a quarter" if large else ""
+        reason += ", and there is one rank only" if world == 1 else ""
+    if wanted == "replicate":
+        return Hosting(wanted, reason, parameters, parameters)
+    shards = world if recipe.teacher.shard_group == "world" else local_world
+    if shards == 1 < world:
+        raise UserError(
+            f"{recipe.source}: teacher.shard_group = 'node': there is one rank on each node, so nothing is sharded; "
+            "use 'world', or hosting = 'replicate'"
+        )
+    return Hosting(wanted, reason, parameters, embeddings + (parameters - embeddings) / shards, shards)

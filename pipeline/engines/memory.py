@@ -1,0 +1,48 @@
+"""The memory of a rank that teacher and students take, asked before anything is allocated."""
+
+import os
+from pathlib import Path
+
+from deepspeed.accelerator import get_accelerator
+from torch import nn
+
+from data_prep.cli import UserError
+from pipeline.engines.ds_config import load_ds_config
+from pipeline.engines.hosting import Hosting, hosting_of
+from pipeline.engines.ranks import Ranks
+from pipeline.models.cut import CutEncoder
+from pipeline.models.precision import DTYPES
+from pipeline.settings.recipe import Recipe
+
+
+def choose_hosting(recipe: Recipe, ranks: Ranks, teacher: CutEncoder) -> Hosting:
+    """hosting.hosting_of for this ``teacher`` and these ``ranks``."""
+    parameters, embeddings = (sum(p.numel() for p in part.parameters()) for part in (teacher, teacher.embeddings))
+    return hosting_of(recipe, parameters, embeddings, memory_per_rank(ranks), ranks.world, ranks.local_world)
+
+
+def check_memory(recipes: list[Recipe], ranks: Ranks, hosting: Hosting, students: list[nn.Module]) -> None:
+    """Raise UserError if teacher and students do not fit a rank's memory, even without a single activation."""
+    needs = {"teacher": hosting.per_rank * DTYPES[recipes[0].precision].itemsize}
+    for recipe, student in zip(recipes, students, strict=True):
+        zero = load_ds_config(recipe.student.ds_config, recipe).get("zero_optimization", {}).get("stage", 0)
+        low = DTYPES[recipe.precision].itemsize
+        # Weights, gradients, and fp32 weights (of bf16) and moments: sharded from stage 3, 2 and 1 on. DeepSpeed's optimizer
+        # for bf16 at stage 1 keeps fp32 gradients.
+        parts = ((low, 3), (4 if zero == 1 else low, 2), (8 if recipe.precision == "fp32" else 12, 1))
+        share = sum(size / (ranks.world if zero >= stage else 1) for size, stage in parts)
+        needs[Path(recipe.out).name] = sum(p.numel() for p in student.parameters()) * share
+    memory = memory_per_rank(ranks)
+    if sum(needs.values()) > memory:
+        table = ", ".join(f"{name} {need / 2**30:.2f} GiB" for name, need in needs.items())
+        raise UserError(
+            f"{recipes[0].source}: weights, gradients and optimizer take {sum(needs.values()) / 2**30:.2f} GiB of a rank's "
+            f"{memory / 2**30:.2f} GiB ({table}); train fewer students at once, use a higher ZeRO stage in student.ds_config, "
+            "or more ranks"
+        )
+
+
+def memory_per_rank(ranks: Ranks) -> int:
+    if ranks.device.type == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks.local_world
+    return get_accelerator().total_memory()

@@ -1,0 +1,92 @@
+"""The teacher's engine: a replica on each rank, or shards of each layer (ZeRO-3)."""
+
+import hashlib
+import os
+from collections.abc import Callable
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import (
+    set_z3_leaf_modules,
+)
+from torch import Tensor, nn
+
+from pipeline.engines.both import QUIET, fit, made, precision_config
+from pipeline.engines.ds_config import load_ds_config
+from pipeline.engines.hosting import Hosting
+from pipeline.engines.ranks import Ranks, on_first_rank, quietly
+from pipeline.models.cut import CutEncoder
+from pipeline.models.precision import DTYPES
+from pipeline.relations import QKV
+from pipeline.settings.recipe import Recipe
+
+Teach = Callable[[Tensor], QKV]
+
+
+def host_teacher(
+    recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: Hosting, read: Callable[[str], Tensor]
+) -> tuple[Teach, str]:
+    """The frozen teacher as a function of input ids [B, T] on this rank's device, and the hash of its fp32 weights.
+
+    ``teacher`` needs no memory for its parameters (see models.cut.empty_encoder): ``read(name)`` gives them, asked on one rank
+    of those that share a teacher, which sends each to the others. They are taken layer by layer, so a rank holds no
+    more than its share and one layer at any time.
+    """
+    dtype, group, digest = DTYPES[recipe.precision], None, hashlib.sha256()
+    config = load_ds_config(recipe.teacher.ds_config, recipe)
+    # By default stage 3 replaces torch.nn.functional.linear for the whole process, student included.
+    config["zero_optimization"]["memory_efficient_linear"] = False
+    config |= precision_config(recipe, 3) | QUIET | {"train_micro_batch_size_per_gpu": 1}
+    if hosting.kind == "zero3" and recipe.teacher.shard_group == "node":
+        group = _node_group(ranks)
+    reader = dist.get_global_rank(group, 0) if group else 0
+
+    names = iter([name for name, _ in teacher.named_parameters()])
+    body = teacher.body
+    blocks = [teacher.embeddings, *body.layers, body.last]
+    for block in blocks:
+        sharded = hosting.kind == "zero3" and block is not teacher.embeddings
+        for module in block.modules():
+            for key, empty in list(module.named_parameters(recurse=False)):
+                name, filled = next(names), torch.empty(empty.shape, dtype=dtype, device=ranks.device)
+                if ranks.rank == reader:
+                    value = read(name)
+                    filled.copy_(value)
+                    for part in value.detach().flatten().split(2**20) if ranks.first else ():
+                        digest.update(part.float().view(torch.uint8).numpy())
+                    del value
+                if ranks.world > 1 and not sharded:
+                    dist.broadcast(filled, reader, group)
+                setattr(module, key, nn.Parameter(filled, requires_grad=False))
+        if sharded:  # sends the first rank's and keeps a share of each
+            with quietly(recipe.teacher.ds_config):
+                deepspeed.zero.Init(block, data_parallel_group=group, config_dict_or_path=config, dtype=dtype)
+    for module in teacher.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(ranks.device))
+    teacher.eval()
+    fit(teacher, recipe, ranks, "teacher")
+    if hosting.kind == "zero3":
+        if len(body.layers):
+            set_z3_leaf_modules(body, list({type(layer) for layer in body.layers}))
+        with quietly(recipe.teacher.ds_config):
+            body, *_ = deepspeed.initialize(model=body, config=config, dist_init_required=False)
+        made.append(body)
+        body.eval()
+
+    @torch.no_grad()
+    def forward(input_ids: Tensor) -> QKV:
+        return body(*teacher.embed(input_ids))
+
+    return forward, on_first_rank(ranks, digest.hexdigest)[:16]
+
+
+def _node_group(ranks: Ranks):
+    """The process group of this rank's node: ranks whose launcher counts from the same first one. Collective."""
+    firsts: list = [None] * ranks.world
+    dist.all_gather_object(firsts, ranks.rank - int(os.environ["LOCAL_RANK"]))
+    groups = {
+        first: dist.new_group([r for r in range(ranks.world) if firsts[r] == first]) for first in sorted(set(firsts))
+    }
+    return groups[firsts[ranks.rank]]

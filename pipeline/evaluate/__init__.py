@@ -1,0 +1,1 @@
+"""Fine-tune and score models on the papers' tasks."""

@@ -1,0 +1,97 @@
+"""Fine-tune and score a model on the papers' tasks.
+
+    python -m pipeline.evaluate --model student --model teacher --task rte,mrpc --data glue/ --out results/
+    python -m pipeline.evaluate --model student --task mnli --grid --out results/       # data from the hub
+    torchrun --nproc-per-node 8 -m pipeline.evaluate --model student --task squad2 --out results/
+
+A cell is one model on one task at one learning rate, number of epochs and seed. Everything is checked before the first is
+trained. A finished cell is written to OUT at once and not run again, by any command; one that fails is recorded with its
+reason, the others are run, and the command ends with code 1.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from data_prep.cli import Parser, aligned, run_command, whole_number
+from pipeline.artifacts import results
+from pipeline.evaluate.tasks import TASKS
+
+SEEDS = (1, 2, 3, 4)  # the papers give means of four runs
+
+
+def table(found: results.Results, models: list[str], tasks: list[str]) -> str:
+    """Models × tasks: mean ± sample standard deviation over the seeds of the best setting."""
+    rows = [["", *(f"{task} ({TASKS[task].primary})" for task in tasks)]]
+    for model in models:
+        rows.append([model, *(_figure(found.of(model, task)) for task in tasks)])
+    return "\n".join(aligned(rows, left=1 + len(tasks)))
+
+
+def _figure(cells: list[results.Cell]) -> str:
+    if not cells:
+        return "–"
+    setting, mean, spread, count = results.best(cells)
+    rate, epochs = setting["learning_rate"], setting["epochs"]
+    return f"{results.shown_mean(mean, spread)} (n = {count}, lr {rate:g}, {epochs} epochs)"
+
+
+def parser() -> Parser:
+    made = Parser(
+        prog="python -m pipeline.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    add("--model", action="append", required=True, help="a Hugging Face folder or hub id; may be given several times")
+    add("--task", required=True, help=f"one or several, separated by commas: {', '.join(TASKS)}")
+    add("--data", help="a folder with the original files, or a hub id (default: the task's own on the hub)")
+    add("--out", type=Path, required=True, help="the folder for results")
+    add("--name", help="the model's name there (default: its folder's)")
+    add("--seeds", type=whole_number(0, 2**32), nargs="+", default=SEEDS, help="default: 1 2 3 4")
+    add("--grid", action="store_true", help="the paper's learning rates × epochs (default: one of them, in the middle)")
+    add("--learning-rate", type=_rate, nargs="+", default=(), help="override the paper's learning rates")
+    add("--epochs", type=whole_number(1), nargs="+", default=(), help="override the paper's epochs")
+    add("--batch", type=whole_number(1), help="rows per update (default: the paper's)")
+    add("--length", type=whole_number(1), help="tokens (default: the paper's)")
+    add("--languages", help="of XNLI, MLQA and XQuAD, separated by commas (default: all that are there)")
+    return made
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
+    return value
+
+
+def main() -> int:
+    options = parser().parse_args()
+    from pipeline.evaluate import cells, preparing  # torch, transformers and datasets take seconds
+
+    preparing.quieten_libraries()
+    say = print if cells.is_first() else _say_nothing
+    jobs = preparing.prepare(options, say)
+    results.make_folder(options.out)
+    preparing.agree(jobs)
+    models, tasks = (list(dict.fromkeys(names)) for names in zip(*((j.model.name, j.task) for j in jobs), strict=True))
+    failed = []
+    for job in jobs:
+        cells.write_cell(options.out / job.model.name / results.MODEL, job.model.card)
+        label = f"{job.model.name} {job.task}" if len(models) > 1 else job.task
+        failed += cells.run_job(job, say, label)
+    if cells.is_first():
+        say("\n" + table(results.read_results(options.out), models, tasks))
+        for line in failed:
+            print(line, file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    """Print for every process but the first."""
+
+
+if __name__ == "__main__":
+    run_command(main)

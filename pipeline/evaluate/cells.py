@@ -1,0 +1,234 @@
+"""The cells of an evaluation: one model on one task at one setting and seed. Each is trained, scored and written alone."""
+
+import argparse
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import accelerate
+import datasets
+import torch
+import transformers
+
+from data_prep.cli import UserError
+from data_prep.files import write_json
+from pipeline.artifacts import results
+from pipeline.evaluate import finetune, qa
+from pipeline.evaluate.rows import TaskData
+from pipeline.evaluate.scored_model import ScoredModel, check_fit, label_order
+from pipeline.evaluate.scores import named_scores
+from pipeline.evaluate.tasks import TASKS, settings
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning to be done: its settings, and the file that will hold its scores."""
+
+    path: Path
+    settings: dict
+
+    @property
+    def failure(self) -> Path:
+        return self.path.with_name(self.path.stem + results.FAILED)
+
+    def __str__(self) -> str:
+        return "lr {learning_rate}, {epochs} epochs, seed {seed}".format(**self.settings)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model on a task: its data, label order, and cells, some of them finished or failed by an earlier call."""
+
+    model: ScoredModel
+    task: str
+    data: TaskData
+    facts: dict
+    order: list[str]
+    cells: list[Cell]
+    finished: list[Cell]
+    failed: list[Cell]
+
+
+def make_job(options: argparse.Namespace, model: ScoredModel, task: str, data: TaskData, facts: dict) -> Job:
+    """Check that the model fits the task, and find which of its cells are finished.
+
+    Raises UserError if it does not fit, or if a finished cell was made from other weights, data or settings.
+    """
+    length = options.length or TASKS[task].length
+    scored_sets = {f"dev {key}".strip(): rows for key, rows in data.scored.items()}
+    check_fit(model, task, length, {"training": data.train} | scored_sets)
+    if TASKS[task].answers:
+        qa.check_length(model.tokenizer, length)
+        if type(model.config) not in transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING:
+            raise UserError(
+                f"{model.path}: transformers has no head for questions of a {model.config.model_type}; leave {task} out"
+            )
+    else:
+        finetune.check_length(model.tokenizer, length)
+    folder = options.out / model.name / task
+    cells = [
+        Cell(folder / f"lr{rate}-epochs{epochs}-seed{seed}.json", _settings(options, task, rate, epochs, seed))
+        for rate, epochs in settings(TASKS[task], options.grid, options.learning_rate, options.epochs)
+        for seed in options.seeds
+    ]
+    finished = [cell for cell in cells if cell.path.exists()]
+    for cell in finished:
+        _check_same(cell, model, facts)
+    failed = [cell for cell in cells if cell.failure.exists()]
+    return Job(model, task, data, facts, list(label_order(model, task)), cells, finished, failed)
+
+
+def _settings(options: argparse.Namespace, task: str, rate: float, epochs: int, seed: int) -> dict:
+    found = {
+        "learning_rate": rate,
+        "epochs": epochs,
+        "batch": options.batch or TASKS[task].batch,
+        "length": options.length or TASKS[task].length,
+        "seed": seed,
+    }
+    if TASKS[task].answers:
+        found["stride"] = TASKS[task].stride
+    return found
+
+
+def _check_same(cell: Cell, model: ScoredModel, facts: dict) -> None:
+    """Raise UserError if a finished cell has other weights, data or settings: it is neither trusted nor overwritten."""
+    found = results.read_cell(cell.path)
+    pairs = {
+        "weights": (found.weights, model.card["weights"]),
+        "data": (found.data.get("fingerprint"), facts["fingerprint"]),
+        **{key: (found.settings.get(key), value) for key, value in cell.settings.items()},
+    }
+    for key, (then, now) in pairs.items():
+        if then != now:
+            raise UserError(
+                f"{cell.path}: was made with {key} {then}, now {key} {now}; give the new results another --out or --name, "
+                "or delete the old"
+            )
+
+
+def check_card(model: ScoredModel, out: Path) -> None:
+    """Raise UserError if the results under the model's name are of other weights: they are not mixed."""
+    path = out / model.name / results.MODEL
+    if not path.exists():
+        return
+    then = results.read_record(path, "model")["weights"]
+    if then != model.card["weights"]:
+        raise UserError(
+            f"{path.parent}: holds results of other weights ({then}) than {model.path} has now ({model.card['weights']}); "
+            "give another --name, or delete that folder"
+        )
+
+
+def run_job(job: Job, say: Callable[..., object], label: str) -> list[str]:
+    """Run the cells that are not finished. Returns a line for each that failed."""
+    if job.finished:
+        say(f"{label}: {len(job.finished)} of {len(job.cells)} cells were finished earlier")
+    done, failed_before = ({cell.path for cell in cells} for cells in (job.finished, job.failed))
+    left = [(number, cell) for number, cell in enumerate(job.cells, 1) if cell.path not in done]
+    # Those that failed before come last: under several processes a failure ends the run, and others must not wait for it.
+    left.sort(key=lambda numbered: numbered[1].path in failed_before)
+
+    encoded = functools.cache(lambda: encode(job))
+    on_bars = sys.stderr.isatty()  # progress bars come between a line's beginning and its end
+    failed = []
+    for number, cell in left:
+        line = f"{label} {number}/{len(job.cells)}: {cell} …"
+        say(line, end="\n" if on_bars else "", flush=True)
+        ending, well = run_cell(job, cell, encoded)
+        say(f"{line} {ending}" if on_bars else f" {ending}")
+        if not well:
+            failed.append(f"{label} {cell}: {ending}")
+    return failed
+
+
+def run_cell(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> tuple[str, bool]:
+    """Train, score and write one cell, or the reason why it failed. Returns how it ended, and whether well."""
+    start, before = time.monotonic(), _inode(cell.failure)
+    try:
+        scores, dev = finetune.finetune(job.model, job.task, job.order, encoded(), cell.settings)
+    except Exception as error:  # whatever it is, the other cells are worth having
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        if _inode(cell.failure) == before:  # otherwise another process failed first, and this one as a consequence
+            _write(cell.failure, _record(job, cell) | {"error": reason})
+        if finetune.distributed():
+            raise  # the other processes wait for this one in a collective
+        return f"failed: {reason}", False
+
+    seconds = round(time.monotonic() - start, 1)
+    record = _record(job, cell) | scored(job, scores, dev) | {"seconds": seconds}
+    write_cell(cell.path, record | {"precision": finetune.precision(), "versions": versions()})
+    if is_first():
+        cell.failure.unlink(missing_ok=True)
+    return f"{record['primary']} {record['scores'][record['primary']]:.1f} ({seconds:.0f} s)", True
+
+
+def encode(job: Job) -> finetune.Encoded:
+    """The task's rows as the model's inputs."""
+    task, length = TASKS[job.task], job.cells[0].settings["length"]
+
+    def encoded(rows: datasets.Dataset) -> datasets.Dataset:
+        if task.answers:
+            return qa.encode_questions(rows, job.model.tokenizer, length, task.stride, finetune.IN_MEMORY)
+        return finetune.encode_labelled(rows, task, job.model.tokenizer, length, job.order)
+
+    def scored_set(key: str, rows: datasets.Dataset) -> finetune.ScoredSet:
+        features = encoded(rows).sort("length", keep_in_memory=True)  # so that batches are padded little
+        if task.answers:
+            language = key if job.task == "mlqa" else None
+            score = qa.scorer(rows, features, language, task.unanswerable)
+            return finetune.ScoredSet(features.remove_columns(["start_positions", "end_positions"]), score)
+        return finetune.labelled_set(features, task, job.order)
+
+    dev = {key: scored_set(key, rows) for key, rows in job.data.dev.items()}
+    test = {key: scored_set(key, rows) for key, rows in job.data.test.items()}
+    return finetune.Encoded(encoded(job.data.train), test or dev, dev)
+
+
+def scored(job: Job, scores: dict[str, dict[str, float]], dev: dict[str, dict[str, float]]) -> dict:
+    """The scores in a cell's file."""
+    task = TASKS[job.task]
+    record: dict = {"scores": named_scores(task, scores), "primary": task.primary, "split": job.data.split}
+    if dev:
+        record["dev"] = named_scores(task, dev)[task.primary]
+    return record
+
+
+def _record(job: Job, cell: Cell) -> dict:
+    return {
+        "format": results.FORMAT,
+        "model": job.model.name,
+        "weights": job.model.card["weights"],
+        "task": job.task,
+        "settings": cell.settings,
+        "data": job.facts,
+    }
+
+
+def write_cell(path: Path, record: dict) -> None:
+    """Write a file of results, on the first process alone."""
+    if is_first():
+        _write(path, record)
+
+
+def _write(path: Path, record: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+
+
+def _inode(path: Path) -> int | None:
+    """The file's number, which changes when another one takes its place; None if there is no file."""
+    return path.stat().st_ino if path.exists() else None
+
+
+def versions() -> dict[str, str]:
+    return {module.__name__: module.__version__ for module in (torch, transformers, datasets, accelerate)}

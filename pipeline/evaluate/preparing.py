@@ -1,0 +1,88 @@
+"""Everything that is read, checked and agreed on before the first cell is trained."""
+
+import argparse
+import logging
+import warnings
+from collections.abc import Callable
+
+import accelerate
+import datasets
+import torch
+import transformers
+from accelerate.utils import broadcast_object_list
+
+from data_prep.cli import UserError
+from pipeline.artifacts import results
+from pipeline.evaluate import finetune
+from pipeline.evaluate.cells import Job, check_card, make_job
+from pipeline.evaluate.scored_model import open_model
+from pipeline.evaluate.task_data import read_task
+from pipeline.evaluate.tasks import TASKS, check_task
+
+
+def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """(tasks, languages). Raises UserError for unknown tasks and options that clash."""
+    tasks = [check_task(name) for name in _names(options.task)]
+    if not tasks:
+        raise UserError(f"--task {options.task!r}: no task; tasks are {', '.join(TASKS)}")
+    if options.name and len(options.model) > 1:
+        raise UserError(f"--name {options.name}: with {len(options.model)} models; evaluate them one after the other")
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out}: is not a folder")
+    for task in tasks:
+        finetune.check_batch(options.batch or TASKS[task].batch)
+    options.seeds = list(dict.fromkeys(options.seeds))
+    return tasks, _names(options.languages or "")
+
+
+def _names(text: str) -> list[str]:
+    """Names separated by commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def quieten_libraries() -> None:
+    """Silence what the libraries print between our own lines about their inner workings."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    for library in ("accelerate", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+
+
+def prepare(options: argparse.Namespace, say: Callable[..., object]) -> list[Job]:
+    """Read and check all models, tasks and earlier results: the jobs of all models on all tasks."""
+    tasks, languages = check_options(options)
+    if options.out.is_dir():
+        results.read_results(options.out)
+    data = {task: read_task(task, options.data, languages) for task in tasks}
+    facts = {task: data[task].facts() for task in tasks}
+    for each in data.values():
+        for note in each.notes:
+            say(note)
+    models = [open_model(path, options.name) for path in options.model]
+    if len({model.name for model in models}) < len(models):
+        raise UserError(
+            f"--model: {', '.join(options.model)}: two have the same name; evaluate one of them with --name"
+        )
+    for model in models:
+        check_card(model, options.out)
+
+    jobs = [make_job(options, model, task, data[task], facts[task]) for model in models for task in tasks]
+    for job in jobs:
+        if tuple(job.order) != TASKS[job.task].labels:
+            say(f"{job.model.name}: comes with a head for {job.task}; its label order is kept: {', '.join(job.order)}")
+    return jobs
+
+
+def agree(jobs: list[Job]) -> None:
+    """Give all processes the first one's list of finished and failed cells: they must run the same ones in the same order."""
+    if not finetune.distributed():
+        return
+    if torch.cuda.is_available():
+        accelerate.PartialState(cpu=False)
+    else:
+        accelerate.PartialState(cpu=True, backend="gloo")
+    for job in jobs:
+        job.finished[:], job.failed[:] = broadcast_object_list([job.finished, job.failed])

@@ -1,0 +1,1 @@
+"""Teachers and students as models: families, the cut to q, k, v, weights, vocabularies."""

@@ -1,0 +1,119 @@
+"""Whether a recipe fits its teacher, and the configs that follow from both."""
+
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.models.families import family_of, global_layers, longest_input
+from pipeline.models.loading import load_config, load_tokenizer
+from pipeline.models.students import (
+    build_student,
+    copy_every_kth_layer,
+    project_embeddings,
+    student_config,
+    student_ffn,
+)
+from pipeline.models.vocabulary import student_ids_of
+from pipeline.models.weights import Weights
+from pipeline.settings.recipe import Recipe
+
+
+def check_teacher(recipe: Recipe, config: PreTrainedConfig) -> None:
+    """Raise UserError for what does not suit the teacher's shape: layer, widths, length, vocabulary, the student's start."""
+    layers, width = config.num_hidden_layers, config.hidden_size
+    recipe.need("teacher.layer", 1 <= recipe.teacher.layer <= layers, f"one of the teacher's layers 1 to {layers}")
+    recipe.divides("relation_heads", width, recipe.relation_heads, "relation heads", f"the teacher's width {width}")
+    longest = longest_input(config)
+    recipe.need("length", recipe.length <= longest, f"at most the teacher's {longest} positions")
+    if recipe.transfer == "layer-to-layer":
+        fits = recipe.student.layers <= recipe.teacher.layer
+        recipe.need("student.layers", fits, "at most teacher.layer to learn from")
+    attending = global_layers(config)
+    for layer in recipe.layers.values():
+        if layer not in attending:
+            recipe.refuse(
+                "teacher.layer",
+                f"the teacher's layer {layer} has local attention, whose maps are not what it attends to; "
+                f"its global layers are {', '.join(map(str, attending))}",
+            )
+    ids = student_ids_of(recipe)
+    if ids is not None and len(ids) != config.vocab_size:
+        recipe.refuse(
+            "student.vocab",
+            f"made from a vocabulary of {len(ids):,}, the teacher's has {config.vocab_size:,}; trim the "
+            "teacher, or a model with its tokenizer",
+        )
+    student = student_config_of(recipe, config)
+    size = recipe.student.hidden // recipe.student.heads
+    if family_of(student).rotated and size % 2:
+        recipe.refuse("student.heads", f"heads of width {size} cannot be rotated; use an even width")
+    _check_start(recipe, config, student)
+
+
+def _check_start(recipe: Recipe, config: PreTrainedConfig, student: PreTrainedConfig) -> None:
+    """Raise UserError unless the ``student`` can start as ``student.init`` says."""
+    width = config.hidden_size
+    embedded = getattr(config, "embedding_size", width)
+    if recipe.student.init == "pca" and recipe.student.hidden > embedded:
+        recipe.refuse(
+            "student.init",
+            f"student.hidden is {recipe.student.hidden}, the teacher's embeddings have {embedded} components; use as many "
+            "or fewer, or 'random'",
+        )
+    if recipe.student.init != "teacher":
+        return
+    if student.model_type != config.model_type:
+        recipe.refuse(
+            "student.init",
+            f"the student is a {student.model_type}, the teacher a {config.model_type}; use 'random' or 'pca', or "
+            "student.model_type = 'teacher'",
+        )
+    ffn = family_of(config).ffn
+    for name, own, theirs in (
+        ("student.hidden", recipe.student.hidden, width),
+        ("student.heads", recipe.student.heads, config.num_attention_heads),
+        ("the student's embedding", recipe.student.hidden, embedded),
+        ("the student's FFN", getattr(student, ffn), getattr(config, ffn)),
+    ):
+        if own != theirs:
+            recipe.refuse(
+                "student.init", f"{name} is {own}, the teacher's is {theirs}; use the same, or 'random' or 'pca'"
+            )
+    fits = recipe.student.layers <= recipe.teacher.layer
+    recipe.need("student.layers", fits, "at most teacher.layer to copy from")
+
+
+def teacher_config_of(recipe: Recipe) -> PreTrainedConfig:
+    """The teacher's transformers config; that of a previous stage's student is known before it exists."""
+    if recipe.previous:
+        return student_config_of(recipe.previous, teacher_config_of(recipe.previous))
+    return load_config(recipe.teacher.model, recipe.teacher.revision)
+
+
+def student_config_of(recipe: Recipe, teacher_config: PreTrainedConfig) -> PreTrainedConfig:
+    """The student's transformers config, of the teacher's family or a plain one."""
+    student = recipe.student
+    model_type = None if student.model_type == "teacher" else student.model_type
+    ffn = student_ffn(teacher_config, student.hidden, model_type)
+    sizes = student.layers, student.hidden, student.heads, ffn, student.dropout
+    return student_config(teacher_config, *sizes, recipe.teacher.layer, model_type, student_ids_of(recipe))
+
+
+def untrained_student(recipe: Recipe, teacher_config: PreTrainedConfig, teacher: Weights) -> PreTrainedModel:
+    """The whole student, fp32, as it starts."""
+    student = build_student(student_config_of(recipe, teacher_config), recipe.seed)
+    initialise(student, recipe, teacher_config, teacher)
+    return student
+
+
+def initialise(student: PreTrainedModel, recipe: Recipe, teacher_config: PreTrainedConfig, teacher: Weights) -> None:
+    """Put in the place of its random numbers what ``student.init`` takes of ``teacher``."""
+    if recipe.student.init == "teacher":
+        copy_every_kth_layer(teacher, student, recipe.teacher.layer, student_ids_of(recipe))
+    elif recipe.student.init == "pca":
+        project_embeddings(teacher, teacher_config, student, student_ids_of(recipe))
+
+
+def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer that the student is exported with: the teacher's, or that of its own smaller vocabulary."""
+    if recipe.student.vocab:
+        return load_tokenizer(recipe.student.vocab)
+    return load_tokenizer(recipe.teacher.model, recipe.teacher.revision)

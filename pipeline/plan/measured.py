@@ -1,0 +1,191 @@
+"""The run behind ``python -m pipeline.plan RECIPE --measure``, in each of its processes.
+
+It hosts a teacher of random weights, makes the students' engines and does two updates, all by the code of a run, and looks
+at the process's resident memory. That rises by what the model predicts; what the framework itself takes is there before,
+since the same is done first with tiny models. Nothing is compiled: a compiler's own memory is not the models'.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from data_prep.cli import Parser, run_command
+from pipeline.engines.memory import choose_hosting
+from pipeline.engines.ranks import Ranks, start_ranks
+from pipeline.engines.student import student_engine
+from pipeline.engines.teacher import host_teacher
+from pipeline.measuring import process_status, return_freed_memory
+from pipeline.models.cut import empty_encoder
+from pipeline.models.fit import check_teacher, student_config_of, teacher_config_of
+from pipeline.models.precision import DTYPES
+from pipeline.models.students import build_student, student_config
+from pipeline.models.units import lacks_bf16_units
+from pipeline.plan.comparison import Comparison
+from pipeline.plan.memory import memory_of
+from pipeline.plan.sizes import UNCOMPILED_BLOCKS, Device, cut_of
+from pipeline.relations import block_bytes
+from pipeline.settings.reading import load_recipes
+from pipeline.settings.recipe import Recipe, teacher_layers
+from pipeline.training.start import trained_part
+from pipeline.training.step import Clock, update
+from pipeline.training.trainee import Trainee
+
+STEPS = 2  # Adam's moments come with the first
+_ACCUMULATION = 2  # micro-batches of a step, at most: more need no more memory
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, which comparison.py calls."""
+    parser = Parser(prog="python -m pipeline.plan.measured", description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*")
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_intermixed_args()
+    return_freed_memory()
+    ranks = start_ranks()
+    rows = measured(load_recipes(options.recipe, options.overrides), ranks)
+    if ranks.first:
+        print(json.dumps([dataclasses.asdict(row) for row in rows]), flush=True)
+    dist.destroy_process_group()
+
+
+def measured(recipes: list[Recipe], ranks: Ranks) -> list[Comparison]:
+    """Model and run of ``recipes``, on the rank that held most."""
+    config = teacher_config_of(recipes[0])
+    for recipe in recipes:
+        check_teacher(recipe, config)
+    few = ranks.world * recipes[0].micro_batch * min(_ACCUMULATION, recipes[0].accumulation(ranks.world))
+    teacher = dataclasses.replace(recipes[0].teacher, micro_batch=0)  # a window that divides the smaller batch too
+    recipes = [dataclasses.replace(recipe, batch=few, compile="none", teacher=teacher) for recipe in recipes]
+
+    _rises(*_tiny(recipes, config), ranks)
+    rises = _rises(recipes, config, ranks)
+    worst = torch.tensor(list(rises.values()))
+    dist.all_reduce(worst, dist.ReduceOp.MAX)
+    model = _model(recipes, config, ranks)
+    return [Comparison(what, model[what], run) for what, run in zip(rises, worst.tolist(), strict=True)]
+
+
+def _tiny(recipes: list[Recipe], config: PreTrainedConfig) -> tuple[list[Recipe], PreTrainedConfig]:
+    """The same run with models of almost no size."""
+    width = math.lcm(recipes[0].relation_heads, recipes[0].student.heads)
+    heads = recipes[0].student.heads
+    small = student_config(config, 2, width, heads, width, 0.0, recipes[0].teacher.layer)
+    small.vocab_size = 100
+    teacher = dataclasses.replace(recipes[0].teacher, layer=2)
+    made = []
+    for recipe in recipes:
+        student = dataclasses.replace(recipe.student, layers=2, hidden=width, heads=heads, init="random", vocab="")
+        made.append(dataclasses.replace(recipe, teacher=teacher, student=student, length=16))
+    return made, small
+
+
+def _rises(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dict[str, int]:
+    """Bytes by which this process's resident memory is higher than at the call, at each stage of a run."""
+    recipe, start = recipes[0], _resident()
+    *earlier, layer = layers = teacher_layers(recipes)
+    cut, _ = empty_encoder(config, layer, earlier=tuple(earlier))
+    shapes = {name: p.shape for name, p in cut.named_parameters()}
+    generator = torch.Generator().manual_seed(recipe.seed)
+
+    def random_weights(name: str) -> Tensor:
+        return torch.randn(shapes[name], generator=generator).mul_(0.02)
+
+    teach, _ = host_teacher(recipe, ranks, cut, choose_hosting(recipe, ranks, cut), random_weights)
+    rises = {"teacher hosted": _resident() - start}
+
+    trainees = [_trainee(own, config, layers, ranks) for own in recipes]
+    rises["students' engines made"] = _resident() - start
+
+    vocabulary, samples = min(config.vocab_size, 1000), recipe.batch // ranks.world
+    ids = torch.randint(5, vocabulary, (samples, recipe.length), generator=generator)
+    for step in range(STEPS):
+        peaks = Peaks()
+        update(trainees, teach, ids, step, ranks, None, peaks)
+        rises["between steps"] = _resident() - start
+    return rises | {part: peak - start for part, peak in peaks.by_part().items()}
+
+
+def _trainee(recipe: Recipe, config: PreTrainedConfig, layers: tuple[int, ...], ranks: Ranks) -> Trainee:
+    model = build_student(student_config_of(recipe, config), recipe.seed)
+    student, names, tail = trained_part(recipe, model, config.hidden_size)
+    engine = student_engine(recipe, ranks, student)
+    return Trainee(recipe, engine, names=names, tail=tail, teacher_layers=layers)
+
+
+class Peaks(Clock):
+    """A clock that takes memory, not time: the highest resident memory in each part of an update."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self._peaks: list[tuple[str, int]] = []
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        yield
+        self._peaks.append((part, process_status("VmHWM")))
+
+    def by_part(self) -> dict[str, int]:
+        """Peaks by the model's parts: a student has a forward, the loss, and then a backward in each micro-batch."""
+        names = {"teacher": "teacher's pass", "loss": "student's pass", "optimizer": "update"}
+        peaks: dict[str, int] = {}
+        after_loss = False
+        for part, peak in self._peaks:
+            name = names.get(part) or ("backward" if after_loss else "student's pass")
+            after_loss = part == "loss"
+            peaks[name] = max(peak, peaks.get(name, 0))
+        return peaks | {"peak": max(peaks.values())}
+
+
+def _model(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dict[str, float]:
+    """The memory model's numbers for this run on this machine."""
+    recipe, number = recipes[0], DTYPES[recipes[0].precision].itemsize
+    teacher = cut_of(config, recipe.teacher.layer)
+    students = [cut_of(student_config_of(own, config), own.student.layers) for own in recipes]
+    device = Device(
+        number,
+        block=block_bytes(torch.device("cpu")),
+        blocks=UNCOMPILED_BLOCKS,
+        cpu=True,
+        widens=recipe.precision == "bf16" and lacks_bf16_units(torch.device("cpu")),
+    )
+    hosting = choose_hosting(recipe, ranks, empty_encoder(config, recipe.teacher.layer)[0])
+    memory = memory_of(recipes, teacher, students, hosting, ranks.world, device)
+    held = number * hosting.per_rank
+    engines_made = held + memory.parts["untrained tail, on the host"] + sum(state.at_start for state in memory.states)
+    phases = memory.phases
+    return {
+        "teacher hosted": held,
+        "students' engines made": engines_made,
+        **{name: phases[name] for name in ("between steps", "teacher's pass", "student's pass", "update")},
+        "backward": max(phases["student's pass"], phases["averaging gradients"]),
+        "peak": memory.peak,
+    }
+
+
+def _resident() -> int:
+    """Bytes of this process that are in memory, once what it no longer needs has been given back."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    return process_status("VmRSS")
+
+
+if __name__ == "__main__":
+    run_command(main)

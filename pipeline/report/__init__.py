@@ -1,0 +1,1 @@
+"""Reports, for a person, of scores or of one run."""

@@ -1,0 +1,114 @@
+"""Report on scores or on one run.
+
+python -m pipeline.report RESULTS_DIR [--runs RUN_DIR …] [--teacher NAME]
+    students compared with their teacher and with the papers, from the results of pipeline.evaluate and pipeline.speed:
+    RESULTS_DIR/report.md with its charts, and report.html, one file that needs nothing else
+python -m pipeline.report RUN_DIR STUDENT_FOLDER
+    sizes, measured speed-up, held-out losses and relation maps of a run and its exported student
+"""
+
+import argparse
+from pathlib import Path
+
+from data_prep.cli import Parser, UserError, run_command
+from data_prep.files import write_atomic, write_text
+from pipeline.artifacts.results import inner_runs, make_folder, read_results
+from pipeline.report.beside_papers import paper_section
+from pipeline.report.distilled import runs_section
+from pipeline.report.origin import origin_section
+from pipeline.report.page import html, words
+from pipeline.report.scores import Scores, check, find_teacher
+from pipeline.report.sections import (
+    language_section,
+    retention_section,
+    scores_section,
+    speed_section,
+    summarise,
+)
+
+
+def make(folder: Path, runs: list[Path], teacher: str | None = None, all_tables: bool = False) -> tuple[str, list[str]]:
+    """Write report.md, its charts and report.html into ``folder``. Returns the Markdown text and a short summary."""
+    results = read_results(folder)
+    make_folder(folder)
+    check(results)
+    scores = Scores(results, find_teacher(results, teacher))
+    summary = summarise(scores)
+    name = f"Scores compared with {scores.teacher}" if scores.teacher else f"Scores of {scores.models[0]}"
+    lines = [f"# {words(name)}", "", *(f"* {words(line)}" for line in summary), ""]
+    charts: dict[str, bytes] = {}
+    for section, drawn in (
+        scores_section(scores),
+        retention_section(scores),
+        paper_section(scores, all_tables),
+        language_section(scores),
+        speed_section(scores),
+        runs_section(runs),
+        origin_section(scores),
+    ):
+        lines += section
+        charts |= drawn
+    text = "\n".join(lines).rstrip() + "\n"
+    _write(folder, text, html(name, text, charts), charts)
+    return text, summary
+
+
+def _write(folder: Path, text: str, page: str, charts: dict[str, bytes]) -> None:
+    """Write the files and delete charts of previous reports; report.md, which links to the charts, comes last."""
+    for old in folder.glob("report-*.svg"):
+        if old.name not in charts:
+            old.unlink()
+    for name, chart in charts.items():
+        write_atomic(folder / name, chart)
+    write_text(folder / "report.html", page)
+    write_text(folder / "report.md", text)
+
+
+def parser() -> Parser:
+    made = Parser(
+        prog="python -m pipeline.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    add("folder", type=Path, metavar="RESULTS_DIR | RUN_DIR", help="a results folder, or the folder of a run")
+    add(
+        "student",
+        type=Path,
+        metavar="STUDENT_FOLDER",
+        nargs="?",
+        help="the student that pipeline.export made of the run",
+    )
+    add("--runs", type=Path, nargs="+", default=[], metavar="RUN_DIR", help="distillation runs, for their curves")
+    add("--teacher", metavar="NAME", help="the model that the others are compared with")
+    add("--all-tables", action="store_true", help="also the papers' tables of tasks that were not scored")
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
+    if options.student:
+        _report_run(options)
+    else:
+        _report_results(options)
+
+
+def _report_run(options: argparse.Namespace) -> None:
+    if options.runs or options.teacher or options.all_tables:
+        raise UserError("--runs, --teacher and --all-tables are for a results folder; leave the student's folder out")
+    from pipeline.report.run import report  # torch takes seconds
+
+    print(report(options.folder, options.student))
+
+
+def _report_results(options: argparse.Namespace) -> None:
+    if (options.folder / "checkpoints").is_dir():
+        remedy = f"python -m pipeline.report {options.folder} STUDENT_FOLDER, or --runs {options.folder} with a results folder"
+        raise UserError(f"{options.folder}: the folder of a run, not of results; {remedy}")
+    if inner := inner_runs(options.folder):
+        remedy = f"--runs {' '.join(inner)} with a results folder"
+        raise UserError(f"{options.folder}: the folder of several runs, not of results; {remedy}")
+    _, summary = make(options.folder, options.runs, options.teacher, options.all_tables)
+    print("\n".join([*summary, f"{options.folder / 'report.md'}", f"{options.folder / 'report.html'}"]))
+
+
+if __name__ == "__main__":
+    run_command(main)

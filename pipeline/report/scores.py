@@ -1,0 +1,256 @@
+"""Figures from the cells of a results folder, what a student keeps of its teacher, and notes that belong to them."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.cli import UserError, some
+from pipeline.artifacts.results import Best, Cell, Results, at, best, by_setting, mean_and_spread, shown_mean
+from pipeline.paper import XNLI
+from pipeline.report.page import NONE
+
+# In the order of the papers; other tasks come after these, by name.
+TITLES = {
+    "squad2": "SQuAD 2.0",
+    "mnli": "MNLI",
+    "sst2": "SST-2",
+    "qnli": "QNLI",
+    "cola": "CoLA",
+    "rte": "RTE",
+    "mrpc": "MRPC",
+    "qqp": "QQP",
+    "stsb": "STS-B",
+    "squad1": "SQuAD 1.1",
+    "xnli": "XNLI",
+    "mlqa": "MLQA",
+    "xquad": "XQuAD",
+}
+
+METRICS = {
+    "f1": "F1",
+    "exact_match": "exact match",
+    "matthews": "Matthews",
+    "accuracy_mm": "mismatched",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+}
+
+
+class Figure(NamedTuple):
+    """Mean and sample standard deviation over ``n`` seeds, in percent; no spread of one seed."""
+
+    mean: float
+    spread: float | None
+    n: int
+
+
+def figure_of(scores: list[float]) -> Figure:
+    return Figure(*mean_and_spread(scores), len(scores))
+
+
+def shown(figure: Figure | None) -> str:
+    """`72.0 ± 2.0 (3)`, with the number of seeds."""
+    return NONE if figure is None else f"{shown_mean(figure.mean, figure.spread)} ({figure.n})"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The results, and the name of the teacher among the models, if there is one."""
+
+    results: Results
+    teacher: str | None
+
+    @property
+    def models(self) -> list[str]:
+        """The teacher, then students of a distillation, then others, by name."""
+        known = self.results.models
+        return sorted(known, key=lambda name: (name != self.teacher, not known[name].get("distillation"), name))
+
+    @property
+    def tasks(self) -> list[str]:
+        """All tasks that any model was trained on, in the papers' order."""
+        names = {cell.task for cell in self.results.cells} | {failure.task for failure in self.results.failures}
+        return [name for name in TITLES if name in names] + sorted(names - TITLES.keys())
+
+    def primary(self, task: str) -> str:
+        """The metric that the tables show of a task."""
+        return next((cell.primary for cell in self.results.cells if cell.task == task), "")
+
+    def best(self, model: str, task: str) -> Best | None:
+        cells = self.results.of(model, task)
+        return best(cells) if cells else None
+
+    def chosen(self, model: str, task: str) -> list[Cell]:
+        """The cells of the best setting, by seed."""
+        found = self.best(model, task)
+        return at(self.results.of(model, task), found.setting) if found else []
+
+    def figure(self, model: str, task: str, metric: str = "") -> Figure | None:
+        """A score at the best setting: the primary one, or another. None if there is no such score."""
+        scores = [cell.scores.get(metric or cell.primary) for cell in self.chosen(model, task)]
+        values = [score for score in scores if score is not None]
+        return figure_of(values) if values else None
+
+    def retention(self, model: str, task: str) -> float | None:
+        """The model's mean in percent of the teacher's; None where either is missing or the teacher's is not above 0."""
+        theirs = self.figure(self.teacher, task) if self.teacher else None
+        own = self.figure(model, task)
+        return 100 * own.mean / theirs.mean if own and theirs and theirs.mean > 0 else None
+
+    def average_retention(self, model: str) -> tuple[float, int] | None:
+        """The mean of the retention over the tasks that model and teacher both have, and how many those are."""
+        kept = [value for task in self.tasks if (value := self.retention(model, task)) is not None]
+        return (sum(kept) / len(kept), len(kept)) if kept else None
+
+
+def title(task: str) -> str:
+    return TITLES.get(task, task)
+
+
+def metric_name(metric: str) -> str:
+    return METRICS.get(metric, metric)
+
+
+def shown_setting(settings: dict) -> str:
+    """`lr 3e-05, 3 epochs, batch 32, length 128` and all other settings."""
+    epochs = "{:g} epoch" if settings.get("epochs") == 1 else "{:g} epochs"
+    known = {"learning_rate": "lr {:g}", "epochs": epochs, "batch": "batch {}", "length": "length {}"}
+    parts = [form.format(settings[key]) for key, form in known.items() if isinstance(settings.get(key), int | float)]
+    others = [f"{key} {value}" for key, value in sorted(settings.items()) if key not in known and value is not None]
+    return ", ".join(parts + others)
+
+
+def languages_of(cells: Iterable[Cell], metric: str = "") -> list[str]:
+    """The languages with scores of their own, like `f1/de`, by this metric or any: in the order of the paper's XNLI table.
+
+    Those that the paper lacks come after, by name.
+    """
+    names = {name for cell in cells for name in cell.scores if "/" in name}
+    found = {name.partition("/")[2] for name in names if not metric or name.startswith(f"{metric}/")}
+    order = [column.label for column in XNLI.columns]
+    return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+# --- the teacher ------------------------------------------------------------------------------------------------------
+
+
+def find_teacher(results: Results, name: str | None) -> str | None:
+    """The model that others are compared with: ``name``, else the students' teacher, else the reference of the speeds.
+
+    None for a single model. Raises UserError where it is not clear, naming the choices.
+    """
+    choices = some(list(results.models), 12)
+    if name is not None:
+        if name not in results.models:
+            near = difflib.get_close_matches(name, results.models, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {choices}"
+            raise UserError(f"--teacher {name}: no results of it in {results.folder}; {hint}")
+        return name
+    if len(results.models) < 2:
+        return None
+    for found in (_teachers(results), _references(results)):
+        if len(found) == 1:
+            return found.pop()
+        if found:
+            raise UserError(f"{results.folder}: several teachers ({some(sorted(found))}); name one with --teacher NAME")
+    raise UserError(f"{results.folder}: which model is the teacher? --teacher NAME says it; there are {choices}")
+
+
+def _teachers(results: Results) -> set[str]:
+    """The models here that are the first teacher of some student."""
+    found = set()
+    for model in results.models.values():
+        stages = model.get("distillation")
+        first = stages[0] if isinstance(stages, list) and stages else None
+        if isinstance(first, dict) and (teacher := _teacher_of(results, first)):
+            found.add(teacher)
+    return found
+
+
+def _references(results: Results) -> set[str]:
+    return {record["reference"] for record in results.speeds.values()} & results.models.keys()
+
+
+def _teacher_of(results: Results, stage: dict) -> str | None:
+    """The model here that was the teacher of a stage: the one of its path, else of its name."""
+    recipe = stage.get("recipe", stage)
+    teacher = recipe.get("teacher") if isinstance(recipe, dict) else None
+    wanted = teacher.get("model") if isinstance(teacher, dict) else None
+    if not isinstance(wanted, str):
+        return None
+    path, names = Path(wanted).resolve(), (wanted.replace("/", "--"), Path(wanted).name)
+    of_path = [name for name, model in results.models.items() if Path(model["path"]).resolve() == path]
+    of_name = [name for name, model in results.models.items() if model["name"] in names]
+    for found in (of_path, of_name):
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+# --- notes ------------------------------------------------------------------------------------------------------------
+
+
+def check(results: Results) -> None:
+    """Raise UserError for a folder without scores, or with scores of other weights than its model's."""
+    if not results.cells and not results.failures:
+        raise UserError(f"{results.folder}: no scores; python -m pipeline.evaluate … --out {results.folder} makes them")
+    for cell in results.cells:
+        known = results.models[cell.model]["weights"]
+        if cell.weights != known:
+            raise UserError(
+                f"{cell.path}: scored with the weights {cell.weights}, but {cell.model} is {known} by its model.json; "
+                "delete it and evaluate again"
+            )
+
+
+def missing(scores: Scores) -> list[tuple[str, list[str]]]:
+    """(model, the tasks in which others have a score and it has none)."""
+    gaps = [(model, [task for task in scores.tasks if not scores.results.of(model, task)]) for model in scores.models]
+    return [(model, tasks) for model, tasks in gaps if tasks]
+
+
+def unequal(scores: Scores) -> list[str]:
+    """Sentences on differences between the models that make scores less comparable."""
+    sentences = []
+    for task in scores.tasks:
+        cells = {model: own for model in scores.models if (own := scores.results.of(model, task))}
+        properties: dict[str, dict[str, Any]] = {
+            "seeds": {model: shown_seeds(scores.chosen(model, task)) for model in cells},
+            "settings tried": {model: len(by_setting(own)) for model, own in cells.items()},
+            "data": {model: _each(map(_data, own)) for model, own in cells.items()},
+            "precision": {model: _each(cell.precision for cell in own) for model, own in cells.items()},
+            "scored split": {model: _each(cell.split for cell in own) for model, own in cells.items()},
+        }
+        for name, values in properties.items():
+            if len(set(values.values())) > 1:
+                by_model = "; ".join(f"{model} {value}" for model, value in values.items())
+                sentences.append(f"{title(task)}, {name} differ: {by_model}")
+    return sentences
+
+
+def shown_seeds(cells: list[Cell]) -> str:
+    return " ".join(str(cell.settings.get("seed", "?")) for cell in cells)
+
+
+def _each(values: Iterable[str]) -> str:
+    return ", ".join(sorted(set(values)))
+
+
+def _data(cell: Cell) -> str:
+    return f"{cell.data.get('source')} ({str(cell.data.get('fingerprint'))[:8]})"
+
+
+def unfinished(scores: Scores) -> list[str]:
+    """Sentences on settings that the choice of the best leaves out because they have fewer seeds."""
+    sentences = []
+    for model in scores.models:
+        for task in scores.tasks:
+            groups = by_setting(scores.results.of(model, task))
+            most = max((len(cells) for _, cells in groups), default=0)
+            fewer = [shown_setting(setting) for setting, cells in groups if len(cells) < most]
+            if fewer:
+                settings = some(fewer, apart="; ")
+                sentences.append(f"{model}, {title(task)}: not compared, with fewer than {most} seeds: {settings}")
+    return sentences

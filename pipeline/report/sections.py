@@ -1,0 +1,219 @@
+"""The report's sections on scores, retention, languages and speed, and its summary."""
+
+from pipeline.artifacts.results import Failure, measured_on
+from pipeline.paper import size, speedup
+from pipeline.report.page import NONE, Section, linked, table, words
+from pipeline.report.scores import (
+    Figure,
+    Scores,
+    languages_of,
+    metric_name,
+    missing,
+    shown,
+    shown_setting,
+    title,
+    unequal,
+    unfinished,
+)
+
+
+def summarise(scores: Scores) -> list[str]:
+    """The report in a few plain sentences."""
+    models, tasks = scores.models, scores.tasks
+    sentences = [f"{_count(len(models), 'model')} on {_count(len(tasks), 'task')}: {', '.join(map(title, tasks))}."]
+    if scores.teacher is None:
+        return [*sentences, "A single model: nothing to compare it with."]
+    sentences.append(f"The teacher is {scores.teacher}.")
+    for model in models:
+        kept = scores.average_retention(model)
+        if model != scores.teacher and kept:
+            sentences.append(f"{model} keeps {kept[0]:.1f} % of it, on average over {_count(kept[1], 'task')}.")
+    if gaps := sum(len(tasks) for _, tasks in missing(scores)):
+        sentences.append(f"{_count(gaps, 'score')} not there; see below.")
+    return sentences
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def scores_section(scores: Scores) -> Section:
+    """A table of all models and tasks; notes on missing, failed and differently made scores; a chart of each task."""
+    head = [
+        "model",
+        "size",
+        *(words(f"{title(task)}, {metric_name(scores.primary(task))}".rstrip(", ")) for task in scores.tasks),
+    ]
+    rows = [
+        [_name(scores, model), _size(scores, model), *(shown(scores.figure(model, task)) for task in scores.tasks)]
+        for model in scores.models
+    ]
+    lines = [
+        "## Scores",
+        "",
+        "Mean ± sample standard deviation over seeds (how many), in percent, at the best learning rate and number of epochs "
+        "by that mean.",
+        "",
+        *table(head, rows, left=2),
+        "",
+        *_notes(scores),
+        *_other_metrics(scores),
+    ]
+    charts = {
+        f"report-scores-{task}.svg": _bars(scores, task)
+        for task in scores.tasks
+        if any(scores.figure(model, task) for model in scores.models)
+    }
+    if charts:
+        lines += [
+            "Whiskers are the standard deviation; the dashed line is the teacher.",
+            "",
+            *linked(charts, "Scores"),
+        ]
+    return lines, charts
+
+
+def _name(scores: Scores, model: str) -> str:
+    return f"**{words(model)}** (teacher)" if model == scores.teacher else words(model)
+
+
+def _size(scores: Scores, model: str) -> str:
+    return size(scores.results.models[model]["layers"], scores.results.models[model]["hidden"])
+
+
+def _notes(scores: Scores) -> list[str]:
+    """A list of what a reader must know of the table above."""
+    notes = [
+        f"not there yet ({NONE}): {words(model)} in {words(', '.join(map(title, tasks)))}"
+        for model, tasks in missing(scores)
+    ]
+    notes += [f"**failed:** {words(_cell(failure))}: {words(failure.error)}" for failure in scores.results.failures]
+    notes += map(words, [*unfinished(scores), *unequal(scores)])
+    return [*(f"* {note}" for note in notes), ""] if notes else []
+
+
+def _cell(failure: Failure) -> str:
+    seed = f", seed {failure.settings['seed']}" if "seed" in failure.settings else ""
+    setting = {key: value for key, value in failure.settings.items() if key != "seed"}
+    return f"{failure.model}, {title(failure.task)}, {shown_setting(setting)}{seed}"
+
+
+def _other_metrics(scores: Scores) -> list[str]:
+    """A table of the metrics that are not shown above, except those by language."""
+    columns = []
+    for task in scores.tasks:
+        names = {name for cell in scores.results.cells if cell.task == task for name in cell.scores if "/" not in name}
+        columns += [(task, name) for name in sorted(names - {scores.primary(task)})]
+    if not columns:
+        return []
+    head = ["other metrics of the same runs", *(words(f"{title(task)}, {metric_name(name)}") for task, name in columns)]
+    rows = [[words(m), *(shown(scores.figure(m, task, name)) for task, name in columns)] for m in scores.models]
+    return [*table(head, rows), ""]
+
+
+def retention_section(scores: Scores) -> Section:
+    """A table of each model's scores in percent of the teacher's."""
+    if not scores.teacher:
+        return [], {}
+    titles = [words(title(task)) for task in scores.tasks]
+    head = [f"percent of {words(scores.teacher)}", *titles, "average", "over"]
+    lines = [
+        "## Retention",
+        "",
+        "A model's mean in percent of the teacher's; the average is over the tasks that both have.",
+        "",
+        *table(head, [_kept(scores, model) for model in scores.models if model != scores.teacher]),
+        "",
+    ]
+    return lines, {}
+
+
+def _kept(scores: Scores, model: str) -> list[str]:
+    each = [scores.retention(model, task) for task in scores.tasks]
+    average = scores.average_retention(model)
+    last = [f"**{average[0]:.1f}**", _count(average[1], "task")] if average else [NONE, NONE]
+    return [words(model), *(NONE if value is None else f"{value:.1f}" for value in each), *last]
+
+
+def _bars(scores: Scores, task: str) -> bytes:
+    from pipeline.report import charts  # matplotlib takes a second
+
+    scored = [model for model in scores.models if any(scores.figure(model, task) for task in scores.tasks)]
+    rows = []
+    for model in scored:
+        own = scores.figure(model, task)
+        rows.append(charts.Bar(model, own and own.mean, own and own.spread, model == scores.teacher))
+    return charts.bars(title(task), f"{metric_name(scores.primary(task))} [%]", rows)
+
+
+def language_section(scores: Scores) -> Section:
+    """A table for each task and metric that has several languages, with a column for each."""
+    lines = []
+    for task in scores.tasks:
+        cells = [cell for cell in scores.results.cells if cell.task == task]
+        primary = scores.primary(task)
+        metrics = {name.partition("/")[0] for cell in cells for name in cell.scores if "/" in name}
+        for metric in sorted(metrics, key=lambda name: (name != primary, name)):
+            languages = languages_of(cells, metric)
+            if len(languages) > 1:
+                lines += _languages(scores, task, metric, languages)
+    if not lines:
+        return [], {}
+    return ["## By language", "", "Means over the seeds of the setting shown above.", "", *lines], {}
+
+
+def _languages(scores: Scores, task: str, metric: str, languages: list[str]) -> list[str]:
+    columns = [metric, *(f"{metric}/{language}" for language in languages)]
+    rows = []
+    for model in scores.models:
+        if scores.figure(model, task):
+            figures = [scores.figure(model, task, column) for column in columns]
+            rows.append([_name(scores, model), *map(_mean, figures)])
+    head = [words(f"{title(task)}, {metric_name(metric)}"), "average", *map(words, languages)]
+    return [*table(head, rows), ""]
+
+
+def _mean(figure: Figure | None) -> str:
+    return NONE if figure is None else f"{figure.mean:.1f}"
+
+
+def speed_section(scores: Scores) -> Section:
+    """A table of sizes and measured speed-ups, with the paper's."""
+    models, speeds = scores.results.models, scores.results.speeds
+    head = ["model", "size", "word embeddings", "Transformer", "all", "times as fast", "as", "paper"]
+    rows = []
+    for name in scores.models:
+        counts = [_millions(models[name]["parameters"].get(key)) for key in ("embeddings", "transformer", "total")]
+        rows.append([_name(scores, name), _size(scores, name), *counts, *_speed(scores, name)])
+    measured = sorted({f"{measured_on(record)}, medians" for record in speeds.values()})
+    unmeasured = [name for name in scores.models if name not in speeds and name not in _references(speeds)]
+    lines = ["## Parameters and speed", "", "Millions of parameters, counted as in the papers.", ""]
+    lines += [*table(head, rows, left=2), ""]
+    lines += [f"* measured: {words(how)}" for how in measured]
+    if unmeasured:
+        lines.append(f"* speed of {words(', '.join(unmeasured))}: not measured; `python -m pipeline.speed` does it")
+    lines.append(
+        "* paper: MiniLM, arXiv 2002.10957, over 12x768; where the reference here has another shape, the quotient of the "
+        "paper's two figures; empty where it has no such shape"
+    )
+    return [*lines, ""], {}
+
+
+def _references(speeds: dict[str, dict]) -> set[str]:
+    return {record["reference"] for record in speeds.values()}
+
+
+def _millions(count: object) -> str:
+    return f"{count / 1e6:.1f}" if isinstance(count, int) else NONE
+
+
+def _speed(scores: Scores, name: str) -> list[str]:
+    """The measured speed-up, the model that it is over, and the paper's figure for these shapes."""
+    record = scores.results.speeds.get(name)
+    if record is None:
+        return ["1", "itself", ""] if name in _references(scores.results.speeds) else [NONE, "", ""]
+    reference = record["reference"]
+    theirs = None
+    if reference in scores.results.models:
+        theirs = speedup(_size(scores, name), _size(scores, reference))
+    return [f"{record['speedup']:.2f}", words(reference), "" if theirs is None else f"{theirs:.2f}"]

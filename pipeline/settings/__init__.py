@@ -1,0 +1,1 @@
+"""A recipe: its keys, its reading, its checks. No torch."""

@@ -1,0 +1,236 @@
+"""Recipes read from TOML: bases, stages, several students, overrides of the command line."""
+
+import copy
+import dataclasses
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.cli import UserError
+from pipeline.settings.recipe import Recipe
+from pipeline.settings.values import Tables, build
+
+SHIPPED = Path(__file__).parent.parent / "recipes"
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """The recipe of a file that has one student. Raises UserError for one with several."""
+    recipes = load_recipes(path, overrides)
+    if len(recipes) > 1:
+        raise UserError(f"{path}: has {len(recipes)} students; this takes a recipe with one")
+    return recipes[0]
+
+
+def load_recipes(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> list[Recipe]:
+    """The recipes of a file that has one stage, or of that which the override ``stage=NAME`` picks.
+
+    ``[student]`` gives one recipe. Each of several ``[[student]]`` has a ``name`` and gives one with ``out`` = OUT/NAME: they
+    differ in nothing else, share one teacher pass, and each could be run alone.
+    """
+    stages = load_stages(path, overrides)
+    if len(stages) > 1:
+        names = ", ".join(recipes[0].stage for recipes in stages)
+        raise UserError(f"{path}: has the stages {names}; this takes one: pick it by stage=NAME")
+    return stages[0]
+
+
+def load_stages(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> list[list[Recipe]]:
+    """Read a recipe file or a shipped recipe's name, apply ``key=value`` overrides, check it; the recipes of each stage.
+
+    ``base`` names a recipe whose tables the file, or a stage, goes over. Each of several ``[[stage]]`` has a ``name``, goes
+    over what the stages have in common, and gives recipes with ``out`` = OUT/NAME; its teacher is the student of the stage
+    before. A file without stages is one stage.
+    """
+    file = find_recipe(path)
+    values = _read(file)
+    picks = [text for key, _, text in (override.partition("=") for override in overrides) if key.strip() == "stage"]
+    picked = picks[-1] if picks else None
+    overrides = [override for override in overrides if override.partition("=")[0].strip() != "stage"]
+    if "stage" not in values:
+        if picked is not None:
+            raise UserError(f"command line: stage={picked}: {file.name} has no stages")
+        for override in overrides:
+            _override(values, override)
+        return [_recipes_of(values, file.name, {"root": values.get("out")})]
+    stages: list[list[Recipe]] = []
+    for number, (name, tables) in enumerate(_stages(values, file, overrides)):
+        root, source, previous = tables.pop("root"), f"{file.name}, stage {name}", None
+        if number:
+            if len(stages[-1]) > 1:
+                raise UserError(f"{source}: the stage before has {len(stages[-1])} students; a teacher is one")
+            previous = stages[-1][0]
+            own = {"model": str(previous.exported), "layer": previous.student.layers, "revision": "main"}
+            given = tables.get("teacher", {})
+            tables["teacher"] = given | own if isinstance(given, dict) else given  # which is refused as any other's
+        stages.append(_recipes_of(tables, source, {"root": root, "stage": name, "previous": previous}))
+    names = [recipes[0].stage for recipes in stages]
+    if picked is not None and picked not in names:
+        raise UserError(f"command line: stage={picked}: {file.name} has the stages {', '.join(names)}")
+    return [recipes for recipes, name in zip(stages, names, strict=True) if picked in (None, name)]
+
+
+def _recipes_of(values: Tables, source: str, place: Tables) -> list[Recipe]:
+    """The checked recipe of each student."""
+    built = [build(Recipe, tables, named) for tables, named in _one_by_one(values, source)]
+    recipes = [dataclasses.replace(recipe, **place) for recipe in built]
+    for recipe in recipes:
+        recipe.check()
+    return recipes
+
+
+def _read(file: Path, above: tuple[Path, ...] = ()) -> Tables:
+    """The tables of a recipe file, over those of its ``base``."""
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{file}: not valid TOML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 at byte {error.start}") from None
+    return _over_base(values, file, (*above, file.resolve()))
+
+
+def _over_base(values: Tables, file: Path, above: tuple[Path, ...]) -> Tables:
+    if "base" not in values:
+        return values
+    name = values["base"]
+    if not isinstance(name, str):
+        raise UserError(f"{file}: base = {name!r}: must be a recipe's file or the name of a shipped one")
+    neighbour = file.parent / name
+    base = neighbour if neighbour.is_file() else find_recipe(name)
+    if base.resolve() in above:
+        raise UserError(f"{file}: base = {name!r}: goes around in a circle")
+    return _merged(_read(base, above), {key: value for key, value in values.items() if key != "base"})
+
+
+def _merged(under: Tables, over: Tables) -> Tables:
+    """``over`` over ``under``, table by table."""
+    tables = {
+        key: _merged(under[key], value)
+        for key, value in over.items()
+        if isinstance(value, dict) and isinstance(under.get(key), dict)
+    }
+    return under | over | tables
+
+
+def _stages(values: Tables, file: Path, overrides: list[str]) -> Iterator[tuple[str, Tables]]:
+    """Name and tables of each stage, and in them the root; overrides reach all, one by stage.NAME.key, or the first."""
+    stages, common = values["stage"], {key: value for key, value in values.items() if key != "stage"}
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise UserError(f"{file.name}: stage = {stages!r}: write each as a table [[stage]] with a name")
+    names = [_named(stage, [other.get("name") for other in stages], "stage", file.name) for stage in stages]
+    _check_overrides(overrides, names, file)
+    if "out" not in common and not any(override.startswith("out=") for override in overrides):
+        raise UserError(f"{file.name}: out is missing; stages need one, their run folders are OUT/NAME")
+    for number, (name, stage) in enumerate(zip(names, stages, strict=True)):
+        own = {key: value for key, value in stage.items() if key != "name"}
+        teacher = own.get("teacher")
+        of_teacher = [f"teacher.{key}" for key in teacher] if isinstance(teacher, dict) else []
+        for key in ("out", *of_teacher):
+            if (key in own or key != "out") and (why := _not_a_stages(key, number)):
+                raise UserError(f"{file.name}, stage {name}: {key} is given; {why}")
+        tables = _merged(_over_base(own, file, (file.resolve(),)), common)
+        tables = copy.deepcopy(_merged(tables, {key: value for key, value in own.items() if key != "base"}))
+        for override in overrides:
+            key, _, value = override.partition("=")
+            parts = key.strip().split(".")
+            if parts[0] == "stage":
+                if parts[1] == name:
+                    _override(tables, f"{'.'.join(parts[2:])}={value}")
+            elif key.strip() == "out" or not _not_a_stages(key.strip(), number):
+                _override(tables, override)
+        tables["root"] = out = tables.get("out")
+        if isinstance(out, str):
+            tables["out"] = str(Path(out, name))
+        yield name, tables
+
+
+def _not_a_stages(key: str, number: int) -> str:
+    """Why stage ``number``, from 0, cannot have this key of its own; empty if it can."""
+    if key == "out":
+        return "its run folder is OUT/NAME"
+    follows = number and key in ("teacher.model", "teacher.layer", "teacher.revision")
+    return "its teacher is the student of the stage before" if follows else ""
+
+
+def _check_overrides(overrides: list[str], names: list[str], file: Path) -> None:
+    """Raise UserError for an override of a stage that is not there, or of what a stage cannot have."""
+    for override in overrides:
+        key = override.partition("=")[0].strip().split(".")
+        if key[0] != "stage":
+            continue
+        if len(key) < 3 or key[1] not in names:
+            raise UserError(f"command line: {override}: write stage.NAME.key=value; {file.name} has {', '.join(names)}")
+        if why := _not_a_stages(".".join(key[2:]), names.index(key[1])):
+            raise UserError(f"command line: {override}: {why}")
+
+
+def _named(table: Tables, names: list[Any], kind: str, source: str) -> str:
+    """The name of one of several tables [[kind]], which is that of a folder."""
+    name = table.get("name")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise UserError(
+            f"{source}: [[{kind}]] name = {name!r}: each of several needs a name of letters, digits, '-', '_' and '.'"
+        )
+    if names.count(name) > 1:
+        raise UserError(f"{source}: [[{kind}]] name = {name!r}: is given twice; their run folders are OUT/NAME")
+    if f"{name}-student" in names:
+        raise UserError(f"{source}: [[{kind}]] name = '{name}-student': {name}'s student is exported to that folder")
+    return name
+
+
+def _one_by_one(values: Tables, source: str) -> Iterator[tuple[Tables, str]]:
+    """The tables of each student's own recipe, and what to call it in messages."""
+    students = values.get("student")
+    if not isinstance(students, list):
+        yield values, source
+        return
+    tables = [student if isinstance(student, dict) else {} for student in students]
+    if not tables:
+        raise UserError(f"{source}: student = []: name at least one [[student]]")
+    for table in tables:
+        _named(table, [other.get("name") for other in tables], "student", source)
+    for student in students:
+        own = {key: value for key, value in student.items() if key != "name"}
+        one = values | {"student": own}
+        if isinstance(values.get("out"), str):
+            one["out"] = str(Path(values["out"], student["name"]))
+        yield one, f"{source}, student {student['name']}"
+
+
+def find_recipe(path: str | Path) -> Path:
+    """The recipe's file: the path itself, or a recipe that is shipped under this name."""
+    file = Path(path)
+    if file.is_file():
+        return file
+    shipped = SHIPPED / f"{file.name.removesuffix('.toml')}.toml"
+    if file.parent == Path() and shipped.is_file():
+        return shipped
+    names = sorted(p.stem for p in SHIPPED.glob("*.toml"))
+    raise UserError(f"{path}: no such recipe file; shipped recipes are {', '.join(names)}")
+
+
+def _override(values: Tables, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{override!r}: overrides are written key=value, as in steps=100 or student.layers=4")
+    *tables, last = key.strip().split(".")
+    students = values.get("student")
+    if tables[:1] == ["student"] and isinstance(students, list):  # student.NAME.key: of this one; student.key: of all
+        name = ".".join(tables[1:])
+        chosen = [student for student in students if isinstance(student, dict) and name in ("", student.get("name"))]
+        if not chosen:
+            names = ", ".join(str(student.get("name")) for student in students if isinstance(student, dict))
+            raise UserError(f"command line: {key}: no student {name!r}; the recipe has {names}")
+        for student in chosen:
+            _override(student, f"{last}={text}")
+        return
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise UserError(f"command line: {key}: {table} is a value, not a table")
+    try:
+        values[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        values[last] = text

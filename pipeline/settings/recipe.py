@@ -1,0 +1,212 @@
+"""One run's settings as frozen values, the numbers that follow from them, and what can be checked without reading anything."""
+
+import dataclasses
+import json
+import math
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.cli import UserError
+from pipeline.pairs import PAIRS, VALUE_MSE
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """``[teacher]``: the frozen model, and where its relations are taken from."""
+
+    model: str  # a Hugging Face folder or hub id
+    layer: int  # counted from 1; its q, k, v are what the student learns
+    revision: str = "main"
+    micro_batch: int = 0  # sequences in one forward of the teacher, a multiple of micro_batch below; 0: the same
+    hosting: Literal["auto", "replicate", "zero3"] = "auto"
+    shard_group: Literal["world", "node"] = "world"  # zero3: shards over all ranks, or over those of each node
+    ds_config: str = "teacher_zero3.json"
+
+
+@dataclass(frozen=True)
+class Student:
+    """``[student]``: the model that is trained. Its FFN is 4 · hidden, as in the paper; its last layer learns.
+
+    A gated FFN, which the paper does not have, keeps the teacher's proportion.
+    """
+
+    layers: int
+    hidden: int
+    heads: int = 12
+    model_type: Literal["teacher", "bert"] = "teacher"  # the teacher's family, or BERT with the teacher's vocabulary
+    vocab: str = ""  # a folder of pipeline.trim_vocab, whose smaller vocabulary the student has; "": the teacher's
+    init: Literal["random", "teacher", "pca"] = "random"  # what starts as the teacher's: layers, projected embeddings
+    dropout: float = 0.1
+    ds_config: str = "student_zero1.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run's result. Batch sizes are in sequences, lengths in tokens, steps in updates."""
+
+    data: str  # folder that `python -m data_prep prepare` wrote
+    out: str  # run folder
+    teacher: Teacher
+    student: Student
+    steps: int
+    batch: int  # sequences in an optimizer step, all ranks and micro-batches together
+    micro_batch: int  # sequences in one forward on one rank
+    learning_rate: float  # at the end of the warm-up; then linear decay to zero
+    warmup_steps: int
+    length: int = 512
+    layout: Literal["full", "doc"] = "full"  # windows run across documents, or never do and are padded
+    pairs: tuple[str, ...] = ("qk", "vv")  # v_mse among them: values by their squared difference
+    transfer: Literal["last", "layer-to-layer"] = "last"  # the last layer learns, or each from one of the teacher's
+    relation_heads: int = 12
+    precision: Literal["bf16", "fp32"] = "bf16"
+    compile: Literal["none", "loss", "all"] = "loss"  # torch.compile: of the relation loss, or of the encoders as well
+    weight_decay: float = 0.01
+    adam_betas: tuple[float, ...] = (0.9, 0.999)
+    adam_eps: float = 1e-6
+    gradient_clipping: float = 1.0  # of the global norm; 0 = none
+    sampling_alpha: float = 1.0  # sources are drawn in proportion to tokens ** alpha
+    seed: int = 42
+    log_every: int = 50
+    eval_every: int = 5000
+    eval_samples: int = 1024
+    checkpoint_every: int = 5000
+    keep_checkpoints: int = 2  # the newest ones
+    keep_every: int = 0  # those of steps that are multiples of this are kept as well; 0: none
+
+    source: str = field(default="recipe", compare=False)  # the file it was read from, for messages
+    root: str = field(default="", compare=False)  # what holds the launch's own files: `out` as the file gives it
+    stage: str = field(default="", compare=False)  # its name, if the file has several
+    previous: "Recipe | None" = field(default=None, compare=False)  # the stage whose student is the teacher
+
+    def accumulation(self, ranks: int) -> int:
+        """Micro-batches that each of ``ranks`` ranks runs in one step. Raises UserError where they do not come out."""
+        if self.batch < ranks:
+            self.refuse("batch", f"fewer sequences than the {ranks} ranks; raise batch or use fewer ranks")
+        if self.batch % (ranks * self.micro_batch):
+            self.refuse(
+                "batch",
+                f"not a multiple of {ranks} ranks × micro_batch = {self.micro_batch}; "
+                f"use a multiple of {ranks * self.micro_batch} or another micro_batch",
+            )
+        return self.batch // (ranks * self.micro_batch)
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of update ``step`` (from 0): linear warm-up, then linear decay that would reach zero at ``steps``."""
+        warm = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
+        decay = (self.steps - step) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * min(1.0, warm, decay)
+
+    @property
+    def relations(self) -> tuple[str, ...]:
+        """The pairs that are relations."""
+        return tuple(pair for pair in self.pairs if pair != VALUE_MSE)
+
+    @property
+    def layers(self) -> dict[int, int]:
+        """The teacher's layer that each layer of the student learns from, by number of the student's; both counted from 1."""
+        if self.transfer == "last":
+            return {self.student.layers: self.teacher.layer}
+        return dict(enumerate(evenly_spaced(self.teacher.layer, self.student.layers), 1))
+
+    @property
+    def teacher_batch(self) -> int:
+        """Sequences in one forward of the teacher on one rank."""
+        return self.teacher.micro_batch or self.micro_batch
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.length
+
+    def check(self) -> None:
+        """Check everything that does not need data or weights. Raises UserError naming file, key and value."""
+        for key in (
+            "steps",
+            "batch",
+            "micro_batch",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            self.need(key, getattr(self, key) >= 1, "at least 1")
+        self.need("warmup_steps", self.warmup_steps >= 0, "at least 0")
+        self.need("length", self.length >= 3, "at least 3: [CLS], a token, [SEP]")
+        if self.batch % self.micro_batch:
+            self.refuse("batch", f"not a multiple of micro_batch = {self.micro_batch}")
+        if self.teacher.micro_batch < 0 or self.teacher.micro_batch % self.micro_batch:
+            self.refuse(
+                "teacher.micro_batch", f"must be a multiple of micro_batch = {self.micro_batch}, or 0 for the same"
+            )
+        for key in ("data", "out", "teacher.model"):
+            self.need(key, self._at(key) != "", "a name")
+        for key in ("learning_rate", "adam_eps"):
+            self.need(key, 0 < getattr(self, key) < math.inf, "above 0 and finite")
+        for key in ("weight_decay", "gradient_clipping", "sampling_alpha", "seed", "eval_samples", "keep_every"):
+            self.need(key, 0 <= getattr(self, key) < math.inf, "at least 0 and finite")
+        self.need(
+            "adam_betas",
+            len(self.adam_betas) == 2 and all(0 <= b < 1 for b in self.adam_betas),
+            "two in [0, 1)",
+        )
+        good = (
+            bool(self.relations) and len(set(self.pairs)) == len(self.pairs) and set(self.pairs) <= {*PAIRS, VALUE_MSE}
+        )
+        self.need("pairs", good, f"different pairs from {', '.join(PAIRS)}, with {VALUE_MSE!r} next to them at most")
+        student = self.student
+        self.need("student.layers", student.layers >= 1, "at least 1")
+        self.need("student.dropout", 0 <= student.dropout < 1, "in [0, 1)")
+        self.need("student.heads", student.heads >= 1, "at least 1")
+        self.divides("student.hidden", student.hidden, student.heads, "attention heads")
+        self.need("relation_heads", self.relation_heads >= 1, "at least 1")
+        self.divides("student.hidden", student.hidden, self.relation_heads, "relation heads")
+
+    @property
+    def exported(self) -> Path:
+        """Where the student of a stage is exported to, to be evaluated, or to be the next one's teacher."""
+        return Path(f"{self.out}-student")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, in the order of the fields, without those that say where the recipe comes from."""
+        values = dataclasses.asdict(dataclasses.replace(self, previous=None))
+        plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in values.items() if k not in PLACE}))
+        return plain
+
+    def need(self, key: str, holds: bool, wanted: str) -> None:
+        """Raise UserError naming ``key`` unless it ``holds``."""
+        if not holds:
+            self.refuse(key, f"must be {wanted}")
+
+    def divides(self, key: str, width: int, heads: int, what: str, of: str | None = None) -> None:
+        """Raise UserError naming ``key`` unless ``heads`` divide ``width``: the key's value, or that ``of`` something."""
+        if width < 1 or width % heads:
+            lower = max(width // heads, 1) * heads
+            self.refuse(
+                key,
+                f"{of or 'it'} is not divisible by {heads} {what}; "
+                + ("change the heads" if of else f"use {lower} or {lower + heads}, or change the heads"),
+            )
+
+    def refuse(self, key: str, why: str) -> typing.NoReturn:
+        """Raise UserError with the file, the key, its value and why it is refused."""
+        raise UserError(f"{self.source}: {key} = {self._at(key)!r}: {why}")
+
+    def _at(self, key: str) -> Any:
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        return value
+
+
+PLACE = ("source", "root", "stage", "previous")
+
+
+def teacher_layers(recipes: list[Recipe]) -> tuple[int, ...]:
+    """The teacher's layers that students who share its pass learn from, in order; the last one is teacher.layer."""
+    return tuple(sorted({layer for recipe in recipes for layer in recipe.layers.values()}))
+
+
+def evenly_spaced(last: int, count: int) -> list[int]:
+    """``count`` layers up to ``last``, counted from 1: of 12 layers 6 are 2, 4, … 12."""
+    return [round((i + 1) * last / count) for i in range(count)]

@@ -1,0 +1,71 @@
+"""A recipe's values: from TOML or JSON into the frozen dataclasses, each key checked against its annotation."""
+
+import dataclasses
+import difflib
+import typing
+from typing import Any, Literal, TypeVar, cast
+
+from data_prep.cli import UserError
+from pipeline.settings.recipe import PLACE, Recipe
+
+Tables = dict[str, Any]  # as a TOML or JSON reader gives them
+Built = TypeVar("Built")
+
+
+def recipe_of(values: object, source: str) -> Recipe:
+    """The recipe that ``Recipe.to_dict`` gave these values of. Raises UserError naming ``source`` if none can have."""
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: recipe = {values!r} is not what a run writes")
+    recipe = build(Recipe, values, source)
+    recipe.check()
+    return recipe
+
+
+def build(kind: type[Built], values: Tables, source: str, prefix: str = "") -> Built:
+    """``kind`` from a TOML table, each key checked against the dataclass's own annotations."""
+    fields = {spec.name: spec for spec in dataclasses.fields(cast(Any, kind)) if spec.name not in PLACE}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"allowed are {', '.join(fields)}"
+            raise UserError(f"{source}: {prefix}{key} = {values[key]!r}: unknown key; {hint}")
+    types = typing.get_type_hints(kind)
+    ready: Tables = {}
+    for name, spec in fields.items():
+        if name in values:
+            ready[name] = _value(types[name], values[name], source, prefix + name)
+        elif spec.default is dataclasses.MISSING:
+            raise UserError(f"{source}: {prefix}{name} is missing; it must be set to {_describe(types[name])}")
+    if kind is Recipe:
+        ready["source"] = source
+    return kind(**ready)
+
+
+def _value(kind: Any, value: Any, source: str, key: str) -> Any:
+    """A TOML value as an annotation wants it. Raises UserError if it cannot be."""
+    if dataclasses.is_dataclass(kind):
+        if isinstance(value, dict):
+            return build(cast(type[Any], kind), value, source, key + ".")
+    elif typing.get_origin(kind) is Literal:
+        if value in typing.get_args(kind):
+            return value
+    elif typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        if isinstance(value, str) and inner is str:  # qk,vv on a command line
+            value = value.split(",")
+        if isinstance(value, list):
+            return tuple(_value(inner, item, source, key) for item in value)
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise UserError(f"{source}: {key} = {value!r}: must be {_describe(kind)}")
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return "a list of " + {"str": "strings", "float": "numbers"}[typing.get_args(kind)[0].__name__]
+    names = {int: "a whole number", float: "a number", str: "a string"}
+    return names.get(kind, f"a table [{kind.__name__.lower()}]")

@@ -1,0 +1,94 @@
+"""Held-out losses and relation maps of a run's students: every rank runs the forwards."""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.data.documents import unpadded
+from pipeline.data.reading import Heldout, Reading, heldout_of, read_of
+from pipeline.engines.teacher import Teach
+from pipeline.relations import QKV
+from pipeline.training.maps import SENTENCE, relation_image, relation_maps
+from pipeline.training.run import Run
+from pipeline.training.trainee import Trainee
+
+
+class Evaluated(NamedTuple):
+    """A student's mean held-out losses in nats, by part and by source, and its relation maps, uint8 [height, width].
+
+    ``losses`` are empty without any held-out sequence, ``by_source`` also where all are of one source.
+    """
+
+    losses: dict[str, float]
+    by_source: dict[str, float]
+    maps: Tensor
+
+
+class Evaluation:
+    """The held-out sequences of a run, the same ones each time, and one fixed sentence whose relation maps are drawn."""
+
+    def __init__(self, run: Run, teach: Teach):
+        recipe = run.recipe
+        self._run, self._teach = run, teach
+        self.heldout: Heldout | None = heldout_of(
+            run.corpus, recipe.length, recipe.eval_samples, recipe.sampling_alpha, recipe.seed, recipe.layout
+        )
+
+    def of(self, trainees: list[Trainee], step: int) -> tuple[list[Evaluated], dict[str, Reading]]:
+        """Each student after ``step`` updates, and what was read of each source until then. Collective."""
+        losses, by_source = self._losses(trainees)
+        maps = self._maps(trainees)
+        read = read_of(self._run.windows, self._run.order, step * self._run.recipe.batch)
+        return [Evaluated(*each) for each in zip(losses, by_source, maps, strict=True)], read
+
+    @torch.no_grad()
+    def _losses(self, trainees: list[Trainee]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+        if self.heldout is None:
+            return [{} for _ in trainees], [{} for _ in trainees]
+        heldout, recipe, ranks = self.heldout, self._run.recipe, self._run.ranks
+        for trainee in trainees:
+            trainee.engine.eval()
+        parts = heldout.ids.split(recipe.micro_batch)
+        total = torch.zeros((len(trainees), len(recipe.pairs) + 1), device=ranks.device)
+        names = sorted(set(heldout.sources))
+        of_source = torch.zeros((len(trainees), len(names)), device=ranks.device)
+
+        # Every rank runs equally many forwards (ZeRO-3 gathers in each); one without a batch left runs the first, weightless.
+        for first in range(0, len(parts), ranks.world):
+            mine = first + ranks.rank
+            ids, lengths = unpadded(parts[mine if mine < len(parts) else 0], self._run.padding)
+            ids = ids.to(ranks.device)
+            teacher = self._teach(ids)
+            for trainee, sums, by_name in zip(trainees, total, of_source, strict=True):
+                output = trainee.engine(ids)
+                losses = trainee.losses(teacher, output, lengths)
+                sums += torch.stack(list(losses.values())) * len(ids) * (mine < len(parts))
+                if len(names) > 1 and mine < len(parts):
+                    sources = heldout.sources[mine * recipe.micro_batch :][: len(ids)]
+                    for name, loss in zip(sources, trainee.loss_of_each(teacher, output, lengths), strict=True):
+                        by_name[names.index(name)] += loss
+
+        dist.all_reduce(total)
+        dist.all_reduce(of_source)
+        parts_of_loss = ("loss", *recipe.pairs)
+        means = [dict(zip(parts_of_loss, own, strict=True)) for own in (total / len(heldout.ids)).tolist()]
+        if len(names) == 1:
+            return means, [{} for _ in trainees]
+        counts = torch.tensor([heldout.sources.count(name) for name in names], device=ranks.device)
+        return means, [dict(zip(names, own, strict=True)) for own in (of_source / counts).tolist()]
+
+    @torch.no_grad()
+    def _maps(self, trainees: list[Trainee]) -> list[Tensor]:
+        """The relation maps of the sentence, teacher next to student, as grey images."""
+        run, recipe = self._run, self._run.recipe
+        encoded = run.tokenizer(SENTENCE, return_tensors="pt", truncation=True, max_length=recipe.length)
+        ids, images = encoded["input_ids"].to(run.ranks.device), []
+        teacher = self._teach(ids)
+        for trainee in trainees:
+            trainee.engine.eval()
+            last = [QKV(*(x[-1:] for x in qkv[:3])) for qkv in (teacher, trainee.engine(ids))]  # the last layer's
+            maps = relation_maps(last[0], last[1], recipe.relations, recipe.relation_heads)
+            images.append(relation_image(maps))
+        return images

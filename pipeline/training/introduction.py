@@ -1,0 +1,82 @@
+"""The sentences at the start of a run: models, hosting, batch, data, and notes on what may surprise."""
+
+from pipeline.data.fits import notes
+from pipeline.data.reading import Heldout
+from pipeline.models.units import lacks_bf16_units
+from pipeline.models.vocabulary import student_ids_of
+from pipeline.settings.recipe import Recipe
+from pipeline.training.monitor import Monitor
+from pipeline.training.run import HostedTeacher, Run
+from pipeline.training.start import Built, Models
+
+MUCH_UNKNOWN = 0.01  # of what a student with its own vocabulary reads
+
+
+def introduce(
+    run: Run, models: Models, teacher: HostedTeacher, monitors: list[Monitor], heldout: Heldout | None
+) -> None:
+    """Say what is about to be trained: in each student's log, on the terminal once."""
+    recipe, corpus = run.recipe, run.corpus
+    everywhere(monitors, "\n".join(shared(run, teacher)))
+    for monitor, student in zip(monitors, models.students, strict=True):
+        monitor.say(about_student(student))
+        resumed = student.checkpoint
+        monitor.say(f"Resuming from {resumed.path}." if resumed else "Starting at step 0.")
+        for note in about_vocabulary(student.recipe, heldout):
+            monitor.say(note)
+    for note in notes(corpus, run.windows, run.order, recipe.batch, recipe.steps):
+        everywhere(monitors, f"note: {note}")
+    if heldout is None:
+        everywhere(
+            monitors,
+            f"note: {corpus.path} has no held-out window of {recipe.length} tokens: no held-out losses; "
+            "prepare the data with a larger --heldout",
+        )
+
+
+def everywhere(monitors: list[Monitor], line: str) -> None:
+    """A sentence about all students: in each log, on the terminal once."""
+    for number, monitor in enumerate(monitors):
+        monitor.say(line, about_all=True, shown=number == 0)
+
+
+def shared(run: Run, teacher: HostedTeacher) -> list[str]:
+    """A sentence each on the teacher, the batch and the data, which all students share."""
+    recipe, ranks, corpus, hosting = run.recipe, run.ranks, run.corpus, teacher.hosting
+    tokens = sum(source.tokens for source in corpus.sources.values())
+    window = f", the teacher's {recipe.teacher_batch}" if recipe.teacher.micro_batch else ""
+    arithmetic = f"{recipe.precision} on {ranks.device.type}"
+    if recipe.precision == "bf16" and lacks_bf16_units(ranks.device):
+        arithmetic += " (this CPU has no bf16 units: products are taken in fp32 and rounded)"
+    return [
+        f"Teacher: {recipe.teacher.model}, layer {recipe.teacher.layer} of {teacher.config.num_hidden_layers}, "
+        f"{hosting.parameters / 1e6:.2f} M parameters up to that layer; hosting {hosting.kind} ({hosting.reason}).",
+        f"Batch: {recipe.batch} sequences × {recipe.length} tokens = {ranks.world} rank{'s' * (ranks.world > 1)} × "
+        f"micro-batch {recipe.micro_batch}{window} × accumulation {recipe.accumulation(ranks.world)}; {arithmetic}.",
+        f"Data: {corpus.path}, {tokens:,} tokens, corpus {corpus.id[:12]}; the run reads "
+        f"{recipe.steps * run.tokens_per_step / max(tokens, 1):.2f} times that number.",
+    ]
+
+
+def about_student(student: Built) -> str:
+    """A sentence on the student's shape and size, and the hash of its weights."""
+    size = sum(parameter.numel() for parameter in student.model.parameters())
+    shape = student.recipe.student
+    return (
+        f"Student: {shape.layers} layers × {shape.hidden}, {size / 1e6:.2f} M parameters, "
+        f"weights {student.digest} on every rank."
+    )
+
+
+def about_vocabulary(recipe: Recipe, heldout: Heldout | None) -> list[str]:
+    """A note if a student with its own vocabulary does not know much of the held-out text."""
+    ids = student_ids_of(recipe)
+    if heldout is None or ids is None:
+        return []
+    lost = float((ids[heldout.ids.numpy()] < 0).mean())
+    if lost <= MUCH_UNKNOWN:
+        return []
+    return [
+        f"note: {lost:.1%} of the held-out tokens are unknown to the student; trim its vocabulary to the "
+        "languages of the data, or prepare data of its languages alone"
+    ]

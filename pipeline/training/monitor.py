@@ -1,0 +1,128 @@
+"""The outputs of a run: a bar or plain lines, log.txt and TensorBoard for a person, metrics.jsonl for machines. Rank 0 only."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from pipeline.artifacts.metrics import keep_until
+from pipeline.data.reading import Reading
+
+
+class Monitor:
+    """Writes one row for each logged step to RUN/metrics.jsonl and RUN/tensorboard, and shows it, after ``label``.
+
+    ``data_wait`` in a row is the share of the training time in which there was no batch yet; ``model_flops`` is what the
+    forwards and backwards of all models on all ranks come to in a second, by ``flops_per_step``.
+    A run that resumes from step ``start`` drops the rows after it: they are about to be made again.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        start: int,
+        steps: int,
+        tokens_per_step: float,
+        flops_per_step: float = 0.0,
+        label: str = "",
+        shows_bar: bool = True,
+    ):
+        self.run = run
+        self._path = run / "metrics.jsonl"
+        keep_until(self._path, start)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._text = (run / "log.txt").open("a", encoding="utf-8")
+        self._board = SummaryWriter(run / "tensorboard", purge_step=start + 1 if start else None)
+        self._steps, self._tokens_per_step, self._flops_per_step = steps, tokens_per_step, flops_per_step
+        self._label = label
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (shows_bar and sys.stderr.isatty()),
+            smoothing=0.1,
+        )
+        self._logged, self._busy, self._waited, self._since = start, 0.0, 0.0, time.perf_counter()
+
+    def say(self, line: str, about_all: bool = False, shown: bool = True) -> None:
+        """A sentence for the person, above the bar: about this run, or ``about_all`` that train together."""
+        if shown:
+            self._bar.clear()
+            print(line if about_all else self._label + line, flush=True)
+        print(line, file=self._text, flush=True)
+
+    def received(self) -> None:
+        """The next batch is here: what came since ``resume`` was waiting for data."""
+        self._waited += time.perf_counter() - self._since
+
+    def step(self, step: int) -> None:
+        """Update ``step`` is done."""
+        self._busy += time.perf_counter() - self._since
+        self._bar.update(step - self._bar.n)
+
+    def resume(self) -> None:
+        """Training continues: time since the last ``step`` (an evaluation, a checkpoint) does not count as training."""
+        self._since = time.perf_counter()
+
+    def log(self, step: int, losses: dict[str, float], **others: float) -> None:
+        """Update ``step`` is done, and this is its row: losses in nats, and what else is known, as ``learning_rate``."""
+        self.step(step)
+        busy = max(self._busy, 1e-9)
+        rate, waited = (step - self._logged) * self._tokens_per_step / busy, self._waited / busy
+        self._logged, self._busy, self._waited = step, 0.0, 0.0
+        left = (self._steps - step) * self._tokens_per_step / max(rate, 1e-9)
+        flops = rate / self._tokens_per_step * self._flops_per_step
+        self._write(
+            step, "train", losses | others | {"tokens_per_second": rate, "data_wait": waited, "model_flops": flops}
+        )
+        shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        line = f"step {step}/{self._steps}  {shown}  {rate:,.0f} tokens/s  {_duration(left)} left"
+        if self._bar.disable:
+            self.say(line)
+        else:
+            print(line, file=self._text, flush=True)
+            self._bar.set_postfix_str(f"{shown} {rate:,.0f} tok/s")
+
+    def evaluated(self, step: int, losses: dict[str, float], maps: Tensor) -> None:
+        """Held-out losses in nats, if there are any, and the relation maps as a grey image, uint8 [height, width]."""
+        self._board.add_image("relations, teacher left, student right", maps, step, dataformats="HW")
+        if losses:
+            self._write(step, "heldout", losses)
+            self.say(f"step {step}/{self._steps}  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+
+    def of_sources(self, step: int, reading: dict[str, Reading], losses: dict[str, float]) -> None:
+        """Write what was read of each source until now, and its held-out loss in nats where a sequence of it is held out."""
+        rows = {name: read._asdict() for name, read in reading.items()}
+        for name, loss in losses.items():
+            rows.setdefault(name, {})["loss"] = loss
+        self._file.write(json.dumps({"step": step, "kind": "sources", "sources": rows}) + "\n")
+        self._file.flush()
+        for name, values in rows.items():
+            for what, value in values.items():
+                self._board.add_scalar(f"{'heldout_loss' if what == 'loss' else what}_by_source/{name}", value, step)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+        self._text.close()
+
+    def _write(self, step: int, kind: str, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,131 @@
+"""Where a run left off: which checkpoint it resumes from, whether it is the same run, its state put back, and its saving.
+
+Samples need no state: what is read in a step is a pure function of the step, the batch, the seed and the corpus. The step is
+the checkpoint's; ``newest_checkpoint`` rejects another recipe or corpus (but for run_folder.FREE); data/order.py numbers the
+samples, ``steps`` of data/reading.py takes a rank's slice of a step. Dropout is a function of the step too, see step.py.
+"""
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import Tensor
+
+from data_prep.cli import UserError
+from data_prep.shards import Corpus
+from pipeline.artifacts import checkpoints
+from pipeline.artifacts.checkpoints import Checkpoint
+from pipeline.artifacts.run_folder import COMPLETE, FREE, flat
+from pipeline.engines.ranks import on_first_rank
+from pipeline.engines.state import prime_optimizer, read_state, write_state
+from pipeline.models.cut import CutEncoder
+from pipeline.models.vocabulary import student_ids_of
+from pipeline.pairs import VALUE_PROJECTION
+from pipeline.settings.recipe import Recipe
+from pipeline.settings.values import recipe_of
+from pipeline.training.run import HostedTeacher, Run
+from pipeline.training.trainee import Trainee
+
+
+def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint | None:
+    """The checkpoint to resume from. Raises UserError if recipe or corpus no longer describe the run that made it."""
+    checkpoint = checkpoints.latest(run)
+    if checkpoint is None:
+        if (run / COMPLETE).exists():
+            raise UserError(
+                f"{run}: marked {COMPLETE}, but no checkpoint is whole; use another out or delete the folder"
+            )
+        return None
+    checkpoint.check()
+    before, now = flat(recipe_of(checkpoint.info["recipe"], str(run)).to_dict()), flat(recipe.to_dict())
+    for key in now:
+        if key not in FREE and before[key] != now[key]:
+            raise UserError(
+                f"{recipe.source}: {key} = {now[key]!r}, but {checkpoint.path} was made with {before[key]!r}; "
+                "use another out, or the previous value"
+            )
+    if checkpoint.info["corpus"] != corpus.id:
+        raise UserError(
+            f"{recipe.data}: not the corpus that {checkpoint.path} was trained on ({corpus.id[:12]} is not "
+            f"{checkpoint.info['corpus'][:12]}); use another out, or the previous data"
+        )
+    return checkpoint
+
+
+def check_same_teacher(checkpoint: Checkpoint, digest: str, recipe: Recipe) -> None:
+    """Raise UserError unless ``digest``, the hash of the teacher's weights, is that of the checkpoint's teacher."""
+    if checkpoint.info["teacher"]["weights"] != digest:
+        raise UserError(
+            f"{recipe.teacher.model}: not the teacher that {checkpoint.path} was trained on (weights {digest} "
+            f"instead of {checkpoint.info['teacher']['weights']}); use another out, or the previous teacher"
+        )
+
+
+def check_same_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Raise UserError unless the student's own vocabulary, if it has one, is that of the checkpoint."""
+    if checkpoint.info.get("student_ids") != _ids_hash(recipe):
+        raise UserError(
+            f"{recipe.student.vocab}: not the vocabulary that {checkpoint.path} was trained with; use another out, or the "
+            "previous one"
+        )
+
+
+def _ids_hash(recipe: Recipe) -> str | None:
+    ids = student_ids_of(recipe)
+    return None if ids is None else hashlib.sha256(ids.tobytes()).hexdigest()[:16]
+
+
+def matching_state(
+    checkpoint: Checkpoint, recipe: Recipe, teacher: str, cut: CutEncoder, names: dict[str, str]
+) -> dict[str, Tensor]:
+    """Weights and moments of a checkpoint of this very recipe and ``teacher`` (its hash), by ``names`` of the cut's parameters.
+
+    The model has been given its weights already; the ``cut`` gets here what only the loss has trained.
+    """
+    check_same_teacher(checkpoint, teacher, recipe)
+    check_same_vocabulary(checkpoint, recipe)
+    state = checkpoint.tensors(names.values())
+    if cut.value_projection is not None:
+        cut.value_projection.weight.data.copy_(state[VALUE_PROJECTION])
+    return state
+
+
+def restore(trainee: Trainee, state: dict[str, Tensor], step: int) -> None:
+    """Give the trainee's engine the ``state`` that it had after ``step`` updates. Collective."""
+    trainee.start = step
+    prime_optimizer(trainee.engine)
+    write_state(trainee.engine, trainee.names, state, step)
+
+
+def save(run: Run, teacher: HostedTeacher, trainees: list[Trainee], step: int) -> None:
+    """Write a checkpoint of each student after ``step`` updates. Collective: all ranks give their part of the state."""
+    for trainee in trainees:  # a function each: one student's whole state at a time
+        _save(run, teacher, trainee, step)
+
+
+def _save(run: Run, teacher: HostedTeacher, trainee: Trainee, step: int) -> None:
+    recipe = trainee.recipe
+    state = read_state(trainee.engine, trainee.names, run.ranks.first) | trainee.tail
+    info = checkpoint_info(run, teacher, recipe, step)
+    keep = recipe.keep_checkpoints, recipe.keep_every
+    on_first_rank(run.ranks, checkpoints.save, Path(recipe.out), info, state, *keep)
+
+
+def checkpoint_info(run: Run, teacher: HostedTeacher, recipe: Recipe, step: int) -> dict:
+    """The content of state.json without its hashes: where the run stands, what made it, and its teacher."""
+    return {
+        "step": step,
+        "samples": step * recipe.batch,
+        "corpus": run.corpus.id,
+        "tokens": {name: source.tokens for name, source in run.corpus.sources.items()},
+        "recipe": recipe.to_dict(),
+        "teacher": {
+            "model": recipe.teacher.model,
+            "revision": recipe.teacher.revision,
+            "weights": teacher.digest,
+            "distillation": teacher.history,
+        },
+        "student_ids": _ids_hash(recipe),
+        "ranks": run.ranks.world,
+        "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
+    }

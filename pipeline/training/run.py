@@ -1,0 +1,93 @@
+"""A run as each of its ranks sees it: what its students share, what is due in which step, and the hosted teacher."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from data_prep.shards import Corpus
+from pipeline.data.order import Order
+from pipeline.data.reading import filled, order_of, read_ahead, steps
+from pipeline.data.windows import Windows
+from pipeline.engines.hosting import Hosting
+from pipeline.engines.ranks import Ranks
+from pipeline.relations import QKV
+from pipeline.settings.recipe import Recipe
+from pipeline.training.watchdog import EarlyStop
+
+
+class Due(NamedTuple):
+    """Whether an update is followed by a log, an evaluation, a checkpoint, the end; the same on all ranks."""
+
+    logs: bool
+    evaluates: bool
+    saves: bool
+    leaves: bool
+
+    @property
+    def any(self) -> bool:
+        """Whether the losses are looked at, which waits for the device."""
+        return self.logs or self.evaluates or self.saves
+
+
+@dataclass(frozen=True)
+class Run:
+    """``recipe`` is any of the students': it stands for what they share. ``last``: the step to reach, at most its ``steps``."""
+
+    recipe: Recipe
+    ranks: Ranks
+    corpus: Corpus
+    windows: Windows
+    tokenizer: PreTrainedTokenizerBase
+    last: int
+    early: EarlyStop
+
+    @property
+    def padding(self) -> int | None:
+        """The id that right-pads input ids, if any does."""
+        return self.windows.padding
+
+    @cached_property
+    def order(self) -> Order:
+        """The sampling order: which window is sample number g."""
+        return order_of(self.windows, self.recipe.sampling_alpha, self.recipe.seed)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Real tokens in a step of all ranks, padding left out."""
+        return filled(self.windows, self.order) * self.recipe.tokens_per_step
+
+    def reading(self, first: int) -> Iterable[tuple[int, Tensor]]:
+        """(step, this rank's input ids [n, length]) for the steps from ``first`` on, read ahead by a thread."""
+        batch, ranks = self.recipe.batch, self.ranks
+        read = steps(self.windows, self.order, first, self.last, batch, ranks.rank, ranks.world)
+        return enumerate(read_ahead(read, ranks.device), first)
+
+    def due(self, step: int) -> Due:
+        """Decide what follows update ``step`` (from 0). Ranks agree on leaving early: collective, once in each step."""
+        recipe, done = self.recipe, step + 1
+        finished = done == recipe.steps
+        leaves = done == self.last or self.early.agreed()
+        return Due(
+            logs=finished or done % recipe.log_every == 0,
+            evaluates=finished or done % recipe.eval_every == 0,
+            saves=leaves or done % recipe.checkpoint_every == 0,
+            leaves=leaves,
+        )
+
+
+@dataclass(frozen=True)
+class HostedTeacher:
+    """The hosted teacher, a function of input ids [B, T]; ``digest`` is the hash of its weights."""
+
+    forward: Callable[[Tensor], QKV]
+    digest: str
+    hosting: Hosting
+    config: PreTrainedConfig
+    history: list[dict]
+
+    def __call__(self, input_ids: Tensor) -> QKV:
+        return self.forward(input_ids)

@@ -1,0 +1,145 @@
+"""The start of a run: teacher and students built, initialised or loaded, hosted, and given their engines."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from data_prep.files import write_text
+from pipeline.artifacts.checkpoints import Checkpoint
+from pipeline.artifacts.distillation import read_distillation
+from pipeline.artifacts.run_folder import COMPLETE
+from pipeline.engines.memory import check_memory, choose_hosting
+from pipeline.engines.ranks import on_first_rank
+from pipeline.engines.student import check_same_weights, send_weights, student_engine
+from pipeline.engines.teacher import host_teacher
+from pipeline.models.cut import CutEncoder, empty_encoder, split
+from pipeline.models.fit import initialise, student_config_of, student_tokenizer, teacher_config_of
+from pipeline.models.loading import save_tokenizer, weights_of
+from pipeline.models.students import build_student
+from pipeline.models.vocabulary import own_ids
+from pipeline.models.weights import Weights
+from pipeline.pairs import VALUE_MSE
+from pipeline.settings.recipe import Recipe, teacher_layers
+from pipeline.training import resuming
+from pipeline.training.run import HostedTeacher, Run
+from pipeline.training.trainee import Trainee, divergence_of
+
+
+class Pending(NamedTuple):
+    """A student that has steps to do, and the checkpoint that it resumes from, if there is one."""
+
+    recipe: Recipe
+    checkpoint: Checkpoint | None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A pending student with its whole model, the same on every rank; ``digest`` is the hash of the model's weights."""
+
+    recipe: Recipe
+    checkpoint: Checkpoint | None
+    model: PreTrainedModel
+    digest: str
+
+
+@dataclass(frozen=True)
+class Models:
+    """The teacher's cut, still without its weights, and the students, whole.
+
+    ``layers``: those of the teacher whose q, k, v are wanted. ``in_file``: the name in ``weights`` of each of the cut's
+    parameters. ``history``: how the teacher was made, if it was distilled here.
+    """
+
+    teacher: CutEncoder
+    layers: tuple[int, ...]
+    weights: Weights
+    in_file: dict[str, str]
+    history: list[dict]
+    students: list[Built]
+
+
+def build(run: Run, pending: list[Pending]) -> Models:
+    """Build teacher and students. Raises UserError, on every rank, for a teacher whose weights are not all there."""
+    recipe, ranks = run.recipe, run.ranks
+    config = teacher_config_of(recipe)
+    *earlier, layer = layers = teacher_layers([student.recipe for student in pending])
+    teacher, in_file = empty_encoder(config, layer, run.padding, tuple(earlier))
+    weights = weights_of(recipe.teacher.model, recipe.teacher.revision, config)
+    history = on_first_rank(ranks, read_distillation, Path(recipe.teacher.model))
+    on_first_rank(ranks, weights.check, {in_file[name]: p.shape for name, p in teacher.named_parameters()})
+
+    built = [build_student(student_config_of(student.recipe, config), student.recipe.seed) for student in pending]
+    for student, model in zip(pending, built, strict=True):
+        if student.checkpoint:
+            student.checkpoint.load_into(model)
+        elif student.recipe.student.init != "random":
+            on_first_rank(ranks, initialise, model, student.recipe, config, weights)
+            send_weights(ranks, model)
+    digests = [check_same_weights(ranks, model) for model in built]
+    students = [
+        Built(student.recipe, student.checkpoint, model, digest)
+        for student, model, digest in zip(pending, built, digests, strict=True)
+    ]
+    return Models(teacher, layers, weights, in_file, history, students)
+
+
+def host(run: Run, models: Models) -> HostedTeacher:
+    """The teacher with its weights. Raises UserError where teacher and students do not fit a rank's memory."""
+    hosting = choose_hosting(run.recipe, run.ranks, models.teacher)
+    recipes, students = zip(*((student.recipe, student.model) for student in models.students), strict=True)
+    check_memory(list(recipes), run.ranks, hosting, list(students))
+
+    def read(name: str) -> Tensor:
+        return models.weights.tensor(models.in_file[name])
+
+    forward, digest = host_teacher(run.recipe, run.ranks, models.teacher, hosting, read)
+    return HostedTeacher(forward, digest, hosting, models.teacher.config, models.history)
+
+
+def make_trainees(run: Run, models: Models, teacher: HostedTeacher) -> list[Trainee]:
+    """Each student with an engine of its own, at its start or where its checkpoint left off."""
+    divergence = divergence_of(run.recipe)
+    made = []
+    for student in models.students:
+        recipe, checkpoint = student.recipe, student.checkpoint
+        cut, names, tail = trained_part(recipe, student.model, teacher.config.hidden_size, run.padding)
+        state = resuming.matching_state(checkpoint, recipe, teacher.digest, cut, names) if checkpoint else {}
+        engine = student_engine(recipe, run.ranks, cut)
+        trainee = Trainee(recipe, engine, divergence, names, tail, models.layers)
+        if checkpoint:
+            resuming.restore(trainee, state, checkpoint.step)
+        made.append(trainee)
+    return made
+
+
+def trained_part(
+    recipe: Recipe, model: PreTrainedModel, teacher_width: int, padding: int | None = None
+) -> tuple[CutEncoder, dict[str, str], dict[str, Tensor]]:
+    """models.cut.split of a student, as its loss needs it: all layers that learn give q, k, v, and values are projected."""
+    earlier = tuple(recipe.layers)[:-1]
+    width = teacher_width if VALUE_MSE in recipe.pairs else 0
+    return split(model, padding, earlier, width, recipe.seed, own_ids(recipe))
+
+
+def prepare_folders(run: Run, models: Models, trainees: list[Trainee]) -> None:
+    """Write to each student's run folder what export and a reader need; on the first rank."""
+    if run.ranks.first:
+        for trainee, student in zip(trainees, models.students, strict=True):
+            tokenizer = student_tokenizer(trainee.recipe)
+            prepare_folder(trainee.recipe, trainee.engine.resolved_config, student.model.config, tokenizer)
+
+
+def prepare_folder(
+    recipe: Recipe, ds_config: dict, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write recipe.json, ds_config.student.json and student/ to the run folder. The run is not complete from here on."""
+    folder = Path(recipe.out)
+    write_text(folder / "recipe.json", json.dumps(recipe.to_dict(), indent=1) + "\n")
+    write_text(folder / "ds_config.student.json", json.dumps(ds_config, indent=1) + "\n")
+    config.save_pretrained(folder / "student")
+    save_tokenizer(tokenizer, folder / "student")
+    (folder / COMPLETE).unlink(missing_ok=True)

@@ -1,0 +1,103 @@
+"""One update of every student: the teacher's pass, then for each its pass, the relation loss, backward, and the optimizer.
+
+The students of a run share the teacher's pass, the samples, the learning rate and the number of steps; nothing else. Each
+has its own engine, and what becomes of it is what would become of it alone.
+"""
+
+import contextlib
+import hashlib
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.data.documents import unpadded
+from pipeline.engines.ranks import Ranks
+from pipeline.engines.state import set_learning_rate
+from pipeline.engines.teacher import Teach
+from pipeline.training.trainee import Trainee
+
+
+def update(
+    trainees: list[Trainee],
+    teach: Teach,
+    samples: Tensor,
+    step: int,
+    ranks: Ranks,
+    padding: int | None,
+    clock: "Clock",
+) -> list[Tensor]:
+    """Update ``step`` (from 0) of each trainee from this rank's ``samples``, input ids [n, length].
+
+    Returns for each trainee its losses [micro-batches, 1 + pairs], on the device: nothing here waits for it.
+    """
+    recipe = trainees[0].recipe
+    losses: list[list[Tensor]] = [[] for _ in trainees]
+    for trainee in trainees:
+        trainee.engine.train()
+        set_learning_rate(trainee.engine, recipe.learning_rate_at(step))
+    for window in samples.split(recipe.teacher_batch):
+        with clock("teacher"):
+            teacher = teach(unpadded(window, padding)[0].to(ranks.device, non_blocking=True))
+        parts = [slice(i, i + recipe.micro_batch) for i in range(0, len(window), recipe.micro_batch)]
+        batches = [unpadded(window[part], padding) for part in parts]
+        batches = [(ids.to(ranks.device, non_blocking=True), lengths) for ids, lengths in batches]
+        for trainee, rows in zip(trainees, losses, strict=True):
+            for part, (ids, lengths) in zip(parts, batches, strict=True):
+                seed_dropout(recipe.seed, step, len(rows), ranks.rank)
+                with clock("student"):
+                    output = trainee.engine(ids)
+                with clock("loss"):
+                    named = trainee.losses(teacher, output, lengths, part)
+                rows.append(torch.stack([loss.detach() for loss in named.values()]))
+                with clock("student"):
+                    trainee.engine.backward(named["loss"])
+                with clock("optimizer"):
+                    trainee.engine.step()
+    return [torch.stack(rows) for rows in losses]
+
+
+def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
+    """Dropout is a function of (seed, step, micro-batch, rank), so that a resumed run drops the same."""
+    digest = hashlib.blake2b(f"{seed} {step} {micro} {rank}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest))
+
+
+class Clock:
+    """Where the time goes: ``with clock("teacher"): …`` adds to that part while ``running``.
+
+    On a GPU the time is the device's own, taken by events, so that nothing waits before ``seconds`` is asked for.
+    """
+
+    def __init__(self, device: torch.device):
+        self._events = device.type == "cuda"
+        self._spans: list[tuple[str, Any, Any]] = []
+        self.running = False
+
+    @contextlib.contextmanager
+    def __call__(self, part: str):
+        if not self.running:
+            yield
+            return
+        begin = self._now()
+        yield
+        self._spans.append((part, begin, self._now()))
+
+    def _now(self) -> Any:
+        if not self._events:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each part since the last call."""
+        if self._events:
+            torch.cuda.synchronize()
+        total: dict[str, float] = {}
+        for part, begin, end in self._spans:
+            span = begin.elapsed_time(end) / 1e3 if self._events else end - begin
+            total[part] = total.get(part, 0.0) + span
+        self._spans.clear()
+        return total

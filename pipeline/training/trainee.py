@@ -1,0 +1,76 @@
+"""A student in training, and its loss."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.engines.compiling import Compiled
+from pipeline.pairs import VALUE_MSE
+from pipeline.relations import QKV, Divergence, divergence_and_gradient, relation_loss, value_mse
+from pipeline.settings.recipe import Recipe
+
+
+@dataclass
+class Trainee:
+    """A student in training: its recipe, its DeepSpeed engine, and the arithmetic of its loss.
+
+    ``names`` and ``tail`` are those of models.cut.split; ``teacher_layers`` those whose q, k, v the teacher's pass returns;
+    ``start`` is the step it resumes from; ``unchecked`` losses, by step, are still to be found finite.
+    """
+
+    recipe: Recipe
+    engine: Any
+    divergence: Divergence = divergence_and_gradient
+    names: dict[str, str] = field(default_factory=dict)
+    tail: dict[str, Tensor] = field(default_factory=dict)
+    teacher_layers: tuple[int, ...] = ()
+    start: int = 0
+    unchecked: dict[int, Tensor] = field(default_factory=dict)
+
+    def losses(
+        self, teacher: QKV, output: tuple[Tensor, ...], lengths: Tensor | None, part: slice = slice(None)
+    ) -> dict[str, Tensor]:
+        """The loss of ``output``, what the student's engine returned for sequences ``part`` of the ``teacher``'s, by part.
+
+        Several layers are several sequences to the loss, which so takes the mean over them.
+        """
+        recipe = self.recipe
+        targets = self.targets(teacher, part, output[0].shape[1])
+        if lengths is not None:
+            lengths = lengths.repeat_interleave(len(recipe.layers))
+        losses = relation_loss(
+            targets, QKV(*output[:3]), recipe.relations, recipe.relation_heads, lengths, self.divergence
+        )
+        if VALUE_MSE in recipe.pairs:
+            losses[VALUE_MSE] = value_mse(targets.v, output[3], lengths)
+            losses["loss"] = losses["loss"] + losses[VALUE_MSE]
+        return {name: losses[name] for name in ("loss", *recipe.pairs)}
+
+    def loss_of_each(self, teacher: QKV, output: tuple[Tensor, ...], lengths: Tensor | None) -> list[Tensor]:
+        """Compute the loss of each sequence alone, for looking at: scalars whose mean is ``losses``' of all."""
+        # A compiled divergence would be compiled for one sequence too.
+        eager = replace(self, divergence=divergence_and_gradient)
+        rows = len(self.recipe.layers)  # of the output for a sequence
+        found = []
+        for i in range(len(output[0]) // rows):
+            own = tuple(x[i * rows : (i + 1) * rows] for x in output)
+            length = None if lengths is None else lengths[i : i + 1]
+            found.append(eager.losses(teacher, own, length, slice(i, i + 1))["loss"])
+        return found
+
+    def targets(self, teacher: QKV, part: slice, length: int) -> QKV:
+        """The teacher's q, k, v to learn from: ``part`` of the sequences, ``length`` positions, this student's layers."""
+        if len(self.teacher_layers) <= 1:
+            return QKV(*(x[part, :length] for x in teacher))
+        chosen = [self.teacher_layers.index(layer) for layer in self.recipe.layers.values()]
+        layers = len(self.teacher_layers)
+        by_layer = (x.unflatten(0, (-1, layers))[part, :, :length] for x in teacher)  # [b, layers, T, width]
+        return QKV(*(x[:, chosen].flatten(0, 1) for x in by_layer))
+
+
+def divergence_of(recipe: Recipe) -> Divergence:
+    """The loss's arithmetic, compiled unless ``recipe`` says otherwise."""
+    if recipe.compile == "none":
+        return divergence_and_gradient
+    return Compiled(divergence_and_gradient, "the relation loss")

@@ -1,0 +1,1 @@
+"""Cut a model's vocabulary to the pieces that some languages need."""

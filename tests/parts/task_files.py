@@ -1,0 +1,115 @@
+"""Small files in the original layouts of GLUE, XNLI, SQuAD, MLQA and XQuAD, out of the words of tests/parts/tiny.py."""
+
+import json
+import random
+from pathlib import Path
+
+# Header, and the columns of a row with these texts, label and number.
+GLUE = {
+    "mnli": (
+        "MNLI",
+        "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\t"
+        "sentence1\tsentence2\tlabel1\tgold_label",
+        lambda a, b, label, n: [n, n, n, "g", "(", "(", "(", "(", a, b, label, label],
+    ),
+    "sst2": ("SST-2", "sentence\tlabel", lambda a, b, label, n: [a, label]),
+    "qnli": ("QNLI", "index\tquestion\tsentence\tlabel", lambda a, b, label, n: [n, a, b, label]),
+    "cola": ("CoLA", None, lambda a, b, label, n: ["gj04", label, "*", a]),
+    "rte": ("RTE", "index\tsentence1\tsentence2\tlabel", lambda a, b, label, n: [n, a, b, label]),
+    "mrpc": ("MRPC", "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", lambda a, b, label, n: [label, n, n, a, b]),
+    "qqp": (
+        "QQP",
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
+        lambda a, b, label, n: [n, n, n, a, b, label],
+    ),
+    "stsb": (
+        "STS-B",
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
+        lambda a, b, label, n: [n, "g", "f", "y", n, "s", "s", a, b, label],
+    ),
+}
+LABELS = {
+    "mnli": ["entailment", "neutral", "contradiction"],
+    "qnli": ["entailment", "not_entailment"],
+    "rte": ["entailment", "not_entailment"],
+    "stsb": ["0.0", "2.5", "5.000"],
+}
+XNLI_HEADER = (
+    "language\tgold_label\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\tsentence1\t"
+    "sentence2\tpromptID\tpairID\tgenre\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5\tsentence1_tokenized\tsentence2_tokenized\tmatch"
+)
+
+
+def words(rng: random.Random, count: int = 5) -> str:
+    return " ".join(f"w{rng.randrange(3, 45)}" for _ in range(count))
+
+
+def write_lines(path: Path, rows: list[list], header: str | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["\t".join(map(str, row)) for row in rows]
+    path.write_text("\n".join(([header] if header is not None else []) + lines) + "\n", encoding="utf-8")
+    return path
+
+
+def labelled(task: str, count: int, seed: int) -> list[tuple[str, str, str]]:
+    """Rows whose first word gives the label, and is no other word."""
+    rng, labels = random.Random(seed), LABELS.get(task, ["0", "1"])
+    return [(f"w{n % len(labels)} {words(rng)}", words(rng), labels[n % len(labels)]) for n in range(count)]
+
+
+def write_glue(folder: Path, task: str, train: int = 24, dev: int = 12) -> Path:
+    """The task's folder below ``folder``."""
+    name, header, columns = GLUE[task]
+    files = ["dev_matched", "dev_mismatched"] if task == "mnli" else ["dev"]
+    for seed, (file, count) in enumerate([("train", train), *((file, dev) for file in files)]):
+        rows = [columns(a, b, label, n) for n, (a, b, label) in enumerate(labelled(task, count, seed))]
+        write_lines(folder / name / f"{file}.tsv", rows, header)
+    return folder / name
+
+
+def write_xtreme(folder: Path, languages: list[str], test: bool = False) -> Path:
+    """XNLI as XTREME lays it out."""
+    write_lines(folder / "train-en.tsv", labelled("mnli", 24, 0))
+    for seed, language in enumerate(languages, 1):
+        write_lines(folder / f"dev-{language}.tsv", labelled("mnli", 9, seed))
+        if test:
+            write_lines(folder / f"test-{language}.tsv", labelled("mnli", 12, 10 + seed))
+    return folder
+
+
+def write_xnli(folder: Path, languages: list[str]) -> Path:
+    """XNLI as published."""
+    rows = [(a, b, label.replace("contradiction", "contradictory")) for a, b, label in labelled("mnli", 24, 0)]
+    write_lines(folder / "XNLI-MT-1.0/multinli/multinli.train.en.tsv", rows, "premise\thypo\tlabel")
+    for seed, file in enumerate(("dev", "test"), 1):
+        content = [
+            [language, label, *"1234", a, b, *"12345678", a, b, "True"]
+            for language in languages
+            for a, b, label in labelled("mnli", 6 * seed, seed * 10 + ord(language[0]))
+        ]
+        write_lines(folder / f"XNLI-1.0/xnli.{file}.tsv", content, XNLI_HEADER)
+    return folder
+
+
+def questions(count: int, seed: int, unanswerable: bool = False, length: int = 30) -> list[dict]:
+    """Paragraphs with one question each. Its answer is the only word of w40 to w44; where there is none, it has no answer."""
+    rng, paragraphs = random.Random(seed), []
+    for number in range(count):
+        context = [f"w{rng.randrange(1, 40)}" for _ in range(length)]
+        place, impossible = rng.randrange(1, length - 1), unanswerable and number % 3 == 0
+        if not impossible:
+            context[place] = f"w{40 + number % 5}"
+        text = " ".join(context)
+        answer = {"text": context[place], "answer_start": len(" ".join(context[:place])) + 1}
+        qa = {"id": f"q{seed}-{number}", "question": f"w{number % 40} w0", "answers": [answer]}
+        if unanswerable:
+            qa |= {"is_impossible": impossible, "answers": [] if impossible else [answer]}
+        paragraphs.append({"context": text, "qas": [qa]})
+    return paragraphs
+
+
+def write_squad(path: Path, paragraphs: list[dict], version: str | None = "1.1") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"data": [{"title": "t", "paragraphs": paragraphs}]} | ({"version": version} if version else {})
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path

@@ -1,0 +1,99 @@
+"""python -m pipeline.plan: the command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.cli import UserError
+from pipeline.plan.__main__ import main
+from pipeline.plan.hardware import GIB, GPUS, gpu_with
+from tests.parts.plans import cluster, planned
+
+
+def command(capsys, monkeypatch, *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["plan", *arguments])
+    code = main()
+    return code, capsys.readouterr().out
+
+
+def test_the_plan_is_readable_and_complete(capsys, monkeypatch):
+    code, text = command(capsys, monkeypatch, "minilm_6x384", "--gpu-memory", "80")
+    assert code == 0
+    assert "rates are those of A100-80" in text
+    assert "minilm_6x384.toml on 1 node × 8 A100-80 (80 GB): fits" in text
+    for label in ("Teacher", "Student", "Hosting", "Memory of a GPU, GiB", "Largest moments", "Batch", "Time", "Disk"):
+        assert f"\n{label}" in text
+    assert "\nAssumed" in text
+    assert all(f"\n{name} " in text for name in GPUS)
+    assert "fp16; it has no bf16 units" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_shares_of_the_memory_are_those_of_the_table(capsys, monkeypatch):
+    _, text = command(capsys, monkeypatch, "minilm_6x384", "--gpu", "a100-80", "--json")
+    values, made = json.loads(text), planned(cluster())
+    assert values["parts"] == made.memory.parts and values["peak"] == made.memory.peak
+    assert values["gpus"]["A100-80"]["days"] == made.times.days == values["times"]["days"]
+    assert values["phases"]["student's pass"] == values["peak"]
+    assert values["fits"] is True and values["gathers"] is None
+
+
+def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would_do(capsys, monkeypatch):
+    code, text = command(
+        capsys, monkeypatch, "minilm_6x384", "--gpu", "A100-40", "--gpu-memory", "3", "--gpus-per-node", "2"
+    )
+    made = planned(cluster(gpus=2, gpu="A100-40", memory=3))
+    assert code == 1
+    assert (
+        f"does not fit, a GPU lacks {made.missing / GIB:.2f} GiB; each of these would do: micro_batch={made.largest},"
+        in text
+    )
+    code, text = command(capsys, monkeypatch, "minilm_6x384", "--gpu-memory", "1", "--json")
+    assert code == 1 and json.loads(text)["ways_out"][-1].startswith("GPUs of ")
+    assert "not even micro-batch 1 fits" in command(capsys, monkeypatch, "minilm_6x384", "--gpu-memory", "1")[1]
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("__main__", ("torch", "transformers", "deepspeed")),
+        pytest.param("planning, pipeline.plan.text, pipeline.plan.comparison", ("deepspeed",), marks=pytest.mark.slow),
+    ],
+)
+def test_help_waits_for_no_library_and_a_plan_not_for_deepspeed(modules, absent):
+    code = f"import sys, pipeline.plan.{modules}; sys.exit(any(name in sys.modules for name in {absent}))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu", "H1000"], "--gpu H1000: not known; known are V100, A100-40"),
+        ([], "name the kind of GPU, as in --gpu H100, or its memory"),
+        (["--gpu-memory", "0.5"], "--gpu-memory 0.5: must be at least 1"),
+        (["--gpu-memory", "nan"], "--gpu-memory nan: must be at least 1"),
+        (["--gpu", "H100", "--nodes", "0"], "--nodes 0: must be at least 1"),
+        (["--gpu", "H100", "--gpus-per-node", "0"], "--gpus-per-node 0: must be at least 1"),
+        (["--measure", "--ranks", "0"], "--ranks 0: must be at least 1"),
+        (["--gpu", "H100", "--nic", "0"], "--nic 0: must be above 0"),
+        (["--gpu", "H100", "--share-of-peak", "1.5"], "--share-of-peak 1.5: must be above 0 and at most 1"),
+        (
+            ["--gpu", "H100", "--nodes", "many"],
+            "argument --nodes: invalid int value: 'many'; see python -m pipeline.plan --help",
+        ),
+        (["--gpu", "H100", "length=600"], "length = 600: must be at most the teacher's 512 positions"),
+    ],
+)
+def test_a_mistake_is_reported_in_one_line(arguments, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["plan", "minilm_6x384", *arguments])
+    with pytest.raises(UserError) as error:
+        main()
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_gpu_is_guessed_by_its_memory_and_carefully():
+    assert gpu_with(80).name == "A100-80"  # not the faster one of as much
+    assert gpu_with(140).name == "H200" and gpu_with(16).name == "V100"

@@ -1,0 +1,112 @@
+"""training.monitor: the rows a run leaves, across interruptions."""
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline.artifacts.metrics import read_metrics, source_rows
+from pipeline.data.reading import Reading
+from pipeline.relations import QKV, relation
+from pipeline.training.maps import relation_image, relation_maps
+from pipeline.training.monitor import Monitor
+
+
+def write(run, start, stop):
+    monitor = Monitor(run, start, 10, 100)
+    for step in range(start + 1, stop + 1):
+        monitor.log(step, {"loss": 1 / step}, learning_rate=0.1)
+        monitor.resume()
+    monitor.close()
+
+
+def test_rows_after_the_step_a_run_goes_on_from_are_made_again(tmp_path):
+    write(tmp_path, 0, 6)
+    write(tmp_path, 4, 10)  # killed after step 6, its checkpoint was of step 4
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 11))
+
+
+def test_a_run_from_the_start_forgets_an_earlier_one(tmp_path):
+    write(tmp_path, 0, 6)
+    write(tmp_path, 0, 2)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_a_half_written_last_line_is_left_out(tmp_path):
+    write(tmp_path, 0, 3)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-20])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_what_was_read_of_each_source_and_its_loss_are_kept(tmp_path):
+    monitor = Monitor(tmp_path, 0, 10, 100)
+    for step in (0, 5):
+        monitor.of_sources(
+            step, {"de": Reading(30 * step, 0.6, 0.7, 0.5), "sw": Reading(20 * step, 0.4, 0.3, 2.0)}, {"sw": 0.25}
+        )
+    monitor.close()
+    assert source_rows(tmp_path, 4) == [
+        (
+            0,
+            {
+                "de": {"tokens": 0, "share": 0.6, "planned": 0.7, "epochs": 0.5},
+                "sw": {"tokens": 0, "share": 0.4, "planned": 0.3, "epochs": 2.0, "loss": 0.25},
+            },
+        )
+    ]
+    assert [step for step, _ in source_rows(tmp_path, 5)] == [0, 5]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in board.Scalars("tokens_by_source/de")] == [0, 150]
+    assert [event.value for event in board.Scalars("heldout_loss_by_source/sw")] == [0.25, 0.25]
+
+
+def test_time_spent_outside_steps_does_not_slow_the_rate(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("pipeline.training.monitor.time.perf_counter", lambda: clock[0])
+    monitor = Monitor(tmp_path, 0, 10, tokens_per_step=100)
+    for step in (1, 2, 3, 4):
+        clock[0] += 2.0
+        if step % 2 == 0:
+            monitor.log(step, {"loss": 1.0})
+        else:
+            monitor.step(step)
+        clock[0] += 60.0  # an evaluation
+        monitor.resume()
+    monitor.close()
+    assert [row["tokens_per_second"] for row in read_metrics(tmp_path)] == [50.0, 50.0]
+
+
+def test_waiting_for_data_is_told_as_a_share_of_the_training_time(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("pipeline.training.monitor.time.perf_counter", lambda: clock[0])
+    monitor = Monitor(tmp_path, 0, 10, tokens_per_step=100)
+    for step in (1, 2, 3, 4):
+        clock[0] += 0.1 * step
+        monitor.received()
+        clock[0] += 1.0
+        if step % 2 == 0:
+            monitor.log(step, {"loss": 1.0})
+        else:
+            monitor.step(step)
+        clock[0] += 60.0  # an evaluation
+        monitor.resume()
+    monitor.close()
+    assert [row["data_wait"] for row in read_metrics(tmp_path)] == pytest.approx([0.3 / 2.3, 0.7 / 2.7])
+
+
+def test_plain_lines_say_step_losses_rate_and_time_left(tmp_path, capsys):
+    write(tmp_path, 0, 1)
+    line = capsys.readouterr().out
+    assert line.startswith("step 1/10  loss 1.0000  ") and "tokens/s" in line and line.endswith(" left\n")
+
+
+def test_the_image_shows_each_pair_teacher_left_student_right():
+    generator = torch.Generator().manual_seed(1)
+    teacher, student = (QKV(*(torch.randn(1, 5, 8, generator=generator) for _ in "qkv")) for _ in "ts")
+    maps = relation_maps(teacher, student, ("qk", "vv"), heads=2)
+    assert torch.equal(maps[1][1], relation(student.v, student.v, 2)[0].mean(0))
+    image = relation_image(maps, cell=4)
+    assert image.shape == (2 * 5 * 4 + 4, 2 * 5 * 4 + 4)
+    top = max(float(m.max()) for m in maps[0])
+    assert int(image[0, 0]) == int(maps[0][0][0, 0] / top * 255)
+    assert int(image[0, 5 * 4 + 4]) == int(maps[0][1][0, 0] / top * 255)
