@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ from data_prep.description import Description, parse_source, read_description, s
 from data_prep.files import REMEDY
 from data_prep.forecast import amount, forecast, free_bytes, measure_all, table
 from data_prep.formats.by_name import FORMATS
+from data_prep.machine import cores
 from data_prep.prepare import Share, asked_plan, budget, extend, planned_again, prepare, say
 from data_prep.roundtrip import roundtrip
 from data_prep.shards import verify
@@ -278,7 +278,11 @@ def _add_out(to: argparse.ArgumentParser) -> None:
 
 def _add_workers(to: argparse.ArgumentParser) -> None:
     to.add_argument(
-        "--workers", type=whole_number(1), default=os.cpu_count(), metavar="N", help="processes (default: one per core)"
+        "--workers",
+        type=whole_number(1),
+        default=cores().number,
+        metavar="N",
+        help="processes (default: one per core that this process may use)",
     )
 
 

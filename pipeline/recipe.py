@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from data_prep.cli import Parser, run_command
 from pipeline.engines.ds_config import load_ds_config
+from pipeline.models.configs import planned_config, takes_published_shape
 from pipeline.models.counting import count_parameters
 from pipeline.models.fit import check_teacher, student_config_of, teacher_config_of
 from pipeline.settings.reading import load_stages
@@ -34,6 +35,10 @@ def describe(recipe: Recipe, teacher_config: PreTrainedConfig) -> str:
             f"# {name}: {config.num_hidden_layers} layers × {config.hidden_size}, {count['total'] / 1e6:.2f} M parameters = "
             f"{count['embeddings'] / 1e6:.1f} M word embeddings + {count['transformer'] / 1e6:.1f} M Transformer "
             f"+ {count['other'] / 1e6:.2f} M positions, norms and pooler"
+        )
+    if not recipe.previous and takes_published_shape(recipe.teacher.model, recipe.teacher.revision):
+        lines.append(
+            "# note: the teacher's config.json is not on this machine: this is its published shape, a run reads its own"
         )
     padded = " (padding included)" if recipe.layout == "doc" else ""
     lines.append(
@@ -68,7 +73,7 @@ def main() -> None:
     described = []
     for recipes in load_stages(options.recipe, options.overrides):
         for recipe in recipes:
-            config = teacher_config_of(recipe)
+            config = teacher_config_of(recipe, planned_config)
             check_teacher(recipe, config)
             for name in (recipe.teacher.ds_config, recipe.student.ds_config):
                 load_ds_config(name, recipe)

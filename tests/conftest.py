@@ -9,8 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # The files that take longest, in this order: they begin first, lest the others wait for them at the end.
 LONG = (
-    "test_two_hosts", "test_world_size", "test_fuzz_faults", "test_engines", "test_two_hosts_doctor", "test_layouts",
-    "test_launch", "test_losses", "test_modern", "test_resume", "test_stages", "test_students", "test_watchdog",
+    "test_two_hosts", "test_hanging", "test_world_size", "test_fuzz_faults", "test_engines", "test_two_hosts_doctor",
+    "test_layouts", "test_launch", "test_losses", "test_modern", "test_resume", "test_stages", "test_students", "test_watchdog",
     "test_teacher",
 )  # fmt: skip
 

@@ -1,24 +1,29 @@
 """pipeline.export on a small finished run."""
 
 import dataclasses
+import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoTokenizer, BertTokenizerFast
 
 from data_prep.cli import UserError
 from pipeline import export as export_module
 from pipeline.artifacts import checkpoints
 from pipeline.artifacts.distillation import read_distillation
+from pipeline.artifacts.metrics import heldout_rows
 from pipeline.export import check_export, export, load_student, main, model_card
 from pipeline.models.cut import cut_encoder
 from pipeline.models.fit import student_config_of
 from pipeline.models.students import build_student, principal_components
 from pipeline.settings.reading import load_recipe
+from pipeline.training import recomputing
 from tests.parts.launching import run_main
-from tests.parts.tiny import make_recipe
+from tests.parts.tiny import WORDS, make_recipe
 
 
 @pytest.mark.slow
@@ -31,7 +36,18 @@ def test_the_student_is_a_plain_hugging_face_folder(run, student):
     assert AutoTokenizer.from_pretrained(student)("w1 w7")["input_ids"] == [2, 6, 12, 3]
     assert sorted(path.name for path in student.iterdir()) == [
         "README.md", "config.json", "distillation.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "vocab.txt",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_teachers_tokenizer_files_are_copied_and_only_settings_that_do_not_fit_are_changed(run, student):
+    teacher = run.parent / "teacher"
+    for folder in (run / "student", student):
+        for name in ("tokenizer.json", "vocab.txt"):
+            assert (folder / name).read_bytes() == (teacher / name).read_bytes()
+        before, after = (json.loads((f / "tokenizer_config.json").read_text()) for f in (teacher, folder))
+        assert after == before | {"model_max_length": 64}
 
 
 def test_the_untrained_student_is_the_one_that_a_run_starts_with(tmp_path, monkeypatch):
@@ -87,7 +103,9 @@ def test_the_model_card_names_teacher_data_and_numbers(run, student):
     info = checkpoints.latest(run).info
     for part in (info["corpus"], info["teacher"]["weights"], info["teacher"]["model"], "6 of 6 steps", "qk, vv"):
         assert part in card
-    assert card.startswith("---\nlibrary_name: transformers\n")
+    for folder in (run / "student", student):  # what the run knew at its start, and the card
+        metadata = {"library_name": "transformers", "pipeline_tag": "feature-extraction"}
+        assert ModelCard.load(folder / "README.md").data.to_dict() == metadata | {"tags": ["minilm", "distillation"]}
     rows = [line for line in card.splitlines() if line.startswith(("| 0 |", "| 3 |", "| 6 |"))]
     assert len(rows) == 3
 
@@ -189,3 +207,101 @@ def test_a_run_that_stopped_half_way_can_be_exported(run, tmp_path):
     shutil.rmtree(copy / "checkpoints" / "step-00000006")
     assert export(copy, tmp_path / "student").step == 3
     assert "3 of 6 steps" in (tmp_path / "student" / "README.md").read_text()
+
+
+# --- the held-out loss, computed again --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A copy of the run, which may be changed."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def rewrite(run, change):
+    """Write the run's newest checkpoint again, whole, after ``change`` of its info and its tensors."""
+    checkpoint = checkpoints.latest(run)
+    info = {key: value for key, value in checkpoint.info.items() if key not in ("id", "sha256")}
+    tensors = checkpoint.tensors()
+    change(info, tensors)
+    shutil.rmtree(run / "checkpoints")
+    checkpoints.save(run, info, tensors, keep=1)
+
+
+def exchange(info, tensors):
+    """Weights for each other: whole, finite, of the right shapes, and not what was trained."""
+    query, key = (f"encoder.layer.1.attention.self.{name}.weight" for name in ("query", "value"))
+    tensors[query], tensors[key] = tensors[key], tensors[query]
+
+
+@pytest.mark.slow
+def test_the_held_out_loss_is_computed_again_from_the_exported_folder(run, tmp_path, capsys):
+    export(run, tmp_path / "student")
+    (row,) = [row for row in heldout_rows(run, 6) if row["step"] == 6]
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert f"Recomputed from this folder at step 6: loss {row['loss']:.4f}." in card
+    assert "Recomputing the held-out loss of up to 10 sequences on cpu" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_student_that_is_not_the_trained_one_is_never_exported(copy, tmp_path):
+    rewrite(copy, exchange)
+    with pytest.raises(
+        UserError, match=r"step-00000006: .* held-out .*, the run has recorded .*; nothing was exported"
+    ):
+        export(copy, tmp_path / "out" / "student")
+    assert list((tmp_path / "out").iterdir()) == []
+    export(copy, tmp_path / "out" / "student", recomputes=False)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_of_another_order_is_never_exported(copy, tmp_path):
+    """The weights are right, and every text would be read as other words."""
+    words = copy / "student" / "vocab.txt"
+    words.write_text("\n".join([*WORDS[:5], *reversed(WORDS[5:])]) + "\n")
+    BertTokenizerFast(vocab=str(words)).save_pretrained(copy / "student")
+    with pytest.raises(UserError, match=r"the tokenizer of its student gives other ids than .*teacher's; nothing"):
+        export(copy, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "key, value, reason",
+    [
+        ("eval_samples", 0, "data has no held-out window of 16 tokens"),
+        ("data", "/gone", "/gone: no such"),
+        ("corpus", "0" * 64, "data: not the corpus of the run"),
+        ("teacher.model", "/gone", "/gone: no such folder"),
+        ("teacher.model", "some/where", "some/where: the teacher is not in this machine's cache of the hub"),
+        ("teacher.weights", "0" * 16, "teacher: not the teacher that"),
+        ("steps", 7, "metrics.jsonl has no held-out losses at step 6"),
+        ("memory", 2**10, "teacher: teacher and student do not fit the 0.0 GiB that are free"),
+    ],
+)
+def test_where_it_cannot_be_computed_again_one_line_says_so(copy, tmp_path, monkeypatch, capsys, key, value, reason):
+    def change(info, tensors):
+        table, _, name = key.rpartition(".")
+        place = {"corpus": info, "teacher.weights": info["teacher"]}.get(key, info["recipe"])
+        place = place[table] if table and place is info["recipe"] else place
+        place[name] = value
+
+    if key == "memory":
+        monkeypatch.setattr(recomputing, "free_devices", lambda: [(torch.device("cpu"), value)])
+    elif key == "steps":
+        (copy / "metrics.jsonl").write_text("")
+    else:
+        rewrite(copy, change)
+    export(copy, tmp_path / "student")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "not recomputed" in line]
+    assert line.startswith("note: held-out loss not recomputed: ") and reason in line
+    assert "The held-out loss was not recomputed from this folder." in (tmp_path / "student" / "README.md").read_text()
+
+
+def test_without_recomputing_nothing_is_computed_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export", str(tmp_path), str(tmp_path / "out"), "--no-recompute"])
+    seen = []
+    monkeypatch.setattr(export_module, "export", lambda run, out, recomputes: seen.append(recomputes) or exit())
+    with pytest.raises(SystemExit):
+        main()
+    assert seen == [False]

@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -55,7 +55,9 @@ class Checkpoint:
             "samples": info.get("samples") == self.step * recipe.batch,
             "corpus": isinstance(info.get("corpus"), str),
             "tokens": isinstance(tokens, dict) and all(isinstance(count, int) for count in tokens.values()),
-            "teacher": isinstance(teacher, dict) and isinstance(teacher.get("weights"), str),
+            "teacher": isinstance(teacher, dict)
+            and isinstance(teacher.get("weights"), str)
+            and isinstance(teacher.get("config", {}), dict),
             "versions": isinstance(info.get("versions"), dict),
         }
         for key in (key for key, fit in fits.items() if not fit):
@@ -117,7 +119,8 @@ def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int, keep_ever
             raise OSError(errno.ENOSPC, f"only {free / 2**20:.0f} MiB are free")
         with new_folder(final) as written:
             save_file(tensors, written / STATE)
-            content = sealed(info | {"format": FORMAT, "sha256": file_sha256(written / STATE)})
+            digest = file_sha256(written / STATE)
+            content = sealed(info | {"format": FORMAT, "sha256": digest})
             (written / INFO).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
             if final.exists():  # a torn one of the same step: keep it for inspection, out of the way
                 final.rename(_unused(folder / f"torn-{final.name}"))
@@ -127,20 +130,38 @@ def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int, keep_ever
             f"{final}: the checkpoint of {size / 2**20:.0f} MiB cannot be written ({error}); free some space and run the "
             f"same command again: it resumes from {f'step {newest.step}' if newest else 'the start'}"
         ) from error
-    whole = [folder for folder in _folders(run) if _step(folder) <= info["step"] and _torn(folder) is None]
-    for old in whole[:-keep]:
-        if not keep_every or _step(old) % keep_every:
-            shutil.rmtree(old)
+    _known[_identity(final / STATE)] = digest
+    _forget_old(run, info["step"], keep, keep_every)
     return final
 
 
-def latest(run: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, or None. Torn ones are skipped with a warning."""
+def _forget_old(run: Path, step: int, keep: int, keep_every: int) -> None:
+    """Delete the whole checkpoints up to ``step`` but for the newest ``keep``, and those of multiples of ``keep_every``.
+
+    Only what this process has neither written nor read before is hashed here, and nothing if ``latest`` was asked for ``keep``.
+    """
+    kept = 0
+    for folder in reversed([folder for folder in _folders(run) if _step(folder) <= step]):
+        if kept < keep:
+            kept += _torn(folder, _hash_once) is None
+        elif (not keep_every or _step(folder) % keep_every) and _torn(folder, _hash_once) is None:
+            shutil.rmtree(folder)
+
+
+def latest(run: Path, count: int = 1) -> Checkpoint | None:
+    """The newest whole checkpoint, or None. Torn ones are skipped with a warning.
+
+    As many as ``count`` of the newest are read and hashed, so that no save of this process that keeps so many has to.
+    """
+    found = []
     for folder in reversed(_folders(run)):
-        if (reason := _torn(folder)) is None:
-            return Checkpoint(folder, json.loads((folder / INFO).read_text()))
-        print(f"warning: {folder} is not whole ({reason}); it is skipped", file=sys.stderr, flush=True)
-    return None
+        if (reason := _torn(folder, _hash)) is None:
+            found.append(folder)
+        else:
+            print(f"warning: {folder} is not whole ({reason}); it is skipped", file=sys.stderr, flush=True)
+        if len(found) == count:
+            break
+    return Checkpoint(found[0], json.loads((found[0] / INFO).read_text())) if found else None
 
 
 def newest_of(run: Path) -> Checkpoint:
@@ -152,15 +173,33 @@ def newest_of(run: Path) -> Checkpoint:
     raise UserError(f"{run}: no whole checkpoint below {run / FOLDER}; is this a run folder?")
 
 
-def _torn(folder: Path) -> str | None:
-    """Why the checkpoint is not whole, or None."""
+_known: dict[tuple[int, ...], str] = {}  # the hash of each state that this process has written or read
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written again, or damaged by anything but its disk."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _hash(path: Path) -> str:
+    digest = _known[_identity(path)] = file_sha256(path)
+    return digest
+
+
+def _hash_once(path: Path) -> str:
+    return _known.get(_identity(path)) or _hash(path)
+
+
+def _torn(folder: Path, digest: Callable[[Path], str]) -> str | None:
+    """Why the checkpoint is not whole, or None. ``digest`` gives the hash of its state."""
     try:
         info = json.loads((folder / INFO).read_text())
         if info["format"] != FORMAT:
             return f"format {info['format']!r}"
         if sealed(info) != info or info["step"] != _step(folder):
             return f"{INFO} is not as it was written"
-        return None if file_sha256(folder / STATE) == info["sha256"] else f"{STATE} does not match its sha256"
+        return None if digest(folder / STATE) == info["sha256"] else f"{STATE} does not match its sha256"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:

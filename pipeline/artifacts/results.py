@@ -68,6 +68,10 @@ class Cell:
     primary: str
     split: str
     dev: float | None = None  # the primary score on the dev set, where another one is scored
+    baseline: dict[str, float] = field(
+        default_factory=dict
+    )  # what one answer for all rows scores; of old cells unknown
+    rows: int | None = None  # that the score is of
     seconds: float = math.nan
     precision: str = "fp32"  # of products
     versions: dict[str, str] = field(default_factory=dict)
@@ -76,6 +80,11 @@ class Cell:
     def score(self) -> float:
         """The score that the papers' tables show."""
         return self.scores[self.primary]
+
+    @property
+    def majority(self) -> float | None:
+        """The majority baseline of the score, if it is on record."""
+        return self.baseline.get(self.primary)
 
     @property
     def dev_score(self) -> float:
@@ -198,6 +207,8 @@ def read_cell(path: Path) -> Cell:
     record = read_record(path, "cell")
     if wrong := _wrong(record) or _wrong_scores(record):
         raise UserError(f"{path}: {wrong}; {_EVALUATE_AGAIN}")
+    rows = record.get("rows", record["data"].get(record["split"]))  # of old cells those of all sets
+    record["rows"] = rows if isinstance(rows, int) else None
     return Cell(path, **{name: record[name] for name in Cell.__annotations__ if name in record})
 
 
@@ -230,8 +241,11 @@ def _wrong_scores(record: dict) -> str:
     scores, primary = record["scores"], record["primary"]
     if unnamed := [name for name in scores if not _NAME.fullmatch(name)]:
         return f"{unnamed[0]!r} is not a score's name"
-    whole = primary in scores and all(map(_is_number, scores.values()))
-    return "" if whole else f"scores are not numbers, or lack {primary!r}"
+    if primary not in scores or not all(map(_is_number, scores.values())):
+        return f"scores are not numbers, or lack {primary!r}"
+    baseline = record.get("baseline", {})
+    whole = isinstance(baseline, dict) and all(map(_is_number, baseline.values()))
+    return "" if whole else f"baseline = {baseline!r} is not a cell's"
 
 
 def _is_number(value: object) -> bool:
@@ -275,6 +289,15 @@ def mean_and_spread(values: list[float]) -> tuple[float, float | None]:
 def shown_mean(mean: float, spread: float | None) -> str:
     """`72.0 ± 2.0`; without a spread the mean alone."""
     return f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+
+
+def shown_majority(cells: Iterable[Cell]) -> str:
+    """`52.7 (277 rows)`: the majority baselines of a task's cells, which differ where their data do."""
+    known = {(cell.majority, cell.rows) for cell in cells if cell.majority is not None}
+    parts = (
+        f"{majority:.1f} ({'?' if rows is None else f'{rows:,}'} rows)" for majority, rows in sorted(known, key=str)
+    )
+    return ", ".join(parts) or "not recorded"
 
 
 def best(cells: Iterable[Cell]) -> Best:

@@ -8,7 +8,7 @@ RUN/COMPLETE                              written last: the run reached its last
 
 The root of a run is its `out` as the recipe file gives it: RUN, or for several students or stages what holds theirs.
 
-ROOT/STOP                                 made by anyone: write a checkpoint and leave (see training/watchdog.EarlyStop)
+ROOT/STOP                                 made by anyone: write a checkpoint and leave (see training/early_stop.py)
 ROOT/.ended                               how the newest launch ended, for the launcher that waits for it
 """
 
@@ -26,12 +26,13 @@ COMPLETE, STOP, ENDED = "COMPLETE", "STOP", ".ended"
 EARLY = 75  # exit code of a run that has more to do: EX_TEMPFAIL of sysexits.h, "try again"
 
 
-# What a run may change when it is resumed: where and how it runs, not what it computes.
+# What a run may change when it is resumed: where and how it runs, not what it computes. A teacher is known by the hash of
+# its weights and by its config (training/resuming.py), not by its name, so that it may be a hub id first and a folder then.
 FREE = {
     "out", "data", "micro_batch", "log_every", "eval_every", "eval_samples", "checkpoint_every", "keep_checkpoints",
     "keep_every",
-    "compile", "teacher.model", "teacher.micro_batch", "teacher.hosting", "teacher.shard_group", "teacher.ds_config",
-    "student.ds_config",
+    "compile", "teacher.model", "teacher.revision", "teacher.micro_batch", "teacher.hosting", "teacher.shard_group",
+    "teacher.ds_config", "student.ds_config",
 }  # fmt: skip
 
 
@@ -60,12 +61,15 @@ def record_end(root: Path, launch: str | None, code: int) -> None:
     write_text(root / ENDED, json.dumps({"launch": launch, "code": code}) + "\n")
 
 
+_NAMED = {"teacher.model", "teacher.revision"}  # what no description of a run may lack, all the same
+
+
 def what_decides(recipe: dict) -> dict:
     """A recipe's values that decide a run's result, and what no recipe lacks: data and run by their names alone."""
     names = {key: Path(recipe[key]).name for key in ("data", "out")}
     decisive = {key: value for key, value in recipe.items() if key not in FREE | {"teacher", "student"}}
     tables = {
-        table: {key: value for key, value in recipe[table].items() if f"{table}.{key}" not in FREE - {"teacher.model"}}
+        table: {key: value for key, value in recipe[table].items() if f"{table}.{key}" not in FREE - _NAMED}
         for table in ("teacher", "student")
     }
     if tables["student"].get("vocab"):

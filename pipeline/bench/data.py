@@ -137,12 +137,12 @@ def training_wait(windows: Windows, order: Order, at: int) -> tuple[float, float
     train = _small_training(windows)
     waits, whole = [], []
     with contextlib.closing(read_ahead(reading, torch.device("cpu"))) as ready:
-        train(next(ready))  # the first is the warm-up
+        train(next(ready).ids)  # the first is the warm-up
         for _ in range(_STEPS):
             begin = time.perf_counter()
-            ids = next(ready)
+            samples = next(ready)
             waits.append(time.perf_counter() - begin)
-            train(ids)
+            train(samples.ids)
             whole.append(time.perf_counter() - begin)
     return statistics.median(whole), sum(waits) / sum(whole)
 

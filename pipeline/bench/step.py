@@ -22,6 +22,7 @@ from data_prep.shards import open_corpus
 from pipeline.artifacts import checkpoints
 from pipeline.bench.data import make_corpus
 from pipeline.bench.tools import Row, Setting, settings_of
+from pipeline.data.inputs import Inputs
 from pipeline.data.reading import order_of, read_ahead, steps, training_windows
 from pipeline.engines.both import fit
 from pipeline.engines.memory import choose_hosting
@@ -129,8 +130,10 @@ class Models:
             self.frozen = _trainees(recipes, engines, divergence)
 
         generator = torch.Generator().manual_seed(SEED + ranks.rank)
-        self.samples = torch.randint(1000, config.vocab_size, (options.batch, options.length), generator=generator)
-        self.ids = self.samples.to(ranks.device)
+        self.samples = Inputs(
+            torch.randint(1000, config.vocab_size, (options.batch, options.length), generator=generator)
+        )
+        self.ids = self.samples.to(ranks.device).ids
         forwards: list[tuple[PreTrainedConfig, int, int]] = [(config, first.teacher.layer, 1)]
         forwards += [(student_config_of(recipe, config), recipe.student.layers, 3) for recipe in students]
         flops = (times * forward_flops(shape, layer, options.length) for shape, layer, times in forwards)
@@ -158,7 +161,7 @@ class Models:
 
     def update(self, trainees: list[Trainee]) -> None:
         """An update of these students."""
-        update(trainees, self.teach, self.samples, 0, self.ranks, None, Clock(self.ranks.device))
+        update(trainees, self.teach, self.samples, 0, self.ranks, Clock(self.ranks.device))
 
     def trivial_update(self, student: int) -> None:
         """An update of a student by the trivial loss, under DeepSpeed."""
@@ -243,7 +246,7 @@ def shares(trainees: list[Trainee], teach: Teach, ranks: Ranks) -> dict[str, flo
                 begin = time.perf_counter()
                 samples = next(ready)
                 waited += time.perf_counter() - begin
-                update(trainees, teach, samples, 0, ranks, None, clock)
+                update(trainees, teach, samples, 0, ranks, clock)
                 _synchronize(ranks)
                 if not number:  # the first is the warm-up
                     clock.seconds()

@@ -29,11 +29,11 @@ from pipeline.engines.hosting import Hosting
 from pipeline.engines.memory import choose_hosting
 from pipeline.engines.ranks import Ranks, start_ranks
 from pipeline.engines.teacher import Teach, host_teacher
+from pipeline.launch.places import this_machine
 from pipeline.measuring import free_memory, process_status, return_freed_memory
 from pipeline.models.cut import empty_encoder
 from pipeline.models.loading import load_folder_config, weights_of
 from pipeline.models.precision import DTYPES
-from pipeline.processes import free_port
 from pipeline.settings.recipe import Recipe, Student, Teacher
 
 SEED = 42
@@ -52,9 +52,9 @@ def teacher(options: Namespace) -> Iterator[Row]:
                 num_attention_heads=options.width // 80, intermediate_size=4 * options.width, max_position_embeddings=514,
             )  # fmt: skip
             make_model(Path(folder), config)
-            command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_gpus", str(options.ranks)]
-            command += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-            ended = subprocess.run([*command, "--module", "pipeline.bench", *sys.argv[1:], "--folder", folder])
+            place = this_machine(options.ranks, dict(os.environ), {})
+            command = place.command("pipeline.bench", [*sys.argv[1:], "--folder", folder])
+            ended = subprocess.run(command, env=place.environment)
         sys.exit(ended.returncode)
     return_freed_memory()
     yield from _Measurement(options, start_ranks()).rows()

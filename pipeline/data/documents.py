@@ -4,32 +4,37 @@ import functools
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from data_prep.cli import UserError
 from data_prep.shards import Shard, Source
 from pipeline.data.windows import Windows, mapped
 
 _PIECE = 256  # documents
+_NOT_PADDING = (
+    ("sep", "separator", "an end"),
+    ("cls", "[CLS]", "a beginning"),
+    ("unk", "unknown piece", "what the vocabulary lacks"),
+)
 
 
 class DocWindows(Windows):
-    """The windows of several sources in the ``doc`` layout: ceil(n / (length − 2)) of a document of n tokens.
+    """The windows of several sources in the ``doc`` layout: ceil(n / inner) of a document of n tokens.
 
     A piece is up to 256 documents of a shard. Only their windows are counted at open, which reads every docs.npy once
     and keeps 8 bytes for 256 documents: 31 MB for a billion. Where a window begins is found in its piece's document ends
     when it is read, 2 KB of the mapped file, so nothing grows with use and nothing has to be cached.
     """
 
-    def __init__(self, sources: dict[str, Source], tokenizer: dict[str, Any], length: int):
-        """As of Windows. Raises UserError for a tokenizer that pads with the id that ends a sequence."""
-        super().__init__(sources, tokenizer, length)
+    def __init__(self, sources: dict[str, Source], tokenizer: dict[str, Any], length: int, paired: bool = False):
+        """As of Windows. Raises UserError for a tokenizer that pads with an id that sequences hold."""
+        super().__init__(sources, tokenizer, length, paired)
         self.padding = self.special["pad"]
-        if self.padding == self.special["sep"]:
-            raise UserError(
-                f"layout = 'doc': the tokenizer pads with its separator (id {self.padding}), so an end would look like "
-                "padding; use layout = 'full'"
-            )
+        for role, name, what in _NOT_PADDING:
+            if self.padding == self.special.get(role):
+                raise UserError(
+                    f"layout = 'doc': the tokenizer pads with its {name} (id {self.padding}), so {what} would look like "
+                    "padding; use layout = 'full'"
+                )
         self._ends = functools.cache(lambda shard: mapped(self.shards[shard].ends()))
 
     def _cut(self, shard: Shard) -> np.ndarray:
@@ -37,7 +42,7 @@ class DocWindows(Windows):
         return np.add.reduceat(counts, np.arange(0, len(counts), _PIECE))
 
     def _filled(self, source: Source, windows: int) -> float:
-        return (source.tokens - source.documents + 2 * windows) / (windows * self.length)
+        return (source.tokens - source.documents + self.frame * windows) / (windows * self.length)
 
     def _windows_of(self, document: np.ndarray) -> np.ndarray:
         """The number of windows of documents by their tokens; the separator counts, but [SEP] is read in its place."""
@@ -65,20 +70,14 @@ class DocWindows(Windows):
         stretches = zip(shard.tolist(), start.tolist(), (start + size).tolist(), strict=True)
         return np.concatenate([self.tokens(shard)[first:stop] for shard, first, stop in stretches])
 
+    def _rows(self, tokens: np.ndarray, size: np.ndarray) -> np.ndarray:
+        rows = np.zeros((len(size), self.inner), tokens.dtype)
+        rows[np.arange(self.inner) < size[:, None]] = tokens
+        return rows
+
     def _framed(self, tokens: np.ndarray, rows: np.ndarray, size: np.ndarray) -> np.ndarray:
         ids = np.full((len(rows), self.length), self.padding, np.int64)
         ids[:, 0] = self.special["cls"]
         ids[np.arange(len(rows)), size + 1] = self.special["sep"]
         ids[:, 1:-1][np.arange(self.inner) < size[:, None]] = tokens
         return ids[np.argsort(rows)]
-
-
-def unpadded(ids: Tensor, padding: int | None) -> tuple[Tensor, Tensor | None]:
-    """Right-padded ids [n, length] -> without the columns that all are padding, and the real length of each, [n].
-
-    The lengths are None if nothing is padded. No document holds the padding id: a text never becomes a control id.
-    """
-    if padding is None:
-        return ids, None
-    lengths = (ids != padding).sum(1)
-    return ids[:, : int(lengths.max())], lengths

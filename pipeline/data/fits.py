@@ -32,7 +32,7 @@ def notes(corpus: Corpus, windows: Windows, order: Order, batch: int, steps: int
         )
     if windows.padding is None:
         tokens = sum(source.tokens for source in corpus.sources.values())
-        left = tokens - len(windows) * (windows.length - 2)
+        left = tokens - len(windows) * windows.inner
         yield f"{left:,} of {tokens:,} tokens lie in shard tails that fill no window"
     else:
         yield f"{1 - filled(windows, order):.1%} of the positions that are read are padding"

@@ -44,8 +44,9 @@ class Order:
         self._source = source.astype(np.min_scalar_type(len(counts)))  # 8 or 16 bits are sorted by radix
         self._rank = np.concatenate([np.arange(quota, dtype=np.uint64) for quota in self.quotas])
         self._quota, self._grid = self.quotas[source], Grid.over(counts[source])
-        root = _mix(np.asarray([seed], np.uint64))
-        self._layout_key, self._key = _mix(root), _mix(root + np.uint64(1) + source.astype(np.uint64))
+        root = mix(np.asarray([seed], np.uint64))
+        self._layout_key, self._key = mix(root), mix(root + np.uint64(1) + source.astype(np.uint64))
+        self._bits_key = mix(~root)
         self._block = functools.lru_cache(maxsize=4)(self._samples)
 
     def __call__(self, start: int, stop: int) -> Samples:
@@ -62,6 +63,11 @@ class Order:
         quotas = self.quotas.astype(np.int64)
         return blocks * quotas + np.bincount(self._shuffled(blocks)[:rest], minlength=len(quotas))
 
+    def bits(self, start: int, stop: int) -> Numbers:
+        """64 bits of each of the samples ``start`` … ``stop`` − 1, for whatever else is to follow from a sample's number."""
+        numbers: Numbers = np.arange(start, stop, dtype=np.uint64)
+        return mix(self._bits_key + numbers)
+
     def forget(self) -> None:
         """Drop the blocks that are kept, so that the next call takes as long as a first one."""
         self._block.cache_clear()
@@ -70,7 +76,7 @@ class Order:
         """All the samples of block ``number``."""
         drawn = np.uint64(number) * self._quota + self._rank  # how many samples of this source came before this one
         epoch, rest = np.divmod(drawn, self._grid.size)
-        window = permute(rest, self._grid, _mix(self._key + epoch))
+        window = permute(rest, self._grid, mix(self._key + epoch))
         source = self._shuffled(number)
         by_source = np.argsort(source, kind="stable")  # a source's samples come in the order in which they are drawn
         samples = Samples(source.astype(np.int64), *np.empty((2, BLOCK), np.int64))
@@ -79,9 +85,9 @@ class Order:
 
     def _shuffled(self, number: int) -> np.ndarray:
         """The source of each sample of block ``number``."""
-        key = _mix(self._layout_key + np.uint64(number))
+        key = mix(self._layout_key + np.uint64(number))
         numbers: Numbers = np.arange(BLOCK, dtype=np.uint64)
-        hashes = _mix(key + numbers).astype(np.uint16)
+        hashes = mix(key + numbers).astype(np.uint16)
         return self._source[np.argsort(hashes, kind="stable")]
 
 
@@ -136,7 +142,7 @@ def _moved(x: Numbers, size: Numbers, seed: Numbers, spread: np.uint64) -> Numbe
     return np.minimum(moved, moved - size)  # below size, the difference wraps around to a huge number
 
 
-def _mix(x: Numbers) -> Numbers:
+def mix(x: Numbers) -> Numbers:
     """The finaliser of splitmix64 (Steele, Lea & Flood 2014): a bijection that spreads every bit over all."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
@@ -144,4 +150,4 @@ def _mix(x: Numbers) -> Numbers:
     return x ^ x >> np.uint64(31)
 
 
-_SPREAD = _mix(np.arange(_ROUNDS, dtype=np.uint64)) | np.uint64(1)  # an odd multiplier for each round
+_SPREAD = mix(np.arange(_ROUNDS, dtype=np.uint64)) | np.uint64(1)  # an odd multiplier for each round

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data_prep.cli import UserError
 from data_prep.shards import Corpus
 from pipeline.data.documents import DocWindows
+from pipeline.data.inputs import Inputs
 from pipeline.data.order import Order
+from pipeline.data.segments import read_pairs
 from pipeline.data.windows import Windows
 
 LAYOUTS: dict[str, type[Windows]] = {"full": Windows, "doc": DocWindows}
@@ -43,33 +44,43 @@ def read_of(windows: Windows, order: Order, samples: int) -> dict[str, Reading]:
     return {name: Reading(int(count), *map(float, others)) for name, count, *others in found}
 
 
-def training_windows(corpus: Corpus, length: int, layout: str = "full") -> Windows:
-    """The windows to train on. Raises UserError if there are none."""
-    windows = LAYOUTS[layout](corpus.sources, corpus.tokenizer, length)
+def training_windows(corpus: Corpus, length: int, layout: str = "full", paired: bool = False) -> Windows:
+    """The windows to train on, to be cut in two segments if ``paired``. Raises UserError if there are none."""
+    windows = LAYOUTS[layout](corpus.sources, corpus.tokenizer, length, paired)
     if not len(windows):
         raise UserError(
-            f"{corpus.path}: no shard holds the {length - 2} tokens of one window; use a shorter length, or layout = 'doc'"
+            f"{corpus.path}: no shard holds the {windows.inner} tokens of one window; use a shorter length, or layout = 'doc'"
         )
     return windows
 
 
-class Heldout(NamedTuple):
-    """Held-out sequences, ids [n, length], and the name of the source of each."""
+def read(windows: Windows, order: Order, start: int, stop: int) -> Inputs:
+    """Samples ``start`` … ``stop`` − 1 of the order, as a model reads them. Raises UserError for a damaged shard."""
+    if windows.paired:
+        return read_pairs(windows, order, start, stop)
+    source, _, window = order(start, stop)
+    ids = windows.read(source, window)
+    # No document holds the padding id: a text never becomes a control id.
+    return Inputs(ids, lengths=None if windows.padding is None else (ids != windows.padding).sum(1))
 
-    ids: Tensor
+
+class Heldout(NamedTuple):
+    """Held-out sequences, and the name of the source of each."""
+
+    inputs: Inputs
     sources: list[str]
 
 
 def heldout_of(
-    corpus: Corpus, length: int, samples: int, alpha: float, seed: int, layout: str = "full"
+    corpus: Corpus, length: int, samples: int, alpha: float, seed: int, layout: str = "full", paired: bool = False
 ) -> Heldout | None:
     """The first ``samples`` held-out sequences of the sampling order, or None if there are none."""
-    windows = LAYOUTS[layout](corpus.heldout, corpus.tokenizer, length)
+    windows = LAYOUTS[layout](corpus.heldout, corpus.tokenizer, length, paired)
     count = min(samples, len(windows))
     if not count:
         return None
-    source, _, window = order_of(windows, alpha, seed)(0, count)
-    return Heldout(windows.read(source, window), [windows.names[number] for number in source])
+    order = order_of(windows, alpha, seed)
+    return Heldout(read(windows, order, 0, count), [windows.names[number] for number in order(0, count).source])
 
 
 def order_of(windows: Windows, alpha: float, seed: int) -> Order:
@@ -85,24 +96,23 @@ def steps(
     batch: int,
     rank: int,
     ranks: int,
-) -> Iterator[Tensor]:
-    """Input ids of ``rank`` of ``ranks`` in steps ``start`` … ``stop`` − 1: its slice of each step's ``batch`` samples."""
+) -> Iterator[Inputs]:
+    """What is read by ``rank`` of ``ranks`` in steps ``start`` … ``stop`` − 1: its slice of each step's ``batch`` samples."""
     share = batch // ranks
     for step in range(start, stop):
         first = step * batch + rank * share
-        source, _, window = order(first, first + share)
-        yield windows.read(source, window)
+        yield read(windows, order, first, first + share)
 
 
-def read_ahead(batches: Iterator[Tensor], device: torch.device, depth: int = 4) -> Generator[Tensor, None, None]:
+def read_ahead(batches: Iterator[Inputs], device: torch.device, depth: int = 4) -> Generator[Inputs, None, None]:
     """The same batches, read by a background thread up to ``depth`` ahead; its errors are raised here.
 
     They stay on the CPU, in pinned memory if ``device`` is a GPU.
     """
-    ready: queue.Queue[Tensor | Exception | None] = queue.Queue(depth)
+    ready: queue.Queue[Inputs | Exception | None] = queue.Queue(depth)
     stopped = threading.Event()
 
-    def put(item: Tensor | Exception | None) -> bool:
+    def put(item: Inputs | Exception | None) -> bool:
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)

@@ -1,5 +1,7 @@
 """Token shards to input ids. A window is up to ``length`` − 2 consecutive tokens of one shard in [CLS] … [SEP].
 
+Where two segments are read (segments.py), a window has a token less, for the [SEP] between them.
+
 The shards are the same for both layouts; how they are cut is decided here, at read time:
 
 * ``full``: windows run across documents (their separators are in the shards), so nothing is ever padded: how RoBERTa and
@@ -28,9 +30,14 @@ class Windows:
 
     padding: int | None = None
 
-    def __init__(self, sources: dict[str, Source], tokenizer: dict[str, Any], length: int):
-        """``tokenizer`` is the manifest's fingerprint: it says which ids frame a window and how many ids there are."""
-        self.length, self.inner = length, length - 2
+    def __init__(self, sources: dict[str, Source], tokenizer: dict[str, Any], length: int, paired: bool = False):
+        """``tokenizer`` is the manifest's fingerprint: it says which ids frame a window and how many ids there are.
+
+        ``paired``: windows are cut in two and framed by three special tokens instead of two.
+        """
+        self.length, self.paired = length, paired
+        self.frame = 3 if paired else 2  # special tokens
+        self.inner = length - self.frame
         self.special, self.vocab_size = tokenizer["special"], tokenizer["vocab_size"]
         cuts = {name: [self._cut(shard) for shard in source.shards] for name, source in sources.items()}
         kept = [source for name, source in sources.items() if any(cut.any() for cut in cuts[name])]
@@ -55,11 +62,17 @@ class Windows:
 
         Raises UserError naming the shard that holds an id outside the vocabulary.
         """
-        rows, shard, start, size = self.locate(sources, windows)
-        tokens = self._copy(shard, start, size)
-        if tokens.max() >= self.vocab_size:
-            self._refuse(tokens, shard, start, size)
+        tokens, rows, size = self._tokens(sources, windows)
         return torch.from_numpy(self._framed(tokens, rows, size))
+
+    def texts(self, sources: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The bare tokens [n, inner] of windows, of any value behind their end, and how many there are of each, int64 [n].
+
+        Raises UserError as ``read``.
+        """
+        tokens, rows, size = self._tokens(sources, windows)
+        back = np.argsort(rows)
+        return self._rows(tokens, size)[back], size[back]
 
     def changed(self) -> Path | None:
         """A file that is no longer the one that it was when this was made, by its size and time."""
@@ -75,6 +88,14 @@ class Windows:
         wanted = wanted[rows]
         piece = np.searchsorted(self._before_piece, wanted, side="right") - 1
         return rows, *self._stretches(piece, wanted - self._before_piece[piece])
+
+    def _tokens(self, sources: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The tokens of windows as ``_copy`` gives them, the row of the batch and the size of each."""
+        rows, shard, start, size = self.locate(sources, windows)
+        tokens = self._copy(shard, start, size)
+        if tokens.max() >= self.vocab_size:
+            self._refuse(tokens, shard, start, size)
+        return tokens, rows, size
 
     def _cut(self, shard: Shard) -> np.ndarray:
         """Windows in each piece of a shard, int64: here a shard is one piece."""
@@ -103,6 +124,10 @@ class Windows:
         """A shard's windows [windows, inner]."""
         tokens = self.tokens(shard)
         return tokens[: len(tokens) // self.inner * self.inner].reshape(-1, self.inner)
+
+    def _rows(self, tokens: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Copied tokens as [n, inner], a window in each row."""
+        return tokens
 
     def _framed(self, tokens: np.ndarray, rows: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Input ids [n, length]: stretch i, of ``size[i]`` tokens, becomes row ``rows[i]``."""

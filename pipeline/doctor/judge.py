@@ -137,11 +137,18 @@ def accelerator(own: Facts, slots: int, kinds: Usual[str]) -> Judged:
 
 
 def processor(own: Facts, slots: int) -> Judged:
-    """A core for each rank, where ranks run on the CPU."""
+    """A core for each thread of each rank, where ranks run on the CPU."""
     found, here = own["cpu"], not own["accelerator"]["devices"]
-    text = f"{found['cores']} cores, {found['units']}"
+    quota = "" if found["why"].startswith(f"{found['cores']} core") else f" ({found['why']})"
+    text = f"{found['cores']} core{'s' * (found['cores'] != 1)}{quota}, {found['units']}"
     if here and found["cores"] < slots:
         return WARN, f"{text}: fewer than its {slots} ranks, which will wait for each other; lower slots", found
+    if here:
+        asked = found["asked_threads"]
+        each = asked or max(1, found["cores"] // slots)
+        text += f"; {each} thread{'s' * (each > 1)} a rank" + (f" (OMP_NUM_THREADS={asked})" if asked else "")
+        if each * slots > found["cores"]:
+            return WARN, f"{text}: more than the cores; lower OMP_NUM_THREADS or unset it", found
     if here and not own["accelerator"].get("bf16"):
         text += "; no bf16 units: products are taken in fp32"
     return OK, text, found

@@ -28,6 +28,8 @@ from typing import Any, TextIO
 
 import psutil
 
+from data_prep.machine import asked_threads, cores, memory
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SYSTEM = Path("/")  # where /proc and /sys are
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy")
@@ -68,7 +70,7 @@ class Answers:
             "folders": {folder: free_space(Path(folder)) for folder in folders},
             "cache": str(compile_cache()),
             "cache_space": free_space(_existing(compile_cache())),
-            "memory": memory(),
+            "memory": memory(SYSTEM),
             "shared_memory": free_space(Path("/dev/shm")),
             "open_files": _limit(resource.RLIMIT_NOFILE),
             "locked_memory": _limit(resource.RLIMIT_MEMLOCK),
@@ -238,7 +240,7 @@ def nvidia_driver() -> str | None:
 
 
 def processor() -> dict[str, Any]:
-    """The number of cores that this process may use, and the widest units for matrix products, in words."""
+    """The cores that this process may use, and why; the threads that OMP_NUM_THREADS asks for; the widest units in words."""
     try:
         flags = set((SYSTEM / "proc/cpuinfo").read_text().split())
     except OSError:
@@ -250,29 +252,13 @@ def processor() -> dict[str, Any]:
         ("avx2", "AVX2"),
         ("bf16", "Arm bf16"),
     )
+    allowed = cores(SYSTEM)
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": allowed.number,
+        "why": allowed.why,
+        "asked_threads": asked_threads(system=SYSTEM),
         "units": next((name for flag, name in names if flag in flags), platform.machine()),
     }
-
-
-def memory() -> dict[str, int]:
-    """Bytes of memory, all and available; the limit of this process's control group counts too."""
-    whole = psutil.virtual_memory()
-    total, free = whole.total, whole.available
-    for limit, used in _control_groups():
-        total, free = min(total, limit), min(free, max(0, limit - used))
-    return {"total": total, "free": free}
-
-
-def _control_groups() -> Iterator[tuple[int, int]]:
-    """(limit, use) in bytes of this process's control group and those above it that have a limit."""
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        path = (SYSTEM / "proc/self/cgroup").read_text().splitlines()[-1].split(":")[2].strip("/")
-        folder = SYSTEM / "sys/fs/cgroup" / path
-        for group in (folder, *folder.parents):  # the limits of those above hold as well
-            with contextlib.suppress(OSError, ValueError):  # "max" is no limit
-                yield int((group / "memory.max").read_text()), int((group / "memory.current").read_text())
 
 
 def compile_cache() -> Path:

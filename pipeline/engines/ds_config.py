@@ -1,7 +1,9 @@
 """Native DeepSpeed configs: what they may hold next to a recipe; keys that DeepSpeed would drop in silence are refused."""
 
 import difflib
+import functools
 import json
+import math
 from pathlib import Path
 
 from data_prep.cli import UserError
@@ -11,7 +13,7 @@ from pipeline.settings.recipe import Recipe
 # zero_optimization in silence, and ends with a traceback at a wrong value.
 _DS_KEYS: dict[str, type | dict | tuple] = {
     "zero_optimization": dict,  # looked at by DeepSpeed's own model of it
-    "communication_data_type": ("fp16", "bf16", "fp32"),
+    "communication_data_type": ("bf16", "fp32"),  # fp16 would lose small gradients in silence
     "prescale_gradients": bool,
     "gradient_predivide_factor": float,
     "comms_logger": {"enabled": bool, "prof_all": bool, "prof_ops": list, "verbose": bool, "debug": bool},
@@ -36,6 +38,7 @@ _ZERO_REFUSED = {
     "cpu_offload_use_pin_memory": "an old key; it is offload_param's pin_memory now",
     "stage3_gather_fp16_weights_on_model_save": "an old key of DeepSpeed's checkpoints, which are not used here; remove it",
     "elastic_checkpoint": "an old key of DeepSpeed's checkpoints, which are not used here; remove it",
+    "legacy_stage1": "an old form of stage 1, which DeepSpeed no longer has; remove it",
     "round_robin_gradients": "DeepSpeed's accessors then return other weights than those that are trained; remove it",
     "zenflow": "updates the student in another way than the recipe says; remove it",
     "cpu_offload": "an old key, which DeepSpeed drops; a teacher is offloaded by offload_param",
@@ -52,7 +55,7 @@ def load_ds_config(name: str, recipe: Recipe) -> dict:
     """A native DeepSpeed config: a file in ds_configs/ by its bare name, or a path. Raises UserError on a clash."""
     file = Path(name) if "/" in name else DS_CONFIGS / name
     try:
-        config = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        config = json.loads(_text(file), object_pairs_hook=_once)
     except FileNotFoundError:
         shipped = ", ".join(sorted(p.name for p in DS_CONFIGS.glob("*.json")))
         raise UserError(f"{recipe.source}: ds_config = {name!r}: no such file; shipped are {shipped}") from None
@@ -68,8 +71,15 @@ def load_ds_config(name: str, recipe: Recipe) -> dict:
     _refuse_auto(config, file, "")
     _check_keys(config, _DS_KEYS, file, "")
     _check_stage(name, zero, recipe, file)
+    _check_averaging(config, zero, file)
     _check_zero_keys(zero, file)
     return config
+
+
+@functools.cache
+def _text(file: Path) -> str:
+    """The file's text, read once in a process: all that a run takes from it is of one version."""
+    return file.read_text(encoding="utf-8")
 
 
 def _check_stage(name: str, zero: dict, recipe: Recipe, file: Path) -> None:
@@ -95,6 +105,27 @@ def _check_stage(name: str, zero: dict, recipe: Recipe, file: Path) -> None:
             raise UserError(
                 f"{file}: zero_optimization.{key}: does nothing at stage {stage}; use stage 3, or remove it"
             )
+
+
+def _check_averaging(config: dict, zero: dict, file: Path) -> None:
+    """Raise UserError for ways to scale and measure gradients that DeepSpeed rejects once models are loaded."""
+    stage, factor = zero.get("stage", 0), config.get("gradient_predivide_factor", 1.0)
+    if not 0 < factor < math.inf:
+        raise UserError(f"{file}: gradient_predivide_factor = {factor}: must be above 0 and finite")
+    scattered = stage >= 2 and zero.get("reduce_scatter", True)
+    for key, changed in (
+        ("gradient_predivide_factor", factor != 1.0),
+        ("prescale_gradients", config.get("prescale_gradients", False)),
+    ):
+        if scattered and changed:
+            raise UserError(
+                f"{file}: {key} = {json.dumps(config[key])}: DeepSpeed has it at stage {stage} without reduce_scatter only; "
+                "remove it, or use stage 0 or 1"
+            )
+    if not zero.get("compute_grad_norm", True):
+        raise UserError(
+            f"{file}: zero_optimization.compute_grad_norm = false: the norm is what gradients are clipped by; remove it"
+        )
 
 
 def _once(pairs: list[tuple]) -> dict:

@@ -28,8 +28,9 @@ def hosting_of(
 ) -> Hosting:
     """The recipe's hosting, or with ``auto`` a replica unless it takes more than a quarter of a rank's ``memory`` [bytes].
 
-    ``parameters`` are all up to the teacher's layer; its ``embeddings`` are whole on each rank in any case. Raises UserError
-    if a node has one rank only, over which nothing can be sharded.
+    ``parameters`` are all up to the teacher's layer; its ``embeddings`` are whole on each rank in any case. ``local_world``:
+    the ranks of the smallest node, whose shares are the largest. Raises UserError if that is one rank, over which nothing can
+    be sharded.
     """
     wanted, reason = recipe.teacher.hosting, "set in the recipe"
     if wanted == "auto":
@@ -44,7 +45,7 @@ def hosting_of(
     shards = world if recipe.teacher.shard_group == "world" else local_world
     if shards == 1 < world:
         raise UserError(
-            f"{recipe.source}: teacher.shard_group = 'node': there is one rank on each node, so nothing is sharded; "
+            f"{recipe.source}: teacher.shard_group = 'node': a node has one rank only, which would hold the whole teacher; "
             "use 'world', or hosting = 'replicate'"
         )
     return Hosting(wanted, reason, parameters, embeddings + (parameters - embeddings) / shards, shards)

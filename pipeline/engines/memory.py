@@ -1,12 +1,16 @@
 """The memory of a rank that teacher and students take, asked before anything is allocated."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from data_prep.cli import UserError
+from data_prep.machine import memory
 from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.hosting import Hosting, hosting_of
 from pipeline.engines.ranks import Ranks
@@ -16,13 +20,14 @@ from pipeline.settings.recipe import Recipe
 
 
 def choose_hosting(recipe: Recipe, ranks: Ranks, teacher: CutEncoder) -> Hosting:
-    """hosting.hosting_of for this ``teacher`` and these ``ranks``."""
+    """hosting.hosting_of for this ``teacher`` and these ``ranks``: the same on all. Collective."""
     parameters, embeddings = (sum(p.numel() for p in part.parameters()) for part in (teacher, teacher.embeddings))
-    return hosting_of(recipe, parameters, embeddings, memory_per_rank(ranks), ranks.world, ranks.local_world)
+    smallest = min(map(len, ranks.nodes), default=ranks.local_world)
+    return hosting_of(recipe, parameters, embeddings, memory_per_rank(ranks), ranks.world, smallest)
 
 
 def check_memory(recipes: list[Recipe], ranks: Ranks, hosting: Hosting, students: list[nn.Module]) -> None:
-    """Raise UserError if teacher and students do not fit a rank's memory, even without a single activation."""
+    """Raise UserError, on every rank, if teacher and students do not fit one's memory, even without a single activation."""
     needs = {"teacher": hosting.per_rank * DTYPES[recipes[0].precision].itemsize}
     for recipe, student in zip(recipes, students, strict=True):
         zero = load_ds_config(recipe.student.ds_config, recipe).get("zero_optimization", {}).get("stage", 0)
@@ -43,6 +48,29 @@ def check_memory(recipes: list[Recipe], ranks: Ranks, hosting: Hosting, students
 
 
 def memory_per_rank(ranks: Ranks) -> int:
+    """Bytes of the rank that has least: machines differ, and all ranks have to decide the same. Collective."""
     if ranks.device.type == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks.local_world
-    return get_accelerator().total_memory()
+        own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks.local_world
+    else:
+        own = get_accelerator().total_memory()
+    if len(ranks.nodes) == 0 or ranks.world == 1:
+        return own
+    least = torch.tensor(own, device=ranks.device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
+
+
+def free_devices() -> Iterator[tuple[torch.device, int]]:
+    """Where one process can compute, and the bytes that are free there: a GPU that is asked for becomes the current one.
+
+    In a launch that is this rank's device, whose memory others share; or else each GPU, the freest first, and the CPU.
+    """
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        numbers = [accelerator.current_device()] if dist.is_initialized() else range(accelerator.device_count())
+        for number in sorted(numbers, key=accelerator.available_memory, reverse=True):
+            accelerator.set_device(number)
+            yield torch.device(accelerator.device_name(number)), accelerator.available_memory(number)
+        if dist.is_initialized():
+            return
+    yield torch.device("cpu"), memory()["free"]

@@ -81,6 +81,18 @@ def write_state(engine, names: dict[str, str], state: dict[str, Tensor], updates
     set_updates(engine, updates)
 
 
+def write_masters(engine, weights: dict[str, Tensor]) -> None:
+    """Give a new engine the fp32 ``weights`` that its student had, by the cut's names, and no update behind it.
+
+    Under bf16 DeepSpeed makes its masters of weights that are rounded already; the wrapper of stage 0 then takes an empty
+    first step, which decays them once and would leave Adam's bias correction one off.
+    """
+    slots = _weight_slots(engine)
+    for name, parameter in engine.module.named_parameters():
+        slots(parameter).set(weights[name])
+    set_updates(engine, 0)
+
+
 def set_updates(engine, updates: int) -> None:
     """Set the number of steps that Adam has taken."""
     for values in engine.basic_optimizer.state.values():
@@ -101,22 +113,20 @@ def _masters(engine) -> Iterator[tuple[str, _Slot, dict[str, _Slot]]]:
         # Stages 1 and 2 link the moments of all parameter groups after the first group's step, when the others have none.
         engine.optimizer._hp_optimizer_states_linked = False  # noqa: SLF001 - DeepSpeed has no other way
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # noqa: SLF001
-    plain = _stage0_masters(engine)
+    slots, plain = _weight_slots(engine), _stage0_masters(engine)
     for name, parameter in engine.module.named_parameters():
-        if plain is not None:
-            master = plain[parameter]
-            adam = engine.basic_optimizer.state[master]
-            yield (
-                name,
-                _tensor_slot(master),
-                {m: _tensor_slot(adam[m]) for m in MOMENTS},
-            )
+        if plain is None:
+            moments = {m: _zero_moment_slot(parameter, m) for m in MOMENTS}
         else:
-            yield (
-                name,
-                _zero_weight_slot(parameter),
-                {m: _zero_moment_slot(parameter, m) for m in MOMENTS},
-            )
+            adam = engine.basic_optimizer.state[plain[parameter]]
+            moments = {m: _tensor_slot(adam[m]) for m in MOMENTS}
+        yield name, slots(parameter), moments
+
+
+def _weight_slots(engine) -> Callable[[nn.Parameter], _Slot]:
+    """The fp32 weight of each parameter of the cut encoder."""
+    plain = _stage0_masters(engine)
+    return _zero_weight_slot if plain is None else lambda parameter: _tensor_slot(plain[parameter])
 
 
 def _stage0_masters(engine) -> dict[nn.Parameter, Tensor] | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.engines.both import QUIET, fit, made, precision_config
 from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.ranks import Ranks, quietly
-from pipeline.engines.state import set_updates
+from pipeline.engines.state import write_masters
 from pipeline.models.cut import CutEncoder
 from pipeline.models.weights import weights_hash
 from pipeline.settings.recipe import Recipe
@@ -57,6 +57,7 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
         eps=recipe.adam_eps,
         fused=True,
     )
+    weights = {name: parameter.detach() for name, parameter in student.named_parameters()}  # no copies
     with quietly(recipe.student.ds_config):
         engine, *_ = deepspeed.initialize(
             model=student,
@@ -65,8 +66,7 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
             dist_init_required=False,
         )
     made.append(engine)
-    # The bf16 wrapper of stage 0 takes an empty first step on its own, which would leave Adam's bias correction one off.
-    set_updates(engine, 0)
+    write_masters(engine, weights)
     engine.resolved_config = config
     return engine
 

@@ -1,7 +1,6 @@
 """The teacher's engine: a replica on each rank, or shards of each layer (ZeRO-3)."""
 
 import hashlib
-import os
 from collections.abc import Callable
 
 import deepspeed
@@ -15,19 +14,20 @@ from torch import Tensor, nn
 from pipeline.engines.both import QUIET, fit, made, precision_config
 from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.hosting import Hosting
-from pipeline.engines.ranks import Ranks, on_first_rank, quietly
+from pipeline.engines.ranks import Ranks, on_first_rank, quietly, wait_for_all
 from pipeline.models.cut import CutEncoder
 from pipeline.models.precision import DTYPES
 from pipeline.relations import QKV
 from pipeline.settings.recipe import Recipe
 
-Teach = Callable[[Tensor], QKV]
+Teach = Callable[..., QKV]  # input ids [B, T] and, of pairs, the tokens of the second segment
 
 
 def host_teacher(
     recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: Hosting, read: Callable[[str], Tensor]
 ) -> tuple[Teach, str]:
-    """The frozen teacher as a function of input ids [B, T] on this rank's device, and the hash of its fp32 weights.
+    """The frozen teacher as a function of input ids [B, T] (and of the second segment's tokens, bool [B, T]) on this rank's
+    device, and the hash of its fp32 weights.
 
     ``teacher`` needs no memory for its parameters (see models.cut.empty_encoder): ``read(name)`` gives them, asked on one rank
     of those that share a teacher, which sends each to the others. They are taken layer by layer, so a rank holds no
@@ -42,7 +42,9 @@ def host_teacher(
         group = _node_group(ranks)
     reader = dist.get_global_rank(group, 0) if group else 0
 
-    names = iter([name for name, _ in teacher.named_parameters()])
+    every = [name for name, _ in teacher.named_parameters()]
+    _find(ranks, reader, lambda: read(every[0]))
+    names = iter(every)
     body = teacher.body
     blocks = [teacher.embeddings, *body.layers, body.last]
     for block in blocks:
@@ -76,17 +78,20 @@ def host_teacher(
         body.eval()
 
     @torch.no_grad()
-    def forward(input_ids: Tensor) -> QKV:
-        return body(*teacher.embed(input_ids))
+    def forward(input_ids: Tensor, second: Tensor | None = None) -> QKV:
+        return body(*teacher.embed(input_ids, second=second))
 
     return forward, on_first_rank(ranks, digest.hexdigest)[:16]
 
 
+def _find(ranks: Ranks, reader: int, read: Callable[[], object]) -> None:
+    """Let each reader read once before the first broadcast: fetching its files may take longer than that may wait."""
+    if ranks.rank == reader:
+        read()
+    wait_for_all(ranks)
+
+
 def _node_group(ranks: Ranks):
-    """The process group of this rank's node: ranks whose launcher counts from the same first one. Collective."""
-    firsts: list = [None] * ranks.world
-    dist.all_gather_object(firsts, ranks.rank - int(os.environ["LOCAL_RANK"]))
-    groups = {
-        first: dist.new_group([r for r in range(ranks.world) if firsts[r] == first]) for first in sorted(set(firsts))
-    }
-    return groups[firsts[ranks.rank]]
+    """The process group of this rank's host. Collective."""
+    groups = {node: dist.new_group(list(node)) for node in ranks.nodes}
+    return next(group for node, group in groups.items() if ranks.rank in node)

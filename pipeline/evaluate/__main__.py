@@ -22,10 +22,12 @@ SEEDS = (1, 2, 3, 4)  # the papers give means of four runs
 
 
 def table(found: results.Results, models: list[str], tasks: list[str]) -> str:
-    """Models × tasks: mean ± sample standard deviation over the seeds of the best setting."""
+    """Models × tasks: mean ± sample standard deviation over the seeds of the best setting; what one answer for all scores."""
     rows = [["", *(f"{task} ({TASKS[task].primary})" for task in tasks)]]
     for model in models:
         rows.append([model, *(_figure(found.of(model, task)) for task in tasks)])
+    scored = {task: [cell for cell in found.cells if cell.task == task and cell.model in models] for task in tasks}
+    rows.append(["majority baseline", *(results.shown_majority(scored[task]) for task in tasks)])
     return "\n".join(aligned(rows, left=1 + len(tasks)))
 
 
@@ -69,7 +71,7 @@ def _rate(text: str) -> float:
 
 def main() -> int:
     options = parser().parse_args()
-    from pipeline.evaluate import cells, preparing  # torch, transformers and datasets take seconds
+    from pipeline.evaluate import cells, model_index, preparing  # torch, transformers and datasets take seconds
 
     preparing.quieten_libraries()
     say = print if cells.is_first() else _say_nothing
@@ -83,7 +85,11 @@ def main() -> int:
         label = f"{job.model.name} {job.task}" if len(models) > 1 else job.task
         failed += cells.run_job(job, say, label)
     if cells.is_first():
-        say("\n" + table(results.read_results(options.out), models, tasks))
+        found = results.read_results(options.out)
+        say("\n" + table(found, models, tasks))
+        for model in {job.model.name: job.model for job in jobs}.values():
+            if line := model_index.record_scores(Path(model.path), model.name, model.card["weights"], found):
+                say(line)
         for line in failed:
             print(line, file=sys.stderr)
     return 1 if failed else 0

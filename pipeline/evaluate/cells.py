@@ -18,6 +18,7 @@ from data_prep.cli import UserError
 from data_prep.files import write_json
 from pipeline.artifacts import results
 from pipeline.evaluate import finetune, qa
+from pipeline.evaluate.baseline import baseline
 from pipeline.evaluate.rows import TaskData
 from pipeline.evaluate.scored_model import ScoredModel, check_fit, label_order
 from pipeline.evaluate.scores import named_scores
@@ -169,7 +170,9 @@ def run_cell(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> t
     write_cell(cell.path, record | {"precision": finetune.precision(), "versions": versions()})
     if is_first():
         cell.failure.unlink(missing_ok=True)
-    return f"{record['primary']} {record['scores'][record['primary']]:.1f} ({seconds:.0f} s)", True
+    score, least = (record[key][record["primary"]] for key in ("scores", "baseline"))
+    low = "" if score > least else f", not above the majority baseline of {least:.1f}"
+    return f"{record['primary']} {score:.1f}{low} ({seconds:.0f} s)", True
 
 
 def encode(job: Job) -> finetune.Encoded:
@@ -198,6 +201,9 @@ def scored(job: Job, scores: dict[str, dict[str, float]], dev: dict[str, dict[st
     """The scores in a cell's file."""
     task = TASKS[job.task]
     record: dict = {"scores": named_scores(task, scores), "primary": task.primary, "split": job.data.split}
+    record["baseline"] = baseline(job.task, job.data)
+    sets = job.data.scored  # MNLI's score is of its first set, XNLI's of all
+    record["rows"] = sum(len(rows) for key, rows in sets.items() if task.languages or not key)
     if dev:
         record["dev"] = named_scores(task, dev)[task.primary]
     return record

@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "--timeout",
         type=float,
         metavar="S",
-        help=f"give up a rank that has been silent for S seconds (default: {TIMEOUT:g})",
+        help=f"give up a rank that is silent for S seconds, or hangs for 5 S or more (default: {TIMEOUT:g})",
     )
 
     here = parser.add_argument_group("this machine").add_argument

@@ -18,7 +18,7 @@ import psutil
 
 from data_prep.cli import UserError, run_command
 
-MODULES = ("pipeline.distill", "pipeline.doctor")
+MODULES = ("pipeline.distill", "pipeline.doctor", "pipeline.bench")
 
 
 def pack(module: str, arguments: list[str], environment: dict[str, str]) -> str:

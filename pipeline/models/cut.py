@@ -18,7 +18,7 @@ from transformers import (
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
 from data_prep.cli import UserError
-from pipeline.models.families import GLOBAL, Family, Rotation, attention_kinds, family_of
+from pipeline.models.families import GLOBAL, Family, Rotation, attention_kinds, family_of, knows_segments
 from pipeline.pairs import VALUE_PROJECTION
 from pipeline.relations import QKV
 
@@ -41,7 +41,8 @@ class CutEncoder(nn.Module):
         self.config = model.config
         self.padding = padding
         family = family_of(model.config)
-        self.embeddings = nn.Sequential(family.embeddings(model))
+        self.embeddings = nn.Sequential(family.embeddings(model))  # the first reads ids, another one hidden states
+        self.has_segments = knows_segments(model.config)
         if isinstance(projected := getattr(model, "embeddings_project", None), nn.Module):  # ELECTRA's small embeddings
             self.embeddings.append(projected)
         self._family = family
@@ -51,16 +52,22 @@ class CutEncoder(nn.Module):
         self.own_ids: Tensor | None  # [the teacher's vocabulary], of a student that has another
         self.register_buffer("own_ids", None, persistent=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, second: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """[B, T] ids -> QKV of [B, T, width]. The [B, T] mask of real positions follows from ``padding``.
+
+        ``second``, bool [B, T]: the tokens of a second segment (token type 1), which a model without segments ignores.
 
         With n − 1 earlier layers QKV of [B · n, T, width]: of each sequence one row for each layer, the last layer's last.
         With a value projection, (q, k, v, projected v).
         """
-        qkv = self.body(*self.embed(input_ids, attention_mask))
+        qkv = self.body(*self.embed(input_ids, attention_mask, second))
         return qkv if self.value_projection is None else (*qkv, self.value_projection(qkv.v))
 
-    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, dict[str, dict]]:
+    def embed(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, second: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, dict]]:
         """Embedded ids [B, T, width], and a layer's other inputs by its kind of attention.
 
         These are the mask in the form this model's attention wants, and the rotation if there is one.
@@ -69,7 +76,10 @@ class CutEncoder(nn.Module):
             attention_mask = input_ids != self.padding
             attention_mask[:, 0] = True  # that is [CLS]; a query without a single key would have no attention
         own = input_ids if self.own_ids is None else self.own_ids[input_ids]
-        hidden = self.embeddings(own)
+        embed, *project = self.embeddings
+        hidden = embed(own, token_type_ids=second.long()) if second is not None and self.has_segments else embed(own)
+        for projection in project:
+            hidden = projection(hidden)
         layer_inputs: dict[str, dict] = {}
         for kind in sorted(set(attention_kinds(self.config))):
             mask = _MASKS[kind](config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)

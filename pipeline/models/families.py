@@ -118,6 +118,11 @@ def global_layers(config: PreTrainedConfig) -> list[int]:
     return [number for number, kind in enumerate(attention_kinds(config), 1) if kind == GLOBAL]
 
 
+def knows_segments(config: PreTrainedConfig) -> bool:
+    """Whether the model embeds a second segment (token type 1): BERT and ELECTRA do, RoBERTa has one type for all."""
+    return getattr(config, "type_vocab_size", 0) > 1
+
+
 def longest_input(config: PreTrainedConfig) -> int:
     """How many positions the model has for real tokens."""
     return config.max_position_embeddings - family_of(config).first_position(config)

@@ -1,8 +1,11 @@
 """Whether a recipe fits its teacher, and the configs that follow from both."""
 
+import dataclasses
+from collections.abc import Callable
+
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.models.families import family_of, global_layers, longest_input
+from pipeline.models.families import family_of, global_layers, knows_segments, longest_input
 from pipeline.models.loading import load_config, load_tokenizer
 from pipeline.models.students import (
     build_student,
@@ -11,7 +14,7 @@ from pipeline.models.students import (
     student_config,
     student_ffn,
 )
-from pipeline.models.vocabulary import student_ids_of
+from pipeline.models.vocabulary import student_ids_of, vocabulary_of
 from pipeline.models.weights import Weights
 from pipeline.settings.recipe import Recipe
 
@@ -48,6 +51,23 @@ def check_teacher(recipe: Recipe, config: PreTrainedConfig) -> None:
     _check_start(recipe, config, student)
 
 
+def with_segments(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Recipe:
+    """The recipe with ``segments`` decided: pairs where the teacher has a second segment and its tokenizer gives token type 1.
+
+    BERT's architecture with XLM-R's tokenizer (the multilingual MiniLM) has the embedding, but no task ever uses it. Raises
+    UserError for pairs where the teacher has none.
+    """
+    knows = knows_segments(config)
+    if recipe.segments == "pairs" and not knows:
+        recipe.refuse("segments", f"the teacher, a {config.model_type}, has no second segment; use 'single' or 'auto'")
+    if recipe.segments != "auto":
+        return recipe
+    marked = knows and 1 in tokenizer("a", "b", return_token_type_ids=True)["token_type_ids"]
+    decided = dataclasses.replace(recipe, segments="pairs" if marked else "single")
+    decided.check()
+    return decided
+
+
 def _check_start(recipe: Recipe, config: PreTrainedConfig, student: PreTrainedConfig) -> None:
     """Raise UserError unless the ``student`` can start as ``student.init`` says."""
     width = config.hidden_size
@@ -81,11 +101,14 @@ def _check_start(recipe: Recipe, config: PreTrainedConfig, student: PreTrainedCo
     recipe.need("student.layers", fits, "at most teacher.layer to copy from")
 
 
-def teacher_config_of(recipe: Recipe) -> PreTrainedConfig:
-    """The teacher's transformers config; that of a previous stage's student is known before it exists."""
+def teacher_config_of(recipe: Recipe, load: Callable[[str, str], PreTrainedConfig] = load_config) -> PreTrainedConfig:
+    """The teacher's transformers config; that of a previous stage's student is known before it exists.
+
+    ``load``: configs.planned_config for what only plans.
+    """
     if recipe.previous:
-        return student_config_of(recipe.previous, teacher_config_of(recipe.previous))
-    return load_config(recipe.teacher.model, recipe.teacher.revision)
+        return student_config_of(recipe.previous, teacher_config_of(recipe.previous, load))
+    return load(recipe.teacher.model, recipe.teacher.revision)
 
 
 def student_config_of(recipe: Recipe, teacher_config: PreTrainedConfig) -> PreTrainedConfig:
@@ -114,6 +137,11 @@ def initialise(student: PreTrainedModel, recipe: Recipe, teacher_config: PreTrai
 
 def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The tokenizer that the student is exported with: the teacher's, or that of its own smaller vocabulary."""
-    if recipe.student.vocab:
-        return load_tokenizer(recipe.student.vocab)
+    if own := vocabulary_of(recipe):
+        return own.tokenizer
     return load_tokenizer(recipe.teacher.model, recipe.teacher.revision)
+
+
+def tokenizer_origin(recipe: Recipe) -> tuple[str, str]:
+    """The folder or hub id that ``student_tokenizer`` is loaded from, and the revision."""
+    return (recipe.student.vocab, "main") if recipe.student.vocab else (recipe.teacher.model, recipe.teacher.revision)

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,42 +15,11 @@ from transformers import (
 
 from data_prep.cli import UserError
 from pipeline.models.families import family_of
-from pipeline.models.units import settle_accelerator
+from pipeline.models.units import settle_accelerator, settle_threads
 from pipeline.models.weights import Weights
 
 settle_accelerator()
-
-# The shapes of the papers' teachers, so that a recipe can be checked and planned without a network.
-_XLMR = {
-    "model_type": "xlm-roberta",
-    "vocab_size": 250002,
-    "max_position_embeddings": 514,
-    "type_vocab_size": 1,
-    "pad_token_id": 1,
-    "layer_norm_eps": 1e-5,
-}
-_XLMR_XL = dict(_XLMR, model_type="xlm-roberta-xl", vocab_size=250880)
-_ROBERTA_EN = dict(_XLMR, model_type="roberta", vocab_size=50265)
-_LARGE = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-}
-_PUBLIC_SHAPES: dict[str, dict[str, Any]] = {
-    "google-bert/bert-base-uncased": {"model_type": "bert"},
-    "google-bert/bert-large-uncased": dict(model_type="bert", **_LARGE),
-    "FacebookAI/roberta-base": _ROBERTA_EN,
-    "FacebookAI/roberta-large": _ROBERTA_EN | _LARGE,
-    "FacebookAI/xlm-roberta-base": _XLMR,
-    "FacebookAI/xlm-roberta-large": _XLMR | _LARGE,
-    "facebook/xlm-roberta-xl": dict(
-        _XLMR_XL, hidden_size=2560, num_hidden_layers=36, num_attention_heads=32, intermediate_size=10240
-    ),
-    "facebook/xlm-roberta-xxl": dict(
-        _XLMR_XL, hidden_size=4096, num_hidden_layers=48, num_attention_heads=32, intermediate_size=16384
-    ),
-}
+settle_threads()
 
 
 def weights_of(model: str, revision: str, config: PreTrainedConfig) -> Weights:
@@ -63,10 +31,7 @@ def weights_of(model: str, revision: str, config: PreTrainedConfig) -> Weights:
 
 
 def load_config(model: str, revision: str = "main") -> PreTrainedConfig:
-    """The config of a model folder or hub id; the papers' own teachers are known without a network."""
-    if model in _PUBLIC_SHAPES:
-        shape = _PUBLIC_SHAPES[model]
-        return AutoConfig.for_model(**shape)
+    """The config.json of a whole model folder or hub id. Raises UserError for a family that is not known."""
     check_folder(model)
     config = load_folder_config(model, revision)
     family_of(config)
@@ -100,14 +65,13 @@ def load_model(model: str, revision: str, dtype: torch.dtype) -> PreTrainedModel
 def load_tokenizer(model: str, revision: str = "main"):
     """The tokenizer that belongs to a model folder or hub id."""
     check_folder(model)
-    with _OneLine(model):
-        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+    return load_folder_tokenizer(model, revision)
 
 
-def load_folder_tokenizer(folder: str | Path):
-    """The tokenizer of a folder that need not hold a model."""
+def load_folder_tokenizer(folder: str | Path, revision: str = "main"):
+    """The tokenizer of a folder or hub id that need not hold a model's weights."""
     with _OneLine(str(folder)):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
 
 
 class _OneLine:
@@ -146,10 +110,3 @@ def check_folder(model: str) -> None:
         pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
         hint = f"only {pickled[0]}, a pickle; save it again as safetensors" if pickled else "no *.safetensors file"
         raise UserError(f"{model}: no weights that are safe to load ({hint})")
-
-
-def save_tokenizer(tokenizer, folder: Path) -> None:
-    """Write a tokenizer's files, without what transformers adds on how it was loaded: that is something else offline."""
-    for key in ("is_local", "local_files_only"):
-        tokenizer.init_kwargs.pop(key, None)
-    tokenizer.save_pretrained(folder)

@@ -1,14 +1,26 @@
-"""The units of this machine: whether it computes in bf16, and which ones DeepSpeed takes. Needs torch alone."""
+"""The units of this machine: whether it computes in bf16, which ones DeepSpeed takes, how many threads. Needs torch alone."""
 
 import os
 
 import torch
+
+from data_prep.machine import threads
 
 
 def settle_accelerator() -> None:
     """Have DeepSpeed, whoever imports it (transformers does, to save a model), take the CPU in silence where no GPU is."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def settle_threads() -> None:
+    """Have torch compute with no more threads than this process may use: of a container's CPU quota it knows nothing.
+
+    Ranks divide them, see engines.ranks.start_ranks.
+    """
+    allowed = threads().number
+    if allowed < torch.get_num_threads():
+        torch.set_num_threads(allowed)
 
 
 def lacks_bf16_units(device: torch.device) -> bool:

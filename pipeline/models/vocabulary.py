@@ -1,11 +1,15 @@
 """A student's own smaller vocabulary: vocabulary.npy, which trim_vocab writes, and the ids that a student reads."""
 
 import functools
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from data_prep.cli import UserError
 from pipeline.models.loading import load_folder_config, load_tokenizer
@@ -33,40 +37,52 @@ def load_trimmed(folder: str | Path) -> np.ndarray:
     return new
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """A student's own vocabulary: ``ids``, those of ``load_trimmed`` of its ``folder``, and their hash."""
+
+    folder: str
+    ids: np.ndarray
+    digest: str
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The folder's tokenizer, which whoever only plans need not have."""
+        return load_tokenizer(self.folder)
+
+
+def vocabulary_of(recipe: Recipe) -> Vocabulary | None:
+    """The student's own vocabulary; None if it has the teacher's.
+
+    Its folder is read once in a process: what becomes of it during a run changes nothing.
+    """
+    return _read_once(recipe.student.vocab) if recipe.student.vocab else None
+
+
+@functools.cache
+def _read_once(folder: str) -> Vocabulary:
+    ids = load_trimmed(folder)
+    ids.flags.writeable = False  # all share it
+    return Vocabulary(folder, ids, hashlib.sha256(ids.tobytes()).hexdigest()[:16])
+
+
+def student_ids_of(recipe: Recipe) -> np.ndarray | None:
+    """The student's id of each of the teacher's: int32 [vocabulary], -1 for none; None if they have the same."""
+    own = vocabulary_of(recipe)
+    return None if own is None else own.ids
+
+
 def own_ids(recipe: Recipe) -> Tensor | None:
     """The student's id for each of the teacher's, int64 [vocabulary], if it has a smaller one: dropped pieces are unknown.
 
     Raises UserError if its tokenizer has no unknown token.
     """
-    ids = student_ids_of(recipe)
-    if ids is None:
+    own = vocabulary_of(recipe)
+    if own is None:
         return None
-    unknown = load_tokenizer(recipe.student.vocab).unk_token_id
+    unknown = own.tokenizer.unk_token_id
     if unknown is None:
         raise UserError(
             f"student.vocab = {recipe.student.vocab!r}: its tokenizer has no unknown token to stand for dropped pieces"
         )
-    return torch.from_numpy(np.where(ids < 0, unknown, ids).astype(np.int64))
-
-
-def student_ids_of(recipe: Recipe) -> np.ndarray | None:
-    """The student's id of each of the teacher's: int32 [vocabulary], -1 for none; None if they have the same.
-
-    A folder is read once in a process, as long as its file stays the same.
-    """
-    if not recipe.student.vocab:
-        return None
-    folder = Path(recipe.student.vocab).resolve()
-    try:
-        status = (folder / VOCABULARY).stat()
-    except OSError:
-        return load_trimmed(recipe.student.vocab)  # which says what is wrong
-    return _read_once(folder, status.st_mtime_ns, status.st_size, recipe.student.vocab)
-
-
-@functools.cache
-def _read_once(folder: Path, changed: int, size: int, name: str) -> np.ndarray:
-    """``load_trimmed`` of the folder, by its ``name`` in messages; read-only, since all share it."""
-    ids = load_trimmed(name)
-    ids.flags.writeable = False
-    return ids
+    return torch.from_numpy(np.where(own.ids < 0, unknown, own.ids).astype(np.int64))

@@ -21,11 +21,13 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from data_prep.cli import Parser, run_command
+from pipeline.data.inputs import Inputs
 from pipeline.engines.memory import choose_hosting
 from pipeline.engines.ranks import Ranks, start_ranks
 from pipeline.engines.student import student_engine
 from pipeline.engines.teacher import host_teacher
 from pipeline.measuring import process_status, return_freed_memory
+from pipeline.models.configs import planned_config
 from pipeline.models.cut import empty_encoder
 from pipeline.models.fit import check_teacher, student_config_of, teacher_config_of
 from pipeline.models.precision import DTYPES
@@ -65,7 +67,7 @@ def main() -> None:
 
 def measured(recipes: list[Recipe], ranks: Ranks) -> list[Comparison]:
     """Model and run of ``recipes``, on the rank that held most."""
-    config = teacher_config_of(recipes[0])
+    config = teacher_config_of(recipes[0], planned_config)
     for recipe in recipes:
         check_teacher(recipe, config)
     few = ranks.world * recipes[0].micro_batch * min(_ACCUMULATION, recipes[0].accumulation(ranks.world))
@@ -112,10 +114,10 @@ def _rises(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dic
     rises["students' engines made"] = _resident() - start
 
     vocabulary, samples = min(config.vocab_size, 1000), recipe.batch // ranks.world
-    ids = torch.randint(5, vocabulary, (samples, recipe.length), generator=generator)
+    inputs = Inputs(torch.randint(5, vocabulary, (samples, recipe.length), generator=generator))
     for step in range(STEPS):
         peaks = Peaks()
-        update(trainees, teach, ids, step, ranks, None, peaks)
+        update(trainees, teach, inputs, step, ranks, peaks)
         rises["between steps"] = _resident() - start
     return rises | {part: peak - start for part, peak in peaks.by_part().items()}
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from data_prep.cli import UserError
 from data_prep.shards import MANIFEST, open_corpus
 from pipeline.engines.hosting import Hosting, hosting_of
+from pipeline.models.configs import planned_config
 from pipeline.models.counting import forward_flops
 from pipeline.models.fit import check_teacher, student_config_of, teacher_config_of
 from pipeline.models.precision import DTYPES
@@ -81,7 +82,7 @@ class Plan:
 
 def models_of(recipes: list[Recipe]) -> Models:
     """The shapes of a run's models, without their weights. Raises UserError for a recipe that does not suit its teacher."""
-    config = teacher_config_of(recipes[0])
+    config = teacher_config_of(recipes[0], planned_config)
     for recipe in recipes:
         check_teacher(recipe, config)
     shapes = [student_config_of(recipe, config) for recipe in recipes]

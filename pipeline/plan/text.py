@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from pipeline.models.configs import takes_published_shape
 from pipeline.models.precision import DTYPES
 from pipeline.plan.comparison import Comparison
 from pipeline.plan.hardware import GIB, MIB
@@ -49,6 +50,10 @@ def about_models(plan: Plan) -> list[str]:
             f"{models.teacher.embeddings / 1e6:,.1f} M of them embeddings",
         )
     ]
+    if not recipe.previous and takes_published_shape(recipe.teacher.model, recipe.teacher.revision):
+        lines.append(
+            _labelled("", "its config.json is not on this machine: this is the published shape; a run reads the file")
+        )
     for own, cut in zip(plan.recipes, models.students, strict=True):
         size = f"{(cut.parameters + cut.tail) / 1e6:,.1f} M parameters, {cut.parameters / 1e6:,.1f} M of them trained"
         lines.append(_labelled("Student", f"{own.student.layers} layers × {own.student.hidden}: {size}"))
@@ -187,6 +192,7 @@ def as_json(plan: Plan, others: list[Plan], remedies: list[str]) -> str:
     whole = {
         "recipe": plan.recipes[0].source, "fits": plan.fits, "missing": plan.missing, "ways_out": remedies,
         "cluster": asdict(plan.cluster), "teacher": asdict(models.teacher), "students": [asdict(c) for c in models.students],
+        "published_shape": takes_published_shape(plan.recipes[0].teacher.model, plan.recipes[0].teacher.revision),
         "hosting": asdict(plan.hosting), "asked_micro_batch": plan.asked, "micro_batch": plan.recipes[0].micro_batch,
         "largest_micro_batch": plan.largest, "parts": plan.memory.parts, "phases": plan.memory.phases,
         "peak": plan.memory.peak, "gathers": asdict(plan.gathers) if plan.gathers else None,

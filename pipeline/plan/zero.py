@@ -48,11 +48,17 @@ def zero_config(recipe: Recipe) -> dict[str, Any]:
     return zero
 
 
+def sent_size(recipe: Recipe) -> int:
+    """Bytes of a number of the student's gradients on its way between ranks: of the run's precision, unless told otherwise."""
+    sent: str = load_ds_config(recipe.student.ds_config, recipe).get("communication_data_type", recipe.precision)
+    return DTYPES[sent].itemsize
+
+
 def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> State:
     """DeepSpeed's state for the student's parameters at its ZeRO stage over ``world`` ranks."""
     zero, count, n = zero_config(recipe), student.parameters, DTYPES[recipe.precision].itemsize
     stage, share = zero.get("stage", 0), student.parameters / world
-    bucket = zero.get("reduce_bucket_size", 500_000_000)
+    bucket, sent = zero.get("reduce_bucket_size", 500_000_000), sent_size(recipe)
     if device.cpu:  # an allocated bucket costs what is written to it
         bucket = min(bucket, count)
     if stage == 0:
@@ -61,7 +67,7 @@ def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> S
             masters=4 * count if n == 2 else 0,
             moments=8 * count,
             accumulated=n * count,
-            reduction=2 * n * count,
+            reduction=(2 * n + (sent if sent != n else 0)) * count,
             update=(n + (4 if n == 2 else 0)) * count,
             moments_at_start=n == 2,
         )
@@ -71,7 +77,7 @@ def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> S
             masters=4 * share,
             moments=8 * share,
             gradients=4 * share,
-            buckets=n * bucket,
+            buckets=sent * bucket,
             forward=n * count if world > 1 else 0,
             update=8 * min(student.largest / world, share),
         )
@@ -84,7 +90,7 @@ def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> S
             moments=8 * share,
             gradients=4 * count,
             accumulated=n * count,
-            reduction=n * count + (4 + n) * buckets,
+            reduction=n * count + (4 + (sent if sent != 4 else 0)) * buckets,
             update=n * count + gathered_weights,
         )
 
@@ -92,7 +98,7 @@ def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> S
     norm = 8 * min(student.largest, share)  # a gradient is squared in fp64
     accumulated: float
     if n == 2:
-        reduction, accumulated = n * bucket + copy + 4 * share, 4 * share
+        reduction, accumulated = sent * bucket + copy + 4 * share, 4 * share
     else:  # the gradients themselves move into the bucket
         whole = 4 * count if stage == 1 else 4 * share
         reduction, accumulated = max(4 * count, 4 * bucket) + max(copy, 4 * share), whole
@@ -101,7 +107,7 @@ def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> S
         masters=4 * share,
         moments=8 * share,
         accumulated=accumulated,
-        bucket=0 if device.cpu else n * bucket,
+        bucket=0 if device.cpu else sent * bucket,
         reduction=reduction,
         update=4 * share + max(norm, 4 * share),
     )

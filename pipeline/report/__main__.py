@@ -34,7 +34,8 @@ def make(folder: Path, runs: list[Path], teacher: str | None = None, all_tables:
     check(results)
     scores = Scores(results, find_teacher(results, teacher))
     summary = summarise(scores)
-    name = f"Scores compared with {scores.teacher}" if scores.teacher else f"Scores of {scores.models[0]}"
+    teachers = " and ".join(model for model in scores.models if scores.is_teacher(model))
+    name = f"Scores compared with {teachers}" if teachers else f"Scores of {scores.models[0]}"
     lines = [f"# {words(name)}", "", *(f"* {words(line)}" for line in summary), ""]
     charts: dict[str, bytes] = {}
     for section, drawn in (
@@ -78,7 +79,7 @@ def parser() -> Parser:
         help="the student that pipeline.export made of the run",
     )
     add("--runs", type=Path, nargs="+", default=[], metavar="RUN_DIR", help="distillation runs, for their curves")
-    add("--teacher", metavar="NAME", help="the model that the others are compared with")
+    add("--teacher", metavar="NAME", help="the model that those are compared with whose own teacher is not on record")
     add("--all-tables", action="store_true", help="also the papers' tables of tasks that were not scored")
     return made
 

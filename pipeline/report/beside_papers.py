@@ -51,16 +51,18 @@ def _paper_table(scores: Scores, theirs: Table, known: dict) -> list[str]:
 def _alike(scores: Scores, theirs: Table, known: dict, ours: list[str]) -> list[list[str]]:
     """Rows of the models that were made by a method of the table, but from another teacher or in another shape."""
     methods = [row.model for row in theirs.rows if isinstance(row.model, Distilled)]
-    rows = []
+    rows: list[list[str]] = []
+    teachers: set[str] = set()
     for model in scores.models:
         own = known[model]
         if model in ours or not isinstance(own, Distilled) or not any(map(own.is_like, methods)):
             continue
         means = f"{own.student} from {own.teacher} by {', '.join(own.terms)}"
         rows.append([f"here: {words(f'{model} ({means})')}", *_ours(scores, model, theirs.columns)])
+        teachers |= {scores.teachers[model]} if model in scores.teachers else set()
     rows = [row for row in rows if any(row[1:])]
-    if rows and scores.teacher and scores.teacher not in ours:
-        rows.insert(0, [f"here: {words(scores.teacher)} (teacher)", *_ours(scores, scores.teacher, theirs.columns)])
+    for teacher in sorted(teachers - {*ours}, reverse=True) if rows else ():
+        rows.insert(0, [f"here: {words(teacher)} (teacher)", *_ours(scores, teacher, theirs.columns)])
     return rows
 
 

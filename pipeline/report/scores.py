@@ -1,6 +1,7 @@
 """Figures from the cells of a results folder, what a student keeps of its teacher, and notes that belong to them."""
 
 import difflib
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ METRICS = {
     "pearson": "Pearson",
 }
 
+_ROUNDING = 1e-6  # percent: of a mean of equal scores; a row of a million counts for more
+
 
 class Figure(NamedTuple):
     """Mean and sample standard deviation over ``n`` seeds, in percent; no spread of one seed."""
@@ -57,16 +60,36 @@ def shown(figure: Figure | None) -> str:
 
 @dataclass(frozen=True)
 class Scores:
-    """The results, and the name of the teacher among the models, if there is one."""
+    """The results, and the model that those are compared with whose own teacher is not on record, if there is one."""
 
     results: Results
     teacher: str | None
 
+    @functools.cached_property
+    def teachers(self) -> dict[str, str]:
+        """The teacher of each model that has one here: by its record, or else ``teacher``.
+
+        A record that names no model here may mean ``teacher`` by another name; not if ``teacher`` is what others record, or if
+        records name several.
+        """
+        known = self.results.models
+        recorded = {name: first for name, model in known.items() if (first := _recorded(model))}
+        found = {name: own for name in recorded if (own := _teacher_here(self.results, recorded[name]))}
+        unknown = {recorded[name] for name in recorded if name not in found}
+        by_default = set() if self.teacher is None else known.keys() - recorded.keys()
+        if self.teacher and self.teacher not in found.values() and len(unknown) == 1:
+            by_default |= recorded.keys() - found.keys()
+        teachers = found | {name: self.teacher for name in by_default if self.teacher}
+        return {name: own for name, own in teachers.items() if name not in (own, self.teacher)}
+
+    def is_teacher(self, model: str) -> bool:
+        return model == self.teacher or model in self.teachers.values()
+
     @property
     def models(self) -> list[str]:
-        """The teacher, then students of a distillation, then others, by name."""
+        """The teachers, then students of a distillation, then others, by name."""
         known = self.results.models
-        return sorted(known, key=lambda name: (name != self.teacher, not known[name].get("distillation"), name))
+        return sorted(known, key=lambda name: (not self.is_teacher(name), not known[name].get("distillation"), name))
 
     @property
     def tasks(self) -> list[str]:
@@ -94,15 +117,47 @@ class Scores:
         return figure_of(values) if values else None
 
     def retention(self, model: str, task: str) -> float | None:
-        """The model's mean in percent of the teacher's; None where either is missing or the teacher's is not above 0."""
-        theirs = self.figure(self.teacher, task) if self.teacher else None
-        own = self.figure(model, task)
-        return 100 * own.mean / theirs.mean if own and theirs and theirs.mean > 0 else None
+        """The model's mean in percent of its teacher's.
 
-    def average_retention(self, model: str) -> tuple[float, int] | None:
-        """The mean of the retention over the tasks that model and teacher both have, and how many those are."""
-        kept = [value for task in self.tasks if (value := self.retention(model, task)) is not None]
-        return (sum(kept) / len(kept), len(kept)) if kept else None
+        None where either is missing or not above its majority baseline, or the teacher's is not above 0.
+        """
+        teacher = self.teachers.get(model)
+        theirs = self.figure(teacher, task) if teacher else None
+        own = self.figure(model, task)
+        if teacher is None or own is None or theirs is None or theirs.mean <= 0:
+            return None
+        return None if self.is_low(model, task) or self.is_low(teacher, task) else 100 * own.mean / theirs.mean
+
+    def majority(self, model: str, task: str) -> float | None:
+        """What one answer for all of the model's rows scores, where that is on record."""
+        return max((cell.majority for cell in self.chosen(model, task) if cell.majority is not None), default=None)
+
+    def is_low(self, model: str, task: str) -> bool:
+        """Whether the model's mean is known to be no higher than what one answer for all rows scores."""
+        own, majority = self.figure(model, task), self.majority(model, task)
+        return own is not None and majority is not None and own.mean <= majority + _ROUNDING
+
+    def unclaimed(self, model: str) -> list[str]:
+        """The tasks in which model and teacher have scores, and one of them is too low to be compared."""
+        both = (model, self.teachers[model]) if model in self.teachers else ()
+        return [
+            task
+            for task in self.tasks
+            if both and all(self.figure(each, task) for each in both) and any(self.is_low(each, task) for each in both)
+        ]
+
+    def basis(self, model: str, task: str) -> str:
+        """`RTE (277 rows, 3 seeds, majority baseline 52.7)`: what a claim on the model in this task rests on."""
+        cells, majority = self.chosen(model, task), self.majority(model, task)
+        rows = next((f"{cell.rows:,}" for cell in cells if cell.rows is not None), "unknown")
+        baseline = "not recorded" if majority is None else f"{majority:.1f}"
+        seeds = f"{len(cells)} seed{'s' * (len(cells) != 1)}"
+        return f"{title(task)} ({rows} rows, {seeds}, majority baseline {baseline})"
+
+    def average_retention(self, model: str) -> tuple[float, list[str]] | None:
+        """The mean of the retention over the tasks where there is one, and these tasks."""
+        kept = {task: value for task in self.tasks if (value := self.retention(model, task)) is not None}
+        return (sum(kept.values()) / len(kept), list(kept)) if kept else None
 
 
 def title(task: str) -> str:
@@ -139,7 +194,8 @@ def languages_of(cells: Iterable[Cell], metric: str = "") -> list[str]:
 def find_teacher(results: Results, name: str | None) -> str | None:
     """The model that others are compared with: ``name``, else the students' teacher, else the reference of the speeds.
 
-    None for a single model. Raises UserError where it is not clear, naming the choices.
+    None for a single model, or where students have different teachers: each is compared with its own. Raises UserError where
+    it is not clear, naming the choices.
     """
     choices = some(list(results.models), 12)
     if name is not None:
@@ -150,36 +206,40 @@ def find_teacher(results: Results, name: str | None) -> str | None:
         return name
     if len(results.models) < 2:
         return None
-    for found in (_teachers(results), _references(results)):
-        if len(found) == 1:
-            return found.pop()
-        if found:
-            raise UserError(f"{results.folder}: several teachers ({some(sorted(found))}); name one with --teacher NAME")
+    if teachers := _teachers(results):
+        return teachers.pop() if len(teachers) == 1 else None
+    references = _references(results)
+    if len(references) == 1:
+        return references.pop()
+    if references:
+        raise UserError(
+            f"{results.folder}: several teachers ({some(sorted(references))}); name one with --teacher NAME"
+        )
     raise UserError(f"{results.folder}: which model is the teacher? --teacher NAME says it; there are {choices}")
 
 
 def _teachers(results: Results) -> set[str]:
     """The models here that are the first teacher of some student."""
-    found = set()
-    for model in results.models.values():
-        stages = model.get("distillation")
-        first = stages[0] if isinstance(stages, list) and stages else None
-        if isinstance(first, dict) and (teacher := _teacher_of(results, first)):
-            found.add(teacher)
-    return found
+    recorded = filter(None, map(_recorded, results.models.values()))
+    return {teacher for each in recorded if (teacher := _teacher_here(results, each))}
+
+
+def _recorded(model: dict) -> str | None:
+    """The model that a student's distillation begins with, as its recipe names it."""
+    stages = model.get("distillation")
+    stage = stages[0] if isinstance(stages, list) and stages else None
+    recipe = stage.get("recipe", stage) if isinstance(stage, dict) else None
+    teacher = recipe.get("teacher") if isinstance(recipe, dict) else None
+    named = teacher.get("model") if isinstance(teacher, dict) else None
+    return named if isinstance(named, str) else None
 
 
 def _references(results: Results) -> set[str]:
     return {record["reference"] for record in results.speeds.values()} & results.models.keys()
 
 
-def _teacher_of(results: Results, stage: dict) -> str | None:
-    """The model here that was the teacher of a stage: the one of its path, else of its name."""
-    recipe = stage.get("recipe", stage)
-    teacher = recipe.get("teacher") if isinstance(recipe, dict) else None
-    wanted = teacher.get("model") if isinstance(teacher, dict) else None
-    if not isinstance(wanted, str):
-        return None
+def _teacher_here(results: Results, wanted: str) -> str | None:
+    """The model here that a recipe names as ``wanted``: the one of this path, else of this name."""
     path, names = Path(wanted).resolve(), (wanted.replace("/", "--"), Path(wanted).name)
     of_path = [name for name, model in results.models.items() if Path(model["path"]).resolve() == path]
     of_name = [name for name, model in results.models.items() if model["name"] in names]

@@ -1,6 +1,6 @@
 """The report's sections on scores, retention, languages and speed, and its summary."""
 
-from pipeline.artifacts.results import Failure, measured_on
+from pipeline.artifacts.results import Failure, measured_on, shown_majority
 from pipeline.paper import size, speedup
 from pipeline.report.page import NONE, Section, linked, table, words
 from pipeline.report.scores import (
@@ -16,18 +16,31 @@ from pipeline.report.scores import (
     unfinished,
 )
 
+LOW = "low"
+
 
 def summarise(scores: Scores) -> list[str]:
     """The report in a few plain sentences."""
     models, tasks = scores.models, scores.tasks
     sentences = [f"{_count(len(models), 'model')} on {_count(len(tasks), 'task')}: {', '.join(map(title, tasks))}."]
-    if scores.teacher is None:
+    if len(models) == 1:
         return [*sentences, "A single model: nothing to compare it with."]
-    sentences.append(f"The teacher is {scores.teacher}.")
     for model in models:
-        kept = scores.average_retention(model)
-        if model != scores.teacher and kept:
-            sentences.append(f"{model} keeps {kept[0]:.1f} % of it, on average over {_count(kept[1], 'task')}.")
+        teacher = scores.teachers.get(model)
+        if teacher and (kept := scores.average_retention(model)):
+            basis = "; ".join(scores.basis(model, task) for task in kept[1])
+            over = _count(len(kept[1]), "task")
+            sentences.append(
+                f"{model} keeps {kept[0]:.1f} % of its teacher {teacher}, on average over {over}: {basis}."
+            )
+        if unclaimed := scores.unclaimed(model):
+            basis = "; ".join(scores.basis(model, task) for task in unclaimed)
+            sentences.append(
+                f"{model}, nothing claimed where it or {teacher} is not above the majority baseline: {basis}."
+            )
+    alone = [model for model in models if not scores.is_teacher(model) and model not in scores.teachers]
+    if alone:
+        sentences.append(f"Not compared, since no teacher of theirs is here: {', '.join(alone)}.")
     if gaps := sum(len(tasks) for _, tasks in missing(scores)):
         sentences.append(f"{_count(gaps, 'score')} not there; see below.")
     return sentences
@@ -48,11 +61,12 @@ def scores_section(scores: Scores) -> Section:
         [_name(scores, model), _size(scores, model), *(shown(scores.figure(model, task)) for task in scores.tasks)]
         for model in scores.models
     ]
+    rows.append(["majority baseline", "", *(_majority(scores, task) for task in scores.tasks)])
     lines = [
         "## Scores",
         "",
         "Mean ± sample standard deviation over seeds (how many), in percent, at the best learning rate and number of epochs "
-        "by that mean.",
+        "by that mean. Majority baseline: what one answer for all rows scores.",
         "",
         *table(head, rows, left=2),
         "",
@@ -66,7 +80,7 @@ def scores_section(scores: Scores) -> Section:
     }
     if charts:
         lines += [
-            "Whiskers are the standard deviation; the dashed line is the teacher.",
+            "Whiskers are the standard deviation; dashed lines are teachers.",
             "",
             *linked(charts, "Scores"),
         ]
@@ -74,7 +88,11 @@ def scores_section(scores: Scores) -> Section:
 
 
 def _name(scores: Scores, model: str) -> str:
-    return f"**{words(model)}** (teacher)" if model == scores.teacher else words(model)
+    return f"**{words(model)}** (teacher)" if scores.is_teacher(model) else words(model)
+
+
+def _majority(scores: Scores, task: str) -> str:
+    return shown_majority(cell for model in scores.models for cell in scores.chosen(model, task))
 
 
 def _size(scores: Scores, model: str) -> str:
@@ -112,27 +130,34 @@ def _other_metrics(scores: Scores) -> list[str]:
 
 
 def retention_section(scores: Scores) -> Section:
-    """A table of each model's scores in percent of the teacher's."""
-    if not scores.teacher:
+    """For each teacher a table of its students' scores in percent of its own."""
+    if not scores.teachers:
         return [], {}
     titles = [words(title(task)) for task in scores.tasks]
-    head = [f"percent of {words(scores.teacher)}", *titles, "average", "over"]
     lines = [
         "## Retention",
         "",
-        "A model's mean in percent of the teacher's; the average is over the tasks that both have.",
-        "",
-        *table(head, [_kept(scores, model) for model in scores.models if model != scores.teacher]),
+        "A model's mean in percent of its own teacher's (by how many seeds); the average is over the tasks that both have. "
+        f"{LOW}: a score is not above the majority baseline, so nothing is claimed.",
         "",
     ]
+    baselines = ["majority baseline", *(_majority(scores, task) for task in scores.tasks), "", ""]
+    for teacher in dict.fromkeys(scores.teachers[model] for model in scores.models if model in scores.teachers):
+        students = [model for model in scores.models if scores.teachers.get(model) == teacher]
+        head = [f"percent of {words(teacher)}", *titles, "average", "over"]
+        lines += [*table(head, [*(_kept(scores, model) for model in students), baselines]), ""]
     return lines, {}
 
 
 def _kept(scores: Scores, model: str) -> list[str]:
-    each = [scores.retention(model, task) for task in scores.tasks]
-    average = scores.average_retention(model)
-    last = [f"**{average[0]:.1f}**", _count(average[1], "task")] if average else [NONE, NONE]
-    return [words(model), *(NONE if value is None else f"{value:.1f}" for value in each), *last]
+    average, low = scores.average_retention(model), scores.unclaimed(model)
+    cells = []
+    for task in scores.tasks:
+        kept = scores.retention(model, task)
+        missing_or_low = LOW if task in low else NONE
+        cells.append(missing_or_low if kept is None else f"{kept:.1f} ({len(scores.chosen(model, task))})")
+    last = [f"**{average[0]:.1f}**", _count(len(average[1]), "task")] if average else [NONE, NONE]
+    return [words(model), *cells, *last]
 
 
 def _bars(scores: Scores, task: str) -> bytes:
@@ -142,7 +167,7 @@ def _bars(scores: Scores, task: str) -> bytes:
     rows = []
     for model in scored:
         own = scores.figure(model, task)
-        rows.append(charts.Bar(model, own and own.mean, own and own.spread, model == scores.teacher))
+        rows.append(charts.Bar(model, own and own.mean, own and own.spread, scores.is_teacher(model)))
     return charts.bars(title(task), f"{metric_name(scores.primary(task))} [%]", rows)
 
 

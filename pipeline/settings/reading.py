@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.cli import UserError
-from pipeline.settings.recipe import Recipe
+from data_prep.cli import UserError, from_home
+from pipeline.settings.recipe import PATHS, TEXTS, Recipe
 from pipeline.settings.values import Tables, build
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
@@ -43,6 +43,11 @@ def load_stages(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     over what the stages have in common, and gives recipes with ``out`` = OUT/NAME; its teacher is the student of the stage
     before. A file without stages is one stage.
     """
+    for override in overrides:
+        if len(override.splitlines()) > 1 or override.endswith(("\n", "\r")):
+            raise UserError(
+                f"command line: {override!r}: holds a line break; give each key=value as an argument of its own"
+            )
     file = find_recipe(path)
     values = _read(file)
     picks = [text for key, _, text in (override.partition("=") for override in overrides) if key.strip() == "stage"]
@@ -53,7 +58,7 @@ def load_stages(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             raise UserError(f"command line: stage={picked}: {file.name} has no stages")
         for override in overrides:
             _override(values, override)
-        return [_recipes_of(values, file.name, {"root": values.get("out")})]
+        return [_recipes_of(values, file.name, str(values.get("out")), {})]
     stages: list[list[Recipe]] = []
     for number, (name, tables) in enumerate(_stages(values, file, overrides)):
         root, source, previous = tables.pop("root"), f"{file.name}, stage {name}", None
@@ -64,17 +69,35 @@ def load_stages(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             own = {"model": str(previous.exported), "layer": previous.student.layers, "revision": "main"}
             given = tables.get("teacher", {})
             tables["teacher"] = given | own if isinstance(given, dict) else given  # which is refused as any other's
-        stages.append(_recipes_of(tables, source, {"root": root, "stage": name, "previous": previous}))
+        stages.append(_recipes_of(tables, source, str(root), {"stage": name, "previous": previous}))
     names = [recipes[0].stage for recipes in stages]
     if picked is not None and picked not in names:
         raise UserError(f"command line: stage={picked}: {file.name} has the stages {', '.join(names)}")
     return [recipes for recipes, name in zip(stages, names, strict=True) if picked in (None, name)]
 
 
-def _recipes_of(values: Tables, source: str, place: Tables) -> list[Recipe]:
+def _at_home(tables: Tables, source: str, prefix: str = "") -> Tables:
+    """The tables with ``~`` at the start of a path replaced by the home folder, as a shell does for a word of its own.
+
+    Raises UserError for the home of a user who is not known.
+    """
+    ready = dict(tables)
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            ready[key] = _at_home(value, source, f"{prefix}{key}.")
+        elif prefix + key in PATHS and isinstance(value, str):
+            ready[key] = path = from_home(value)
+            if path.startswith("~"):
+                raise UserError(
+                    f"{source}: {prefix}{key} = {value!r}: no such user's home; for a folder of this name write ./ before it"
+                )
+    return ready
+
+
+def _recipes_of(values: Tables, source: str, root: str, place: Tables) -> list[Recipe]:
     """The checked recipe of each student."""
-    built = [build(Recipe, tables, named) for tables, named in _one_by_one(values, source)]
-    recipes = [dataclasses.replace(recipe, **place) for recipe in built]
+    built = [build(Recipe, _at_home(tables, named), named) for tables, named in _one_by_one(values, source)]
+    recipes = [dataclasses.replace(recipe, **place, root=from_home(root)) for recipe in built]
     for recipe in recipes:
         recipe.check()
     return recipes
@@ -97,6 +120,7 @@ def _over_base(values: Tables, file: Path, above: tuple[Path, ...]) -> Tables:
     name = values["base"]
     if not isinstance(name, str):
         raise UserError(f"{file}: base = {name!r}: must be a recipe's file or the name of a shipped one")
+    name = from_home(name)
     neighbour = file.parent / name
     base = neighbour if neighbour.is_file() else find_recipe(name)
     if base.resolve() in above:
@@ -201,7 +225,7 @@ def _one_by_one(values: Tables, source: str) -> Iterator[tuple[Tables, str]]:
 
 def find_recipe(path: str | Path) -> Path:
     """The recipe's file: the path itself, or a recipe that is shipped under this name."""
-    file = Path(path)
+    file = Path(from_home(str(path)))
     if file.is_file():
         return file
     shipped = SHIPPED / f"{file.name.removesuffix('.toml')}.toml"
@@ -231,6 +255,10 @@ def _override(values: Tables, override: str) -> None:
         if not isinstance(values, dict):
             raise UserError(f"command line: {key}: {table} is a value, not a table")
     try:
-        values[last] = tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        values[last] = text
+        value = text
+    # A name is taken as it is typed: a revision or a folder may look like a number. So is what TOML would cut at a comment.
+    if not isinstance(value, str | list | dict) and (last in TEXTS or "#" in text):
+        value = text.strip()
+    values[last] = value

@@ -57,6 +57,9 @@ class Recipe:
     warmup_steps: int
     length: int = 512
     layout: Literal["full", "doc"] = "full"  # windows run across documents, or never do and are padded
+    segments: Literal["auto", "pairs", "single"] = (
+        "auto"  # [CLS] A [SEP] B [SEP] where the teacher knows segments, or always
+    )
     pairs: tuple[str, ...] = ("qk", "vv")  # v_mse among them: values by their squared difference
     transfer: Literal["last", "layer-to-layer"] = "last"  # the last layer learns, or each from one of the teacher's
     relation_heads: int = 12
@@ -133,6 +136,10 @@ class Recipe:
             self.need(key, getattr(self, key) >= 1, "at least 1")
         self.need("warmup_steps", self.warmup_steps >= 0, "at least 0")
         self.need("length", self.length >= 3, "at least 3: [CLS], a token, [SEP]")
+        if self.segments == "pairs":
+            self.need(
+                "length", self.length >= 5, "at least 5 with segments = 'pairs': [CLS], a token, [SEP], a token, [SEP]"
+            )
         if self.batch % self.micro_batch:
             self.refuse("batch", f"not a multiple of micro_batch = {self.micro_batch}")
         if self.teacher.micro_batch < 0 or self.teacher.micro_batch % self.micro_batch:
@@ -143,8 +150,11 @@ class Recipe:
             self.need(key, self._at(key) != "", "a name")
         for key in ("learning_rate", "adam_eps"):
             self.need(key, 0 < getattr(self, key) < math.inf, "above 0 and finite")
-        for key in ("weight_decay", "gradient_clipping", "sampling_alpha", "seed", "eval_samples", "keep_every"):
+        for key in ("weight_decay", "gradient_clipping", "eval_samples", "keep_every"):
             self.need(key, 0 <= getattr(self, key) < math.inf, "at least 0 and finite")
+        self.need("sampling_alpha", 0 <= self.sampling_alpha <= 10, "from 0 (sources alike) to 10; 1 is in proportion")
+        self.need("seed", 0 <= self.seed < 2**64, "at least 0 and below 2**64")
+        self.need("steps", self.steps * self.batch < 2**63, "below 2**63 / batch: samples are numbered in 64 bits")
         self.need(
             "adam_betas",
             len(self.adam_betas) == 2 and all(0 <= b < 1 for b in self.adam_betas),
@@ -200,6 +210,8 @@ class Recipe:
 
 
 PLACE = ("source", "root", "stage", "previous")
+TEXTS = {spec.name for kind in (Recipe, Teacher, Student) for spec in dataclasses.fields(kind) if spec.type is str}
+PATHS = {"data", "out", "teacher.model", "teacher.ds_config", "student.vocab", "student.ds_config"}
 
 
 def teacher_layers(recipes: list[Recipe]) -> tuple[int, ...]:

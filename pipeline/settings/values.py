@@ -13,10 +13,13 @@ Built = TypeVar("Built")
 
 
 def recipe_of(values: object, source: str) -> Recipe:
-    """The recipe that ``Recipe.to_dict`` gave these values of. Raises UserError naming ``source`` if none can have."""
+    """The recipe that ``Recipe.to_dict`` gave these values of. Raises UserError naming ``source`` if none can have.
+
+    Runs of before there were segments read single ones, whatever the teacher.
+    """
     if not isinstance(values, dict):
         raise UserError(f"{source}: recipe = {values!r} is not what a run writes")
-    recipe = build(Recipe, values, source)
+    recipe = build(Recipe, {"segments": "single"} | values, source)
     recipe.check()
     return recipe
 
@@ -55,6 +58,8 @@ def _value(kind: Any, value: Any, source: str, key: str) -> Any:
             value = value.split(",")
         if isinstance(value, list):
             return tuple(_value(inner, item, source, key) for item in value)
+    elif key == "teacher.revision" and type(value) is int:  # of digits alone
+        return str(value)
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):

@@ -6,11 +6,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.data.documents import unpadded
 from pipeline.data.reading import Heldout, Reading, heldout_of, read_of
 from pipeline.engines.teacher import Teach
 from pipeline.relations import QKV
 from pipeline.training.maps import SENTENCE, relation_image, relation_maps
+from pipeline.training.progress import EVALUATION
 from pipeline.training.run import Run
 from pipeline.training.trainee import Trainee
 
@@ -33,47 +33,56 @@ class Evaluation:
         recipe = run.recipe
         self._run, self._teach = run, teach
         self.heldout: Heldout | None = heldout_of(
-            run.corpus, recipe.length, recipe.eval_samples, recipe.sampling_alpha, recipe.seed, recipe.layout
+            run.corpus,
+            recipe.length,
+            recipe.eval_samples,
+            recipe.sampling_alpha,
+            recipe.seed,
+            recipe.layout,
+            run.windows.paired,
         )
 
     def of(self, trainees: list[Trainee], step: int) -> tuple[list[Evaluated], dict[str, Reading]]:
         """Each student after ``step`` updates, and what was read of each source until then. Collective."""
-        losses, by_source = self._losses(trainees)
+        self._run.progress.at(EVALUATION, step)
+        losses, by_source = self.losses(trainees)
         maps = self._maps(trainees)
         read = read_of(self._run.windows, self._run.order, step * self._run.recipe.batch)
         return [Evaluated(*each) for each in zip(losses, by_source, maps, strict=True)], read
 
     @torch.no_grad()
-    def _losses(self, trainees: list[Trainee]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    def losses(self, trainees: list[Trainee]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+        """Each student's mean held-out losses, by part and by source. Collective; without a process group if alone."""
         if self.heldout is None:
             return [{} for _ in trainees], [{} for _ in trainees]
         heldout, recipe, ranks = self.heldout, self._run.recipe, self._run.ranks
         for trainee in trainees:
             trainee.engine.eval()
-        parts = heldout.ids.split(recipe.micro_batch)
+        parts = heldout.inputs.split(recipe.micro_batch)
         total = torch.zeros((len(trainees), len(recipe.pairs) + 1), device=ranks.device)
         names = sorted(set(heldout.sources))
         of_source = torch.zeros((len(trainees), len(names)), device=ranks.device)
 
         # Every rank runs equally many forwards (ZeRO-3 gathers in each); one without a batch left runs the first, weightless.
         for first in range(0, len(parts), ranks.world):
+            self._run.progress.moved()
             mine = first + ranks.rank
-            ids, lengths = unpadded(parts[mine if mine < len(parts) else 0], self._run.padding)
-            ids = ids.to(ranks.device)
-            teacher = self._teach(ids)
+            part = parts[mine if mine < len(parts) else 0].to(ranks.device)
+            teacher = self._teach(part.ids, part.second)
             for trainee, sums, by_name in zip(trainees, total, of_source, strict=True):
-                output = trainee.engine(ids)
-                losses = trainee.losses(teacher, output, lengths)
-                sums += torch.stack(list(losses.values())) * len(ids) * (mine < len(parts))
+                output = trainee.engine(part.ids, second=part.second)
+                losses = trainee.losses(teacher, output, part.lengths)
+                sums += torch.stack(list(losses.values())) * len(part) * (mine < len(parts))
                 if len(names) > 1 and mine < len(parts):
-                    sources = heldout.sources[mine * recipe.micro_batch :][: len(ids)]
-                    for name, loss in zip(sources, trainee.loss_of_each(teacher, output, lengths), strict=True):
+                    sources = heldout.sources[mine * recipe.micro_batch :][: len(part)]
+                    for name, loss in zip(sources, trainee.loss_of_each(teacher, output, part.lengths), strict=True):
                         by_name[names.index(name)] += loss
 
-        dist.all_reduce(total)
-        dist.all_reduce(of_source)
+        if ranks.world > 1:
+            dist.all_reduce(total)
+            dist.all_reduce(of_source)
         parts_of_loss = ("loss", *recipe.pairs)
-        means = [dict(zip(parts_of_loss, own, strict=True)) for own in (total / len(heldout.ids)).tolist()]
+        means = [dict(zip(parts_of_loss, own, strict=True)) for own in (total / len(heldout.inputs)).tolist()]
         if len(names) == 1:
             return means, [{} for _ in trainees]
         counts = torch.tensor([heldout.sources.count(name) for name in names], device=ranks.device)

@@ -1,6 +1,7 @@
 """Guards of a run: who may write to its folder, and reasons to stop before anything wrong is kept."""
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,13 @@ from torch import Tensor
 from data_prep.cli import UserError
 from data_prep.files import remove_asides
 from data_prep.locks import sole_process
+from data_prep.shards import Corpus
 from pipeline.artifacts.run_folder import record_end, refuse_foreign
 from pipeline.data.windows import Windows
+from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.ranks import Ranks, on_first_rank
+from pipeline.models.vocabulary import vocabulary_of
+from pipeline.settings.recipe import Recipe
 from pipeline.training.trainee import Trainee
 
 
@@ -40,7 +45,8 @@ def failure_on_record(root: Path, ranks: Ranks, launch: str | None) -> Iterator[
         yield
     except Exception as error:
         if ranks.first:
-            record_end(root, launch, 2 if isinstance(error, UserError) else 1)
+            with contextlib.suppress(OSError):  # of a full disk, which hides no error
+                record_end(root, launch, 2 if isinstance(error, UserError) else 1)
         raise
 
 
@@ -75,6 +81,25 @@ def stop_if_not_finite(trainees: list[Trainee], ranks: Ranks) -> None:
             raise UserError(
                 f"{recipe.out}: the loss is not finite in step {step + 1} on rank {rank}, samples {first} to "
                 f"{first + recipe.micro_batch - 1}; {_REMEDY}, or look at these samples"
+            )
+
+
+def stop_if_ranks_differ(ranks: Ranks, recipes: list[Recipe], corpus: Corpus) -> None:
+    """Raise on every rank if any has read another recipe, corpus, vocabulary or ds_config: hosts may have their own files."""
+    read: dict[str, object] = {"host": socket.gethostname(), recipes[0].data: corpus.id}
+    for recipe in recipes:
+        read[f"{recipe.source}, for {recipe.out}"] = recipe.to_dict()
+        for name in (recipe.teacher.ds_config, recipe.student.ds_config):
+            read[name] = load_ds_config(name, recipe)
+        if own := vocabulary_of(recipe):
+            read[recipe.student.vocab] = own.digest
+    everyone: list = [None] * ranks.world
+    dist.all_gather_object(everyone, read)
+    for rank, other in enumerate(everyone):
+        for name in (name for name, value in everyone[0].items() if name != "host" and other.get(name) != value):
+            raise UserError(
+                f"{name}: rank {rank} on host {other['host']} reads another one than rank 0 on host {everyone[0]['host']}; "
+                "give all hosts the same files"
             )
 
 

@@ -1,5 +1,6 @@
 """The sentences at the start of a run: models, hosting, batch, data, and notes on what may surprise."""
 
+from data_prep.machine import threads
 from pipeline.data.fits import notes
 from pipeline.data.reading import Heldout
 from pipeline.models.units import lacks_bf16_units
@@ -44,17 +45,21 @@ def shared(run: Run, teacher: HostedTeacher) -> list[str]:
     """A sentence each on the teacher, the batch and the data, which all students share."""
     recipe, ranks, corpus, hosting = run.recipe, run.ranks, run.corpus, teacher.hosting
     tokens = sum(source.tokens for source in corpus.sources.values())
+    read_as = "pairs [CLS] A [SEP] B [SEP]" if run.windows.paired else "single texts"
     window = f", the teacher's {recipe.teacher_batch}" if recipe.teacher.micro_batch else ""
     arithmetic = f"{recipe.precision} on {ranks.device.type}"
     if recipe.precision == "bf16" and lacks_bf16_units(ranks.device):
         arithmetic += " (this CPU has no bf16 units: products are taken in fp32 and rounded)"
+    if ranks.device.type == "cpu":
+        allowed = threads(ranks.local_world)
+        arithmetic += f", {allowed.number} thread{'s' * (allowed.number > 1)} a rank ({allowed.why})"
     return [
         f"Teacher: {recipe.teacher.model}, layer {recipe.teacher.layer} of {teacher.config.num_hidden_layers}, "
         f"{hosting.parameters / 1e6:.2f} M parameters up to that layer; hosting {hosting.kind} ({hosting.reason}).",
         f"Batch: {recipe.batch} sequences × {recipe.length} tokens = {ranks.world} rank{'s' * (ranks.world > 1)} × "
         f"micro-batch {recipe.micro_batch}{window} × accumulation {recipe.accumulation(ranks.world)}; {arithmetic}.",
         f"Data: {corpus.path}, {tokens:,} tokens, corpus {corpus.id[:12]}; the run reads "
-        f"{recipe.steps * run.tokens_per_step / max(tokens, 1):.2f} times that number.",
+        f"{recipe.steps * run.tokens_per_step / max(tokens, 1):.2f} times that number, as {read_as}.",
     ]
 
 
@@ -73,7 +78,7 @@ def about_vocabulary(recipe: Recipe, heldout: Heldout | None) -> list[str]:
     ids = student_ids_of(recipe)
     if heldout is None or ids is None:
         return []
-    lost = float((ids[heldout.ids.numpy()] < 0).mean())
+    lost = float((ids[heldout.inputs.ids.numpy()] < 0).mean())
     if lost <= MUCH_UNKNOWN:
         return []
     return [

@@ -29,13 +29,14 @@ def train(run: Run, pending: list[Pending]) -> int:
     if first == 0:
         beginners = [trainee for trainee in trainees if trainee.start == 0]
         watch.evaluated(0, beginners, evaluation.of(beginners, 0))
-    watch.restart_clock()
+    watch.restart_clock(first)
 
     for step, samples in run.reading(first):
-        due = run.due(step)
         active = [trainee for trainee in trainees if trainee.start <= step]  # one that is ahead waits for the others
-        with watch.update(active, due):
-            losses = update(active, teacher, samples, step, run.ranks, run.padding, watch.clock)
+        watch.received(step, active)
+        due = run.due(step)
+        with watch.update(due):
+            losses = update(active, teacher, samples, step, run.ranks, watch.clock)
         guards.note(active, losses, step, run.ranks)
 
         # once in a while
@@ -45,11 +46,10 @@ def train(run: Run, pending: list[Pending]) -> int:
         if due.evaluates:
             watch.evaluated(step + 1, active, evaluation.of(active, step + 1))
         if due.saves:
-            guards.stop_if_data_changed(run.windows, run.ranks)
             resuming.save(run, teacher, active, step + 1)
         if due.leaves:
             break
-        watch.restart_clock()
+        watch.restart_clock(step + 1)
 
     watch.close(step + 1)
     return step + 1

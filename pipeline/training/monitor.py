@@ -1,17 +1,24 @@
 """The outputs of a run: a bar or plain lines, log.txt and TensorBoard for a person, metrics.jsonl for machines. Rank 0 only."""
 
+import contextlib
 import json
 import math
+import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from data_prep.cli import UserError
 from pipeline.artifacts.metrics import keep_until
 from pipeline.data.reading import Reading
+
+_BUFFER = 2**20  # bytes: what a disk does not take stays here, and goes with the next row
 
 
 class Monitor:
@@ -20,6 +27,10 @@ class Monitor:
     ``data_wait`` in a row is the share of the training time in which there was no batch yet; ``model_flops`` is what the
     forwards and backwards of all models on all ranks come to in a second, by ``flops_per_step``.
     A run that resumes from step ``start`` drops the rows after it: they are about to be made again.
+
+    A file that cannot be written, of a full disk, is no error once the run is under way: ``failure`` names it, and whoever
+    looks there can save a checkpoint first. Its rows wait in memory, and are written if the disk takes them before ``close``.
+    Raises UserError if it is so at the start.
     """
 
     def __init__(
@@ -32,12 +43,14 @@ class Monitor:
         label: str = "",
         shows_bar: bool = True,
     ):
-        self.run = run
-        self._path = run / "metrics.jsonl"
-        keep_until(self._path, start)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._text = (run / "log.txt").open("a", encoding="utf-8")
-        self._board = SummaryWriter(run / "tensorboard", purge_step=start + 1 if start else None)
+        self.run, self.failure = run, ""
+        self._paths = {"metrics": run / "metrics.jsonl", "log": run / "log.txt", "board": run / "tensorboard"}
+        keep_until(self._paths["metrics"], start)
+        self._file, self._text = (self._paths[name].open("a", _BUFFER, encoding="utf-8") for name in ("metrics", "log"))
+        with self._writing("board"):
+            self._board = SummaryWriter(self._paths["board"], purge_step=start + 1 if start else None)
+        if self.failure:
+            raise UserError(f"{self.failure}; free some space and run the same command again")
         self._steps, self._tokens_per_step, self._flops_per_step = steps, tokens_per_step, flops_per_step
         self._label = label
         self._bar = tqdm(
@@ -54,8 +67,8 @@ class Monitor:
         """A sentence for the person, above the bar: about this run, or ``about_all`` that train together."""
         if shown:
             self._bar.clear()
-            print(line if about_all else self._label + line, flush=True)
-        print(line, file=self._text, flush=True)
+            self._show(line if about_all else self._label + line)
+        self._note(line)
 
     def received(self) -> None:
         """The next batch is here: what came since ``resume`` was waiting for data."""
@@ -86,12 +99,13 @@ class Monitor:
         if self._bar.disable:
             self.say(line)
         else:
-            print(line, file=self._text, flush=True)
+            self._note(line)
             self._bar.set_postfix_str(f"{shown} {rate:,.0f} tok/s")
 
     def evaluated(self, step: int, losses: dict[str, float], maps: Tensor) -> None:
         """Held-out losses in nats, if there are any, and the relation maps as a grey image, uint8 [height, width]."""
-        self._board.add_image("relations, teacher left, student right", maps, step, dataformats="HW")
+        with self._writing("board"):
+            self._board.add_image("relations, teacher left, student right", maps, step, dataformats="HW")
         if losses:
             self._write(step, "heldout", losses)
             self.say(f"step {step}/{self._steps}  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
@@ -101,23 +115,60 @@ class Monitor:
         rows = {name: read._asdict() for name, read in reading.items()}
         for name, loss in losses.items():
             rows.setdefault(name, {})["loss"] = loss
-        self._file.write(json.dumps({"step": step, "kind": "sources", "sources": rows}) + "\n")
-        self._file.flush()
-        for name, values in rows.items():
-            for what, value in values.items():
-                self._board.add_scalar(f"{'heldout_loss' if what == 'loss' else what}_by_source/{name}", value, step)
+        by_tag = {
+            f"{'heldout_loss' if what == 'loss' else what}_by_source/{name}": value
+            for name, values in rows.items()
+            for what, value in values.items()
+        }
+        self._row({"step": step, "kind": "sources", "sources": rows}, by_tag)
 
     def close(self) -> None:
         self._bar.close()
-        self._board.close()
-        self._file.close()
-        self._text.close()
+        for name, file in (("board", self._board), ("metrics", self._file), ("log", self._text)):
+            with self._writing(name):
+                file.close()
 
     def _write(self, step: int, kind: str, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        self._row({"step": step, "kind": kind, **values}, {f"{kind}/{name}": value for name, value in values.items()})
+
+    def _row(self, row: dict, scalars: dict[str, float]) -> None:
+        """Write a row to metrics.jsonl, and its ``scalars`` for TensorBoard."""
+        with self._writing("metrics"):
+            print(json.dumps(row), file=self._file, flush=True)
+        with self._writing("board"):
+            for tag, value in scalars.items():
+                self._board.add_scalar(tag, value, row["step"])
+
+    def _show(self, line: str) -> None:
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:  # whoever reads the output has left
+            raise
+        except OSError as error:
+            output = sys.stdout.fileno()
+            self.failure = self.failure or f"{Path(f'/proc/self/fd/{output}').readlink()}: {error.strerror}"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python would try again as it ends, and fail
+
+    def _note(self, line: str) -> None:
+        with self._writing("log"):
+            print(line, file=self._text, flush=True)
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """Keep an OSError as the ``failure``, if it is the first one."""
+        try:
+            yield
+        except OSError as error:
+            self.failure = self.failure or f"{self._paths[name]}: {error.strerror}"
+
+
+def _end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """Print why a thread ends, but for TensorBoard's: what it could not write is raised where it is used next."""
+    if not (isinstance(ended.exc_value, OSError) and type(ended.thread).__name__ == "_AsyncWriterThread"):
+        threading.__excepthook__(ended)
+
+
+threading.excepthook = _end_of_thread
 
 
 def _duration(seconds: float) -> str:

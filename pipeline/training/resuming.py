@@ -5,11 +5,11 @@ the checkpoint's; ``newest_checkpoint`` rejects another recipe or corpus (but fo
 samples, ``steps`` of data/reading.py takes a rank's slice of a step. Dropout is a function of the step too, see step.py.
 """
 
-import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from data_prep.cli import UserError
 from data_prep.shards import Corpus
@@ -18,18 +18,25 @@ from pipeline.artifacts.checkpoints import Checkpoint
 from pipeline.artifacts.run_folder import COMPLETE, FREE, flat
 from pipeline.engines.ranks import on_first_rank
 from pipeline.engines.state import prime_optimizer, read_state, write_state
+from pipeline.models.configs import deciding_values
 from pipeline.models.cut import CutEncoder
-from pipeline.models.vocabulary import student_ids_of
+from pipeline.models.vocabulary import vocabulary_of
 from pipeline.pairs import VALUE_PROJECTION
 from pipeline.settings.recipe import Recipe
 from pipeline.settings.values import recipe_of
+from pipeline.training.guards import stop_if_data_changed
+from pipeline.training.progress import SAVE
 from pipeline.training.run import HostedTeacher, Run
 from pipeline.training.trainee import Trainee
+
+VERSIONS = {
+    name: version(name) for name in ("torch", "deepspeed", "transformers")
+}  # as loaded, whatever pip does later
 
 
 def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint | None:
     """The checkpoint to resume from. Raises UserError if recipe or corpus no longer describe the run that made it."""
-    checkpoint = checkpoints.latest(run)
+    checkpoint = checkpoints.latest(run, recipe.keep_checkpoints)
     if checkpoint is None:
         if (run / COMPLETE).exists():
             raise UserError(
@@ -61,18 +68,32 @@ def check_same_teacher(checkpoint: Checkpoint, digest: str, recipe: Recipe) -> N
         )
 
 
+def check_same_config(checkpoint: Checkpoint, recipe: Recipe, config: PreTrainedConfig) -> None:
+    """Raise UserError unless the teacher's ``config`` gives the outputs that the checkpoint's teacher gave.
+
+    Weights do not say how they are used. Checkpoints of before this was recorded are taken as they are.
+    """
+    before, now = checkpoint.info["teacher"].get("config", {}), deciding_values(config)
+    for key in sorted(before.keys() & now.keys()):
+        if before[key] != now[key]:
+            raise UserError(
+                f"{recipe.teacher.model}: config.json: {key} = {now[key]!r}, but {checkpoint.path} was trained on a teacher "
+                f"with {before[key]!r}; use another out, or the previous teacher"
+            )
+
+
 def check_same_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Raise UserError unless the student's own vocabulary, if it has one, is that of the checkpoint."""
-    if checkpoint.info.get("student_ids") != _ids_hash(recipe):
+    if checkpoint.info.get("student_ids") != _vocabulary_hash(recipe):
         raise UserError(
             f"{recipe.student.vocab}: not the vocabulary that {checkpoint.path} was trained with; use another out, or the "
             "previous one"
         )
 
 
-def _ids_hash(recipe: Recipe) -> str | None:
-    ids = student_ids_of(recipe)
-    return None if ids is None else hashlib.sha256(ids.tobytes()).hexdigest()[:16]
+def _vocabulary_hash(recipe: Recipe) -> str | None:
+    own = vocabulary_of(recipe)
+    return None if own is None else own.digest
 
 
 def matching_state(
@@ -98,7 +119,12 @@ def restore(trainee: Trainee, state: dict[str, Tensor], step: int) -> None:
 
 
 def save(run: Run, teacher: HostedTeacher, trainees: list[Trainee], step: int) -> None:
-    """Write a checkpoint of each student after ``step`` updates. Collective: all ranks give their part of the state."""
+    """Write a checkpoint of each student after ``step`` updates. Collective: all ranks give their part of the state.
+
+    Raises UserError on every rank if the data was changed meanwhile.
+    """
+    run.progress.at(SAVE, step)
+    stop_if_data_changed(run.windows, run.ranks)
     for trainee in trainees:  # a function each: one student's whole state at a time
         _save(run, teacher, trainee, step)
 
@@ -123,9 +149,10 @@ def checkpoint_info(run: Run, teacher: HostedTeacher, recipe: Recipe, step: int)
             "model": recipe.teacher.model,
             "revision": recipe.teacher.revision,
             "weights": teacher.digest,
+            "config": deciding_values(teacher.config),
             "distillation": teacher.history,
         },
-        "student_ids": _ids_hash(recipe),
+        "student_ids": _vocabulary_hash(recipe),
         "ranks": run.ranks.world,
-        "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
+        "versions": VERSIONS,
     }

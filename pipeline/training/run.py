@@ -1,7 +1,7 @@
 """A run as each of its ranks sees it: what its students share, what is due in which step, and the hosted teacher."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data_prep.shards import Corpus
+from pipeline.data.inputs import Inputs
 from pipeline.data.order import Order
 from pipeline.data.reading import filled, order_of, read_ahead, steps
 from pipeline.data.windows import Windows
@@ -16,7 +17,8 @@ from pipeline.engines.hosting import Hosting
 from pipeline.engines.ranks import Ranks
 from pipeline.relations import QKV
 from pipeline.settings.recipe import Recipe
-from pipeline.training.watchdog import EarlyStop
+from pipeline.training.early_stop import EarlyStop
+from pipeline.training.progress import Progress
 
 
 class Due(NamedTuple):
@@ -44,6 +46,7 @@ class Run:
     tokenizer: PreTrainedTokenizerBase
     last: int
     early: EarlyStop
+    progress: Progress = field(default_factory=Progress)  # which the watchdog watches
 
     @property
     def padding(self) -> int | None:
@@ -60,17 +63,17 @@ class Run:
         """Real tokens in a step of all ranks, padding left out."""
         return filled(self.windows, self.order) * self.recipe.tokens_per_step
 
-    def reading(self, first: int) -> Iterable[tuple[int, Tensor]]:
-        """(step, this rank's input ids [n, length]) for the steps from ``first`` on, read ahead by a thread."""
+    def reading(self, first: int) -> Iterable[tuple[int, Inputs]]:
+        """(step, this rank's samples) for the steps from ``first`` on, read ahead by a thread."""
         batch, ranks = self.recipe.batch, self.ranks
         read = steps(self.windows, self.order, first, self.last, batch, ranks.rank, ranks.world)
         return enumerate(read_ahead(read, ranks.device), first)
 
     def due(self, step: int) -> Due:
-        """Decide what follows update ``step`` (from 0). Ranks agree on leaving early: collective, once in each step."""
+        """Decide what follows update ``step`` (from 0), once before each. Waits neither for the device nor in a collective."""
         recipe, done = self.recipe, step + 1
         finished = done == recipe.steps
-        leaves = done == self.last or self.early.agreed()
+        leaves = done == self.last or self.early.agreed(step)
         return Due(
             logs=finished or done % recipe.log_every == 0,
             evaluates=finished or done % recipe.eval_every == 0,
@@ -81,13 +84,13 @@ class Run:
 
 @dataclass(frozen=True)
 class HostedTeacher:
-    """The hosted teacher, a function of input ids [B, T]; ``digest`` is the hash of its weights."""
+    """The hosted teacher, a function of input ids [B, T] and the second segment's tokens; ``digest``: hash of its weights."""
 
-    forward: Callable[[Tensor], QKV]
+    forward: Callable[..., QKV]
     digest: str
     hosting: Hosting
     config: PreTrainedConfig
     history: list[dict]
 
-    def __call__(self, input_ids: Tensor) -> QKV:
-        return self.forward(input_ids)
+    def __call__(self, input_ids: Tensor, second: Tensor | None = None) -> QKV:
+        return self.forward(input_ids, second)

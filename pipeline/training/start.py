@@ -8,7 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from data_prep.files import write_text
+from data_prep.files import new_folder, write_text
+from data_prep.shards import Corpus
+from pipeline.artifacts.card import CARD, card_text, student_metadata
 from pipeline.artifacts.checkpoints import Checkpoint
 from pipeline.artifacts.distillation import read_distillation
 from pipeline.artifacts.run_folder import COMPLETE
@@ -17,14 +19,16 @@ from pipeline.engines.ranks import on_first_rank
 from pipeline.engines.student import check_same_weights, send_weights, student_engine
 from pipeline.engines.teacher import host_teacher
 from pipeline.models.cut import CutEncoder, empty_encoder, split
-from pipeline.models.fit import initialise, student_config_of, student_tokenizer, teacher_config_of
-from pipeline.models.loading import save_tokenizer, weights_of
+from pipeline.models.fit import initialise, student_config_of, teacher_config_of, tokenizer_origin
+from pipeline.models.loading import weights_of
+from pipeline.models.portable import write_tokenizer
 from pipeline.models.students import build_student
-from pipeline.models.vocabulary import own_ids
+from pipeline.models.vocabulary import own_ids, vocabulary_of
 from pipeline.models.weights import Weights
 from pipeline.pairs import VALUE_MSE
 from pipeline.settings.recipe import Recipe, teacher_layers
 from pipeline.training import resuming
+from pipeline.training.progress import DOWNLOAD
 from pipeline.training.run import HostedTeacher, Run
 from pipeline.training.trainee import Trainee, divergence_of
 
@@ -63,15 +67,19 @@ class Models:
 
 
 def build(run: Run, pending: list[Pending]) -> Models:
-    """Build teacher and students. Raises UserError, on every rank, for a teacher whose weights are not all there."""
+    """Build teacher and students. Raises UserError, on every rank, for a teacher that is not whole or not the checkpoint's."""
     recipe, ranks = run.recipe, run.ranks
+    run.progress.at(_reading_teacher(recipe))
     config = teacher_config_of(recipe)
+    for checkpoint in (student.checkpoint for student in pending if student.checkpoint):
+        resuming.check_same_config(checkpoint, recipe, config)
     *earlier, layer = layers = teacher_layers([student.recipe for student in pending])
     teacher, in_file = empty_encoder(config, layer, run.padding, tuple(earlier))
     weights = weights_of(recipe.teacher.model, recipe.teacher.revision, config)
     history = on_first_rank(ranks, read_distillation, Path(recipe.teacher.model))
     on_first_rank(ranks, weights.check, {in_file[name]: p.shape for name, p in teacher.named_parameters()})
 
+    run.progress.at("the building of the students")
     built = [build_student(student_config_of(student.recipe, config), student.recipe.seed) for student in pending]
     for student, model in zip(pending, built, strict=True):
         if student.checkpoint:
@@ -89,6 +97,7 @@ def build(run: Run, pending: list[Pending]) -> Models:
 
 def host(run: Run, models: Models) -> HostedTeacher:
     """The teacher with its weights. Raises UserError where teacher and students do not fit a rank's memory."""
+    run.progress.at(_reading_teacher(run.recipe))
     hosting = choose_hosting(run.recipe, run.ranks, models.teacher)
     recipes, students = zip(*((student.recipe, student.model) for student in models.students), strict=True)
     check_memory(list(recipes), run.ranks, hosting, list(students))
@@ -100,8 +109,14 @@ def host(run: Run, models: Models) -> HostedTeacher:
     return HostedTeacher(forward, digest, hosting, models.teacher.config, models.history)
 
 
+def _reading_teacher(recipe: Recipe) -> str:
+    """The phase in which the teacher is read, and perhaps fetched before."""
+    return "the loading of the teacher" if Path(recipe.teacher.model).is_dir() else DOWNLOAD
+
+
 def make_trainees(run: Run, models: Models, teacher: HostedTeacher) -> list[Trainee]:
     """Each student with an engine of its own, at its start or where its checkpoint left off."""
+    run.progress.at("the start of the engines")
     divergence = divergence_of(run.recipe)
     made = []
     for student in models.students:
@@ -126,20 +141,26 @@ def trained_part(
 
 
 def prepare_folders(run: Run, models: Models, trainees: list[Trainee]) -> None:
-    """Write to each student's run folder what export and a reader need; on the first rank."""
-    if run.ranks.first:
-        for trainee, student in zip(trainees, models.students, strict=True):
-            tokenizer = student_tokenizer(trainee.recipe)
-            prepare_folder(trainee.recipe, trainee.engine.resolved_config, student.model.config, tokenizer)
+    """Write to each student's run folder what export and a reader need, on the first rank. Raises its errors on all."""
+    on_first_rank(run.ranks, _prepare_folders, run, models, trainees)
+
+
+def _prepare_folders(run: Run, models: Models, trainees: list[Trainee]) -> None:
+    for trainee, student in zip(trainees, models.students, strict=True):
+        own = vocabulary_of(trainee.recipe)
+        tokenizer = own.tokenizer if own else run.tokenizer
+        prepare_folder(trainee.recipe, trainee.engine.resolved_config, student.model.config, tokenizer, run.corpus)
 
 
 def prepare_folder(
-    recipe: Recipe, ds_config: dict, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe, ds_config: dict, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
 ) -> None:
     """Write recipe.json, ds_config.student.json and student/ to the run folder. The run is not complete from here on."""
     folder = Path(recipe.out)
     write_text(folder / "recipe.json", json.dumps(recipe.to_dict(), indent=1) + "\n")
     write_text(folder / "ds_config.student.json", json.dumps(ds_config, indent=1) + "\n")
-    config.save_pretrained(folder / "student")
-    save_tokenizer(tokenizer, folder / "student")
+    with new_folder(folder / "student") as student:
+        config.save_pretrained(student)
+        write_tokenizer(tokenizer, tokenizer_origin(recipe), config, student)
+        (student / CARD).write_text(card_text(student_metadata(recipe, corpus), ""), encoding="utf-8")
     (folder / COMPLETE).unlink(missing_ok=True)

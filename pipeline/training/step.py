@@ -7,12 +7,13 @@ has its own engine, and what becomes of it is what would become of it alone.
 import contextlib
 import hashlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.data.documents import unpadded
+from pipeline.data.inputs import Inputs
 from pipeline.engines.ranks import Ranks
 from pipeline.engines.state import set_learning_rate
 from pipeline.engines.teacher import Teach
@@ -22,13 +23,12 @@ from pipeline.training.trainee import Trainee
 def update(
     trainees: list[Trainee],
     teach: Teach,
-    samples: Tensor,
+    samples: Inputs,
     step: int,
     ranks: Ranks,
-    padding: int | None,
     clock: "Clock",
 ) -> list[Tensor]:
-    """Update ``step`` (from 0) of each trainee from this rank's ``samples``, input ids [n, length].
+    """Update ``step`` (from 0) of each trainee from this rank's ``samples``.
 
     Returns for each trainee its losses [micro-batches, 1 + pairs], on the device: nothing here waits for it.
     """
@@ -37,19 +37,19 @@ def update(
     for trainee in trainees:
         trainee.engine.train()
         set_learning_rate(trainee.engine, recipe.learning_rate_at(step))
-    for window in samples.split(recipe.teacher_batch):
+    for shared in samples.split(recipe.teacher_batch):
         with clock("teacher"):
-            teacher = teach(unpadded(window, padding)[0].to(ranks.device, non_blocking=True))
-        parts = [slice(i, i + recipe.micro_batch) for i in range(0, len(window), recipe.micro_batch)]
-        batches = [unpadded(window[part], padding) for part in parts]
-        batches = [(ids.to(ranks.device, non_blocking=True), lengths) for ids, lengths in batches]
+            whole = shared.to(ranks.device)
+            teacher = teach(whole.ids, whole.second)
+        parts = [slice(i, i + recipe.micro_batch) for i in range(0, len(shared), recipe.micro_batch)]
+        batches = [batch.to(ranks.device) for batch in shared.split(recipe.micro_batch)]
         for trainee, rows in zip(trainees, losses, strict=True):
-            for part, (ids, lengths) in zip(parts, batches, strict=True):
+            for part, batch in zip(parts, batches, strict=True):
                 seed_dropout(recipe.seed, step, len(rows), ranks.rank)
                 with clock("student"):
-                    output = trainee.engine(ids)
+                    output = trainee.engine(batch.ids, second=batch.second)
                 with clock("loss"):
-                    named = trainee.losses(teacher, output, lengths, part)
+                    named = trainee.losses(teacher, output, batch.lengths, part)
                 rows.append(torch.stack([loss.detach() for loss in named.values()]))
                 with clock("student"):
                     trainee.engine.backward(named["loss"])
@@ -67,16 +67,18 @@ def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
 class Clock:
     """Where the time goes: ``with clock("teacher"): …`` adds to that part while ``running``.
 
-    On a GPU the time is the device's own, taken by events, so that nothing waits before ``seconds`` is asked for.
+    On a GPU the time is the device's own, taken by events, so that nothing waits before ``seconds`` is asked for. Each part
+    that begins, timed or not, is ``moved()``.
     """
 
-    def __init__(self, device: torch.device):
-        self._events = device.type == "cuda"
+    def __init__(self, device: torch.device, moved: Callable[[], object] = lambda: None):
+        self._events, self._moved = device.type == "cuda", moved
         self._spans: list[tuple[str, Any, Any]] = []
         self.running = False
 
     @contextlib.contextmanager
     def __call__(self, part: str):
+        self._moved()
         if not self.running:
             yield
             return

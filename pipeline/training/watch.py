@@ -7,13 +7,15 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
+from data_prep.cli import UserError
 from pipeline.data.reading import Reading
-from pipeline.engines.ranks import Ranks
+from pipeline.engines.ranks import Ranks, on_first_rank
 from pipeline.engines.student import gradient_norm
 from pipeline.models.counting import forward_flops
 from pipeline.training.evaluation import Evaluated, Evaluation
 from pipeline.training.introduction import introduce
 from pipeline.training.monitor import Monitor
+from pipeline.training.progress import READ, UPDATE
 from pipeline.training.run import Due, HostedTeacher, Run
 from pipeline.training.start import Models
 from pipeline.training.step import Clock
@@ -27,11 +29,12 @@ class Watch:
         self, run: Run, models: Models, teacher: HostedTeacher, trainees: list[Trainee], evaluation: Evaluation
     ):
         self._run = run
-        self.clock = Clock(run.ranks.device)
+        self.clock = Clock(run.ranks.device, run.progress.moved)
         self._monitors: dict[int, Monitor] = {}  # by the identity of a trainee
-        if not run.ranks.first:
-            return
-        flops = _flops_per_step(run, models)
+        on_first_rank(run.ranks, self._begin, models, teacher, trainees, evaluation)
+
+    def _begin(self, models: Models, teacher: HostedTeacher, trainees: list[Trainee], evaluation: Evaluation) -> None:
+        run, flops = self._run, _flops_per_step(self._run, models)
         for number, trainee in enumerate(trainees):
             recipe = trainee.recipe
             folder = Path(recipe.out)
@@ -41,11 +44,17 @@ class Watch:
             )
         introduce(run, models, teacher, list(self._monitors.values()), evaluation.heldout)
 
-    @contextlib.contextmanager
-    def update(self, trainees: list[Trainee], due: Due) -> Iterator[None]:
-        """An update of these students: the wait for its samples ends here; its parts are timed if it is logged."""
+    def received(self, step: int, trainees: list[Trainee]) -> None:
+        """The samples of update ``step`` (from 0) of these students are here: before anything that may wait for the device."""
         for monitor in self._of(trainees):
             monitor.received()
+            if monitor.failure:
+                self._run.early.ask(monitor.failure)
+        self._run.progress.at(UPDATE, step + 1)
+
+    @contextlib.contextmanager
+    def update(self, due: Due) -> Iterator[None]:
+        """An update: its parts are timed if it is logged."""
         self.clock.running = due.logs
         yield
 
@@ -72,13 +81,17 @@ class Watch:
             if len(read) > 1:
                 monitor.of_sources(step, read, each.by_source)
 
-    def restart_clock(self) -> None:
-        """Training continues: time since the last update (an evaluation, a checkpoint) does not count as training."""
+    def restart_clock(self, step: int) -> None:
+        """Training continues with update ``step`` (from 0): an evaluation or a save is no training time."""
+        self._run.progress.at(READ, step + 1)
         for monitor in self._monitors.values():
             monitor.resume()
 
     def close(self, step: int) -> None:
-        """The run leaves after ``step`` updates: say why, and what to type next."""
+        """The run leaves after ``step`` updates: say why, and what to type next.
+
+        Raises UserError, on all ranks, if the disk has not taken what there was to write, and names the file.
+        """
         run, recipe, early = self._run, self._run.recipe, self._run.early
         if step < run.last:
             early.forget()
@@ -91,6 +104,15 @@ class Watch:
             finished = step == recipe.steps and not recipe.stage
             monitor.say(f"{end} Next: python -m pipeline.export {monitor.run} STUDENT_FOLDER" if finished else end)
             monitor.close()
+        on_first_rank(run.ranks, self._stop_if_unwritten, step)
+
+    def _stop_if_unwritten(self, step: int) -> None:
+        for monitor in self._monitors.values():
+            if monitor.failure:
+                raise UserError(
+                    f"{monitor.failure}; the run has written its checkpoint of step {step} and stops: free some space and run "
+                    "the same command again"
+                )
 
     def _of(self, trainees: list[Trainee]) -> list[Monitor]:
         return [self._monitors[id(trainee)] for trainee in trainees if id(trainee) in self._monitors]

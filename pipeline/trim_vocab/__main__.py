@@ -82,7 +82,7 @@ def trim(
     }
     try:
         with new_folder(out) as folder:
-            report |= write_trimmed(model, folder, new, new_spec, config, report)
+            report |= write_trimmed(model, folder, new, tokenizer, new_spec, config, report)
             check_trimmed(model, folder, new, probes(sources, new), corpus.tokenizer["special"])
     except OSError as error:
         if error.filename is None or error.errno is None:

@@ -11,9 +11,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data_prep.cli import UserError
+from pipeline.artifacts.card import without_scores
+from pipeline.models.portable import SETTINGS, loads_in, older_keys, portable_settings
 from pipeline.models.vocabulary import VOCABULARY
 from pipeline.models.weights import opened, weight_files
 from pipeline.trim_vocab import pieces as vocabulary
@@ -35,20 +37,29 @@ _OTHER_WEIGHTS = (
 
 _INDEX = "model.safetensors.index.json"
 _LISTS = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json")
-_REWRITTEN = {TRIMMING, VOCABULARY, _INDEX, *_LISTS, "tokenizer.json", "tokenizer_config.json"}
+_REWRITTEN = {TRIMMING, VOCABULARY, _INDEX, *_LISTS, "tokenizer.json", SETTINGS}
 
 
-def write_trimmed(model: Path, out: Path, new: np.ndarray, spec: dict, config: PreTrainedConfig, report: dict) -> dict:
+def write_trimmed(
+    model: Path,
+    out: Path,
+    new: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: dict,
+    config: PreTrainedConfig,
+    report: dict,
+) -> dict:
     """Fill the folder ``out`` with all files of ``model``, trimmed to the ids whose ``new`` one (int32 [rows]) is not -1.
 
-    ``spec``: the trimmed tokenizer. trimming.json gets ``report`` and the figures that are returned: bytes of the files in
-    both folders, parameters, the tensors that were cut, the vocabulary's files other than tokenizer.json, and the files
-    that were left out. Raises UserError for a model that is not whole or weights that cannot be written, OSError for other
-    files.
+    ``tokenizer``: the model's; ``spec``: the trimmed one. trimming.json gets ``report`` and the figures that are returned:
+    bytes of the files in both folders, parameters, the tensors that were cut, the vocabulary's files other than
+    tokenizer.json, and the files that were left out. Raises UserError for a model that is not whole or weights that cannot
+    be written, OSError for other files.
     """
     kept = np.flatnonzero(new >= 0)
     parameters, cut = _write_weights(model, out, torch.from_numpy(kept), len(new))
-    rewritten = _write_tokenizer(model, out, new, spec)
+    _write_settings(model / SETTINGS, out / SETTINGS, new, tokenizer, config)
+    rewritten = _write_tokenizer(model, out, spec)
     _write_config(model / "config.json", out / "config.json", config, new, len(kept))
     if (generation := model / "generation_config.json").is_file():
         _write_generation(generation, out / generation.name, new)
@@ -61,11 +72,11 @@ def write_trimmed(model: Path, out: Path, new: np.ndarray, spec: dict, config: P
     if (earlier := model / TRIMMING).is_file():
         figures["earlier"] = _read_json(earlier)
     if (card := out / "README.md").is_file():
-        summary = (
-            f"Cut from {len(new):,} to {len(kept):,} pieces, for {', '.join(report['languages'])}; see {TRIMMING}."
-        )
-        with card.open("a", encoding="utf-8") as file:
-            file.write(f"\n## Vocabulary\n\n{summary}\n")
+        languages = ", ".join(report["languages"])
+        summary = f"Cut from {len(new):,} to {len(kept):,} pieces, for {languages}; see {TRIMMING}."
+        summary += f"\nLoads in {loads_in(config)}."
+        text = without_scores(card.read_text(encoding="utf-8", errors="replace"))
+        card.write_text(f"{text}\n## Vocabulary\n\n{summary}\n", encoding="utf-8")
     _write_json(out / TRIMMING, report | figures)
     return figures
 
@@ -146,7 +157,7 @@ def _write_config(path: Path, to: Path, config: PreTrainedConfig, new: np.ndarra
     known = config_ids(config.to_dict())
     ids = {key: _new_value(content.get(key, getattr(config, key)), new) for key in known}
     changed = {key: value for key, value in ids.items() if key in content or value != getattr(config, key)}
-    _write_json(to, content | changed | {"vocab_size": size})
+    _write_json(to, content | changed | older_keys(config) | {"vocab_size": size})
 
 
 def _write_generation(path: Path, to: Path, new: np.ndarray) -> None:
@@ -166,17 +177,20 @@ def _new_id(number: int, new: np.ndarray) -> int | None:
     return int(new[number]) if number < len(new) and new[number] >= 0 else None
 
 
-def _write_tokenizer(model: Path, out: Path, new: np.ndarray, spec: dict) -> list[str]:
-    """Write tokenizer.json, its settings, and the folder's other files of a vocabulary. Returns the names of these."""
-    _write_json(out / "tokenizer.json", spec, indent=None)
-    settings = model / "tokenizer_config.json"
-    if settings.is_file():
-        content = _read_json(settings)
-        if "added_tokens_decoder" in content:
-            added = content["added_tokens_decoder"].items()
-            content["added_tokens_decoder"] = {str(_new_id(int(i), new)): token for i, token in added}
-        _write_json(out / settings.name, content)
+def _write_settings(
+    path: Path, to: Path, new: np.ndarray, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
+) -> None:
+    """Write tokenizer_config.json with the new ids, readable by transformers 4.57 and 5 (see models/portable.py)."""
+    content = _read_json(path) if path.is_file() else {}
+    if "added_tokens_decoder" in content:
+        added = content["added_tokens_decoder"].items()
+        content["added_tokens_decoder"] = {str(_new_id(int(i), new)): token for i, token in added}
+    _write_json(to, portable_settings(content, tokenizer, config))
 
+
+def _write_tokenizer(model: Path, out: Path, spec: dict) -> list[str]:
+    """Write tokenizer.json and the folder's other files of a vocabulary. Returns the names of these."""
+    _write_json(out / "tokenizer.json", spec, indent=None)
     tokens, merges = spec["model"]["vocab"], spec["model"].get("merges", [])
     contents = {
         "vocab.txt": lambda: "".join(f"{token}\n" for token in tokens),

@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +90,55 @@ def test_a_torn_checkpoint_does_not_take_the_place_of_a_whole_one(tmp_path):
     save(tmp_path, 100, keep=2)
     names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
     assert names == ["step-00000080", "step-00000090", "step-00000100"]
+
+
+def flip(folder):
+    """Change a number in a checkpoint's state; its size stays."""
+    state = folder / "state.safetensors"
+    content = bytearray(state.read_bytes())
+    content[-3] ^= 1
+    state.write_bytes(content)
+
+
+@pytest.mark.parametrize("by_this_process", [True, False])
+def test_a_damaged_checkpoint_of_whole_size_does_not_either(tmp_path, monkeypatch, by_this_process):
+    save(tmp_path, 80)
+    flip(save(tmp_path, 90))
+    if not by_this_process:
+        monkeypatch.setattr(checkpoints, "_known", {})
+    save(tmp_path, 100, keep=2)
+    names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert names == ["step-00000080", "step-00000090", "step-00000100"]
+
+
+def bytes_read() -> int:
+    """By this process until now, from files and caches."""
+    (line,) = (line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("rchar"))
+    return int(line.split()[1])
+
+
+@pytest.mark.parametrize("keep, keep_every", [(12, 0), (3, 0), (3, 2)])
+def test_a_save_reads_nothing_but_what_it_writes_also_after_a_resume(tmp_path, monkeypatch, keep, keep_every):
+    size = 4 * 2**20
+    tensors, read = {"a.weight": torch.zeros(size // 4)}, []
+    for step in range(1, 11):
+        before = bytes_read()
+        checkpoints.save(tmp_path, {"step": step}, tensors, keep, keep_every)
+        read.append(bytes_read() - before)
+        if step == 6:
+            monkeypatch.setattr(checkpoints, "_known", {})  # another process resumes the run
+            assert checkpoints.latest(tmp_path, keep).step == 6
+    assert max(read) < 1.1 * size
+    assert len(list((tmp_path / "checkpoints").iterdir())) == {0: min(keep, 10), 2: 6}[keep_every]
+
+
+def test_what_is_loaded_is_hashed_also_by_the_process_that_wrote_it(tmp_path, monkeypatch):
+    save(tmp_path, 5)
+    save(tmp_path, 6)
+    hashed = []
+    monkeypatch.setattr(checkpoints, "file_sha256", lambda path: (hashed.append(path), file_sha256(path))[1])
+    checkpoints.newest_of(tmp_path)
+    assert [path.parent.name for path in hashed] == ["step-00000006"]
 
 
 def test_those_of_every_so_many_steps_are_kept_for_good(tmp_path):

@@ -15,9 +15,11 @@ from data_prep.shards import open_corpus, verify
 from pipeline.bench import __main__ as bench
 from pipeline.bench import data, loss
 from pipeline.bench import step as bench_step
+from pipeline.bench import teacher as bench_teacher
 from pipeline.bench.tools import Row, Setting
 from pipeline.data.reading import order_of, training_windows
 from pipeline.engines.ranks import start_ranks
+from pipeline.launch.worker import unpack
 from pipeline.measuring import extra_memory, interleaved_times, median_ratio, summed
 from pipeline.models import precision
 from pipeline.models.counting import forward_flops
@@ -347,6 +349,29 @@ def test_a_sharded_teacher_is_exact_and_its_memory_and_traffic_are_those_of_the_
         rows["after loading"]["value"] < 1.3 * rows["layers / ranks"]["value"]
     )  # MiB; whole it would be twice as much
     assert rows["loading"]["note"] == "by 1 of 2 ranks"
+
+
+def test_the_ranks_of_a_sharded_teacher_keep_to_the_visible_devices(monkeypatch, capsys):
+    started = []
+
+    def start(command, env):
+        started.append((command, env))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(bench_teacher.subprocess, "run", start)
+    small = ["teacher", "--width", "80", "--layers", "2", "--vocabulary", "99"]
+    with pytest.raises(SystemExit):
+        run(monkeypatch, capsys, *small, "--ranks", "2")
+    (command, env), *_ = started
+    assert command[command.index("--include") + 1] == "localhost:2,3" and "--num_gpus" not in command
+    assert "CUDA_VISIBLE_DEVICES" not in env  # the launcher sets it, and would ignore this one
+    content = unpack(command[-1])
+    assert content["module"] == "pipeline.bench" and content["arguments"][:-1] == [*small, "--ranks", "2", "--folder"]
+    with pytest.raises(UserError, match=r"--ranks 4: more than the 3 GPUs that are visible"):
+        run(monkeypatch, capsys, *small, "--ranks", "4")
 
 
 def test_a_teacher_of_no_whole_heads_is_rejected(monkeypatch, capsys):

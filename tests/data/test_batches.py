@@ -13,7 +13,9 @@ from data_prep.cli import UserError
 from data_prep.shards import open_corpus, write_manifest, write_shard
 from pipeline.data import fits
 from pipeline.data import reading as reading_module
-from pipeline.data.documents import DocWindows, unpadded
+from pipeline.data.documents import DocWindows
+from pipeline.data.inputs import Inputs
+from pipeline.data.order import Order
 from pipeline.data.reading import LAYOUTS, filled, heldout_of, order_of, read_ahead, read_of, training_windows
 from pipeline.data.windows import Windows
 from tests.parts.tiny import SPECIAL, WORDS, fingerprint, make_corpus
@@ -44,22 +46,29 @@ def test_windows_never_span_shards_and_short_sources_are_left_out(corpus):
     assert windows.counts == [2 * (3000 // 14), 1500 // 14 + 1501 // 14]
 
 
+def read_steps(windows: Windows, order: Order, start: int, stop: int, batch: int, rank: int = 0, ranks: int = 1):
+    """Ids of steps, and the tokens of second segments if there are any, [steps, share, 1 or 2, length]."""
+    read = reading_module.steps(windows, order, start, stop, batch, rank, ranks)
+    return torch.stack([torch.stack([x for x in (part.ids, part.second) if x is not None], 1) for part in read])
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("ranks, micro", [(1, 24), (2, 4), (3, 2), (8, 1)])
-def test_any_number_of_ranks_reads_the_same_global_sequence(corpus, ranks, micro):
-    windows = training_windows(corpus, 16)
+def test_any_number_of_ranks_reads_the_same_global_sequence(corpus, layout, paired, ranks, micro):
+    windows = training_windows(corpus, 16, layout, paired)
     order = order_of(windows, alpha=0.5, seed=3)
-    alone = torch.stack(list(reading_module.steps(windows, order, 5, 9, 24, 0, 1)))
-    shares = [torch.stack(list(reading_module.steps(windows, order, 5, 9, 24, rank, ranks))) for rank in range(ranks)]
+    alone = read_steps(windows, order, 5, 9, 24)
+    shares = [read_steps(windows, order, 5, 9, 24, rank, ranks) for rank in range(ranks)]
     assert torch.equal(torch.cat(shares, dim=1), alone)
     assert all(len(part) == micro for part in shares[0][0].split(micro))
 
 
-def test_a_run_can_begin_at_any_step(corpus):
-    windows = training_windows(corpus, 16)
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_run_can_begin_at_any_step(corpus, paired):
+    windows = training_windows(corpus, 16, paired=paired)
     order = order_of(windows, 1.0, 3)
-    whole = list(reading_module.steps(windows, order, 0, 10, 8, 0, 1))
-    later = list(reading_module.steps(windows, order, 6, 10, 8, 0, 1))
-    assert all(torch.equal(a, b) for a, b in zip(whole[6:], later, strict=True))
+    assert torch.equal(read_steps(windows, order, 0, 10, 8)[6:], read_steps(windows, order, 6, 10, 8))
 
 
 @pytest.mark.parametrize("change", ["written to", "replaced", "gone"])
@@ -217,6 +226,10 @@ def test_a_tokenizer_that_pads_with_its_separator_has_no_doc_layout(documents):
     assert Windows(corpus.sources, tokenizer, 16).padding is None
     with pytest.raises(UserError, match=r"pads with its separator \(id 3\).*use layout = 'full'"):
         DocWindows(corpus.sources, tokenizer, 16)
+    for role, name in (("unk", "unknown piece"), ("cls", r"\[CLS\]")):
+        tokenizer = corpus.tokenizer | {"special": SPECIAL | {"pad": SPECIAL[role]}}
+        with pytest.raises(UserError, match=rf"pads with its {name} \(id {SPECIAL[role]}\), so .*use layout = 'full'"):
+            DocWindows(corpus.sources, tokenizer, 16)
 
 
 def test_the_full_layout_of_the_same_shards_has_no_padding(documents):
@@ -230,11 +243,13 @@ def test_the_full_layout_of_the_same_shards_has_no_padding(documents):
 
 
 def test_padding_columns_are_cut_off_and_lengths_counted():
-    ids = torch.tensor([[2, 7, 3, 0, 0], [2, 7, 8, 3, 0]])
-    shorter, lengths = unpadded(ids, 0)
-    assert shorter.tolist() == [[2, 7, 3, 0], [2, 7, 8, 3]] and lengths.tolist() == [3, 4]
-    same, lengths = unpadded(ids, None)
-    assert same is ids and lengths is None
+    ids, second = torch.tensor([[2, 7, 3, 0, 0], [2, 7, 8, 3, 0]]), torch.zeros(2, 5, dtype=torch.bool)
+    (shorter,) = Inputs(ids, second, torch.tensor([3, 4])).split(2)
+    assert shorter.ids.tolist() == [[2, 7, 3, 0], [2, 7, 8, 3]] and shorter.lengths.tolist() == [3, 4]
+    assert shorter.second.shape == shorter.ids.shape
+    assert [part.ids.shape[1] for part in Inputs(ids, None, torch.tensor([3, 4])).split(1)] == [3, 4]
+    (same,) = Inputs(ids).split(2)
+    assert torch.equal(same.ids, ids) and same.lengths is None and same.second is None
 
 
 def test_one_epoch_reads_every_window_once(corpus):
@@ -246,26 +261,26 @@ def test_one_epoch_reads_every_window_once(corpus):
 
 def test_held_out_samples_are_the_same_each_time_and_capped(corpus):
     first = heldout_of(corpus, 16, 20, 1.0, 3)
-    assert first.ids.shape == (20, 16) and len(first.sources) == 20
+    assert first.inputs.ids.shape == (20, 16) and len(first.sources) == 20
     again = heldout_of(corpus, 16, 20, 1.0, 3)
-    assert torch.equal(first.ids, again.ids) and first.sources == again.sources
+    assert torch.equal(first.inputs.ids, again.inputs.ids) and first.sources == again.sources
     whole = heldout_of(corpus, 16, 10**9, 1.0, 3)
-    assert len(whole.ids) == 3 * (700 // 14) and set(whole.sources) == {"a", "b", "tiny"}
+    assert len(whole.inputs) == 3 * (700 // 14) and set(whole.sources) == {"a", "b", "tiny"}
     for name in set(whole.sources):  # each sequence is of the source that it is said to be of
         kept = corpus.heldout[name].shards[0].open()[: 700 // 14 * 14].reshape(-1, 14)
-        own = whole.ids[[source == name for source in whole.sources], 1:-1].numpy()
+        own = whole.inputs.ids[[source == name for source in whole.sources], 1:-1].numpy()
         assert {row.tobytes() for row in own} <= {row.tobytes() for row in kept.astype(own.dtype)}
     assert heldout_of(corpus, 16, 0, 1.0, 3) is None
 
 
 def test_reading_ahead_gives_the_same_batches_in_order():
-    source = [torch.full((2,), i) for i in range(50)]
-    assert [int(x[0]) for x in read_ahead(iter(source), CPU)] == list(range(50))
+    source = [Inputs(torch.full((2, 3), i)) for i in range(50)]
+    assert [int(batch.ids[0, 0]) for batch in read_ahead(iter(source), CPU)] == list(range(50))
 
 
 def test_an_error_while_reading_ahead_is_raised_in_the_loop():
     def broken():
-        yield torch.zeros(1)
+        yield Inputs(torch.zeros(1, 3))
         raise OSError("disk gone")
 
     reading = read_ahead(broken(), CPU)
@@ -277,7 +292,7 @@ def test_an_error_while_reading_ahead_is_raised_in_the_loop():
 def test_leaving_the_loop_ends_the_reading_thread():
     def endless():
         while True:
-            yield torch.zeros(1)
+            yield Inputs(torch.zeros(1, 3))
 
     reading = read_ahead(endless(), CPU)
     next(reading)

@@ -51,7 +51,19 @@ def test_healthy_hosts_are_green():
         (gpus(0), "accelerator", FAIL, "driver 550.1 is here, but torch (CUDA 12.8) cannot use it"),
         (gpus(1), "accelerator", FAIL, "1 × NVIDIA H100, fewer than the hostfile's slots=2; lower slots"),
         (gpus(2, found={"bf16": False}), "accelerator", WARN, "no bf16 units: set precision = 'fp32'"),
-        (changed(cpu__cores=1), "CPU", WARN, "1 cores, AMX bf16: fewer than its 2 ranks"),
+        (changed(cpu__cores=1, cpu__why="1 core"), "CPU", WARN, "1 core, AMX bf16: fewer than its 2 ranks"),
+        (
+            changed(cpu__cores=1, cpu__why="a CPU quota of 0.5"),
+            "CPU",
+            WARN,
+            "1 core (a CPU quota of 0.5), AMX bf16: fewer than its 2 ranks",
+        ),
+        (
+            changed(cpu__asked_threads=5),
+            "CPU",
+            WARN,
+            "8 cores, AMX bf16; 5 threads a rank (OMP_NUM_THREADS=5): more than the cores; lower OMP_NUM_THREADS or unset it",
+        ),
         (changed(compiler__error="g++ is not installed"), "compiler", WARN, "g++ is not installed; without a compiler"),
         (gpus(2) | {"compiler": HEALTHY["compiler"]}, "compiler", WARN, "Triton is not installed"),
         (changed(memory__free=GIB), "memory", FAIL, "1.0 GiB of 64.0 GiB free, under 1 GiB for each of 2 ranks"),
@@ -164,3 +176,9 @@ def test_the_address_is_that_of_the_named_interface_or_of_the_ssh_connection():
     assert address_of(own | {"reached_at": "127.0.0.1"}) == "10.0.0.1"
     assert address_of(own | {"variables": {"GLOO_SOCKET_IFNAME": "ib0"}}) == "10.9.0.1"
     assert interface_of(own | {"reached_at": "10.9.0.1"}) == "ib0"
+
+
+@pytest.mark.parametrize("asked, words", [(None, "4 threads a rank"), (1, "1 thread a rank (OMP_NUM_THREADS=1)")])
+def test_the_threads_of_a_rank_are_said(asked, words):
+    found = judge({Host("a", 2): changed(cpu__asked_threads=asked)})
+    assert [each.text for each in found if each.check == "CPU"] == [f"8 cores, AMX bf16; {words}"]

@@ -74,19 +74,6 @@ def test_a_full_disk_is_seen(tmp_path):
     assert result.stdout.strip() == os.strerror(errno.ENOSPC), result.stderr
 
 
-def test_a_control_groups_limit_counts_as_memory(tmp_path, monkeypatch):
-    inner = tmp_path / "sys/fs/cgroup/slurm/job"
-    inner.mkdir(parents=True)
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text("0::/slurm/job\n")
-    (inner / "memory.max").write_text("max\n")
-    (inner / "memory.current").write_text("5\n")
-    (inner.parent / "memory.max").write_text(f"{2**28}\n")
-    (inner.parent / "memory.current").write_text(f"{2**27}\n")
-    monkeypatch.setattr(probe, "SYSTEM", tmp_path)
-    assert probe.memory() == {"total": 2**28, "free": 2**27}
-
-
 def test_driver_processor_and_infiniband_are_read_from_the_system(tmp_path, monkeypatch):
     (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
     (tmp_path / "proc/driver/nvidia/version").write_text(

@@ -1,6 +1,7 @@
-"""A teacher hosted by four processes on two nodes, in every way: exact, read once a group, a share on each rank."""
+"""A teacher hosted by five processes on two unequal nodes, in every way: exact, read once a group, a share on each rank."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -16,17 +17,19 @@ from tests.parts import launching
 from tests.parts.teacher_ranks import WAYS
 from tests.parts.tiny import make_recipe, make_teacher
 
+SLOTS = (2, 3)  # of the hosts: DeepSpeed's launcher gives the second one's ranks 2, 3, 4 the LOCAL_RANKs 2, 0, 1
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The answers of four ranks, by number; two launchers' worth of environment make them two nodes of two."""
+    """The answers of five ranks, by number; two launchers' worth of environment make them nodes of two and three."""
     folder = tmp_path_factory.mktemp("teacher")
     make_teacher(folder / "teacher", "xlm-roberta-xl", pad_token_id=1)
     recipe = make_recipe(folder)
-    processes = launching.start_ranks(4, "tests.parts.teacher_ranks", str(recipe), str(folder / "out"), local=2)
+    processes = launching.start_ranks(5, "tests.parts.teacher_ranks", str(recipe), str(folder / "out"), slots=SLOTS)
     errors = [process.communicate(timeout=launching.PATIENCE)[1] for process in processes]
     assert all(process.returncode == 0 for process in processes), "".join(errors)[-3000:]
-    return [json.loads((folder / f"out.{rank}.json").read_text()) for rank in range(4)]
+    return [json.loads((folder / f"out.{rank}.json").read_text()) for rank in range(5)]
 
 
 @pytest.mark.slow
@@ -47,19 +50,30 @@ def test_one_rank_of_those_that_share_a_teacher_reads_it(results, way, readers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way, shards", [("replicate", 1), ("world", 4), ("node", 2), ("offload", 4)])
+@pytest.mark.parametrize("way, shards", [("replicate", 1), ("world", 5), ("offload", 5), ("node", 2)])
 def test_each_rank_keeps_its_share_of_the_layers(results, way, shards):
     whole = results[0]["replicate fp32"]["kept"]
-    for result in results:
+    for rank, result in enumerate(results):
+        own = 3 if way == "node" and rank >= 2 else shards  # of the smallest node's are as many as is planned with
         assert result[f"{way} fp32"]["shards"] == shards
-        assert whole / shards <= result[f"{way} fp32"]["kept"] <= whole / shards * 1.05  # padded to whole shares
+        assert whole / own <= result[f"{way} fp32"]["kept"] <= whole / own * 1.05  # padded to whole shares
 
 
-def test_with_one_rank_a_node_a_shard_within_the_node_is_refused(tmp_path):
+@pytest.mark.slow
+def test_all_ranks_decide_by_the_memory_of_the_one_that_has_least(results):
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert {result["replicate fp32"]["memory"] for result in results} == {whole // max(SLOTS)}
+
+
+@pytest.mark.parametrize("nodes", [((0,), (1,)), ((0, 1), (2,)), ((0,), (1, 2, 3))])
+def test_where_a_node_has_one_rank_a_shard_within_the_node_is_refused(tmp_path, monkeypatch, nodes):
+    monkeypatch.setattr(memory_of_ranks, "memory_per_rank", lambda ranks: 2**30)
     recipe = load_recipe(make_recipe(tmp_path), ["teacher.hosting=zero3", "teacher.shard_group=node"])
     cut, _ = empty_encoder(load_config(recipe.teacher.model), 3)
-    with pytest.raises(UserError, match=r"teacher.shard_group = 'node': there is one rank on each node"):
-        choose_hosting(recipe, Ranks(0, 2, 1, torch.device("cpu")), cut)
+    for node in nodes:
+        ranks = Ranks(node[0], sum(map(len, nodes)), len(node), torch.device("cpu"), nodes)
+        with pytest.raises(UserError, match=r"teacher.shard_group = 'node': a node has one rank only"):
+            choose_hosting(recipe, ranks, cut)
 
 
 def test_auto_shards_what_would_fill_more_than_a_quarter_of_a_rank(tmp_path, monkeypatch):

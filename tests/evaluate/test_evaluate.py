@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
@@ -53,6 +54,7 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
+FIRST = "lr3e-05-epochs1-seed1.json"
 FAST = ("--seeds", 1, "--epochs", 1, "--length", 32)
 
 
@@ -66,9 +68,15 @@ def test_glue_is_fine_tuned_scored_and_written_as_the_format_says(run, data, tmp
     assert set(cell["scores"]) == {"accuracy", "accuracy_mm"} and cell["primary"] == "accuracy"
     assert cell["settings"] == {"learning_rate": 3e-05, "epochs": 1, "batch": 32, "length": 32, "seed": 1}
     assert (cell["data"]["train"], cell["data"]["dev"], cell["split"], cell["task"]) == (24, 24, "dev", "mnli")
+    assert (
+        set(cell["baseline"]) == set(cell["scores"])
+        and results.read_cell(tmp_path / "out/small/mnli" / FIRST).rows == 12
+    )
     card = json.loads((tmp_path / "out/small/model.json").read_text())
     assert (card["layers"], card["hidden"], card["weights"]) == (1, 16, cell["weights"])
     assert f"mnli 1/1: lr 3e-05, 1 epochs, seed 1 … accuracy {cell['scores']['accuracy']:.1f}" in said
+    (last,) = [line for line in said.splitlines() if line.startswith("majority baseline")]
+    assert f"{cell['baseline']['accuracy']:.1f} (12 rows)" in last and "0.0 (12 rows)" in last
     assert {"spearman", "pearson"} == set(results.read_results(tmp_path / "out").of("small", "stsb")[0].scores)
 
 
@@ -98,6 +106,7 @@ def test_finished_cells_are_not_run_again_and_a_grid_adds_to_them(run, data, tmp
     monkeypatch.setattr(finetune, "finetune", lambda *args: (ran.append(args[-1]), ({"": {"accuracy": 50.0}}, {}))[1])
     code, said = run("rte", "--grid", "--seeds", 1, 2, "--epochs", 1, "--length", 32)
     assert code == 0 and "rte: 1 of 8 cells were finished earlier" in said
+    assert "accuracy 50.0, not above the majority baseline of 50.0 (" in said
     assert [(s["learning_rate"], s["seed"]) for s in ran] == [
         (2e-5, 1), (2e-5, 2), (3e-5, 2), (4e-5, 1), (4e-5, 2), (5e-5, 1), (5e-5, 2),
     ]  # fmt: skip
@@ -472,12 +481,18 @@ def test_models_are_distinguished_and_their_distillation_is_kept(run, data, tmp_
     student = make_teacher(tmp_path / "student", layers=2, hidden=8)
     way = [{"sha256": "1", "recipe": load_recipe(make_recipe(tmp_path)).to_dict()}]
     (student / "distillation.json").write_text(json.dumps(way))
+    for folder in (model, student):
+        (folder / "README.md").write_text("---\nlicense: mit\n---\nits card\n")
     monkeypatch.setattr(finetune, "finetune", lambda m, *args: ({"": {"accuracy": 50.0 + m.card["layers"]}}, {}))
     _, said = run("rte", *FAST, models=[model, student])
     assert "small rte 1/1: lr 3e-05" in said and "student rte 1/1: lr 3e-05" in said
     assert "51.0 (n = 1, lr 3e-05, 1 epochs)" in said
     found = results.read_results(tmp_path / "out")
     assert found.models["student"]["distillation"] == way and found.of("student", "rte")[0].score == 52.0
+    assert f"{student / 'README.md'}: has the scores of rte\n" in said
+    (score,) = ModelCard.load(student / "README.md").data.eval_results
+    assert (score.dataset_config, score.metric_type, score.metric_value) == ("rte", "accuracy", 52.0)
+    assert (model / "README.md").read_text() == "---\nlicense: mit\n---\nits card\n"  # it was not distilled here
     for text, message in (('[{"pairs": ["qk"]}]', "not what export writes"), ("[", "not JSON")):
         (student / "distillation.json").write_text(text)
         with pytest.raises(UserError, match=f"distillation.json: {message}"):

@@ -9,6 +9,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from data_prep.cli import UserError
 from pipeline import assets
+from pipeline.models.configs import planned_config
 from pipeline.models.counting import forward_flops
 from pipeline.models.cut import cut_encoder, empty_encoder, split
 from pipeline.models.families import family_of, global_layers, longest_input
@@ -41,7 +42,7 @@ FAMILIES = {
 MODERN = ("modernbert", "eurobert")  # their queries and keys are rotated by position
 
 
-def whole_qkv(model, ids, mask, layer):
+def whole_qkv(model, ids, mask, layer, **others):
     """q, k, v of a layer of the uncut model, [B, T, width] each, as its attention is given them.
 
     Keys and values that heads share are repeated for each. Of a rotated head, features i and i + half are put side by side.
@@ -55,7 +56,7 @@ def whole_qkv(model, ids, mask, layer):
     AttentionInterface.register("noting", note)
     AttentionMaskInterface.register("noting", sdpa_mask)
     usual, model.config._attn_implementation = model.config._attn_implementation, "noting"
-    model(ids, attention_mask=mask)
+    model(ids, attention_mask=mask, **others)
     model.config._attn_implementation = usual
     heads, size = model.config.num_attention_heads, caught[0][0].shape[-1]
     order = torch.arange(size)
@@ -169,6 +170,29 @@ def test_the_cut_of_the_real_teacher_equals_the_whole_bit_for_bit(real_teacher, 
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("model_type", ["bert", "electra"])
+def test_the_tokens_of_a_second_segment_are_embedded_as_the_whole_model_does(tmp_path, model_type):
+    model = AutoModel.from_pretrained(make_teacher(tmp_path, model_type)).eval()
+    ids, mask = padded_batch(0)
+    second = torch.arange(ids.shape[1])[None] > torch.tensor([[5], [0], [3]])
+    cut = cut_encoder(model, 3, padding=0)
+    with torch.no_grad():
+        expected = whole_qkv(model, ids, mask, 3, token_type_ids=second.long())
+        ours, single = cut(ids, second=second), cut(ids)
+    real = mask.bool()
+    for name in ("q", "k", "v"):
+        theirs = expected["qkv".index(name)]
+        torch.testing.assert_close(getattr(ours, name)[real], theirs[real])
+        assert not torch.equal(getattr(ours, name)[real], getattr(single, name)[real])
+
+
+def test_a_model_without_segments_reads_a_pair_as_one_text(tmp_path):
+    cut = cut_encoder(AutoModel.from_pretrained(make_teacher(tmp_path, "roberta", type_vocab_size=1)).eval(), 3)
+    ids, _ = padded_batch(7)
+    with torch.no_grad():
+        assert torch.equal(cut(ids, second=torch.ones_like(ids, dtype=torch.bool)).q, cut(ids).q)
+
+
 def test_the_cut_runs_nothing_above_its_layer(tmp_path):
     model = AutoModel.from_pretrained(make_teacher(tmp_path)).eval()
     cut = cut_encoder(model, 2)
@@ -179,7 +203,7 @@ def test_the_cut_runs_nothing_above_its_layer(tmp_path):
 
 
 def test_the_tail_and_the_cut_make_the_whole_student():
-    config = student_config(load_config("google-bert/bert-base-uncased"), 2, 24, 4, 96, 0.1)
+    config = student_config(planned_config("google-bert/bert-base-uncased"), 2, 24, 4, 96, 0.1)
     model = build_student(config, seed=1)
     cut, names, tail = split(model)
     assert sorted([*names.values(), *tail]) == sorted(name for name, _ in model.named_parameters())
@@ -191,7 +215,7 @@ def test_the_tail_and_the_cut_make_the_whole_student():
 
 
 def test_a_student_follows_from_its_seed_alone():
-    config = student_config(load_config("google-bert/bert-base-uncased"), 1, 24, 4, 96, 0.1)
+    config = student_config(planned_config("google-bert/bert-base-uncased"), 1, 24, 4, 96, 0.1)
     torch.manual_seed(1)
     first = weights_hash(build_student(config, 5).parameters())
     torch.manual_seed(2)
@@ -331,7 +355,7 @@ def test_a_bert_student_of_any_teacher_has_its_vocabulary_padding_and_length(tmp
 def test_a_gated_ffn_keeps_the_teachers_proportion_and_others_are_the_papers(tmp_path):
     folder = make_teacher(tmp_path, "modernbert", **FAMILIES["modernbert"], intermediate_size=48)
     assert student_ffn(load_config(str(folder)), 24) == 36
-    assert student_ffn(load_config("google-bert/bert-base-uncased"), 24) == 96
+    assert student_ffn(planned_config("google-bert/bert-base-uncased"), 24) == 96
 
 
 @pytest.mark.parametrize("layer", [1, 4])
@@ -351,8 +375,8 @@ def test_heads_that_are_not_as_wide_as_the_model_together_are_refused(tmp_path):
 
 
 def test_roberta_has_two_positions_fewer_than_its_table(tmp_path):
-    assert longest_input(load_config("FacebookAI/roberta-base")) == 512
-    assert longest_input(load_config("google-bert/bert-base-uncased")) == 512
+    assert longest_input(planned_config("FacebookAI/roberta-base")) == 512
+    assert longest_input(planned_config("google-bert/bert-base-uncased")) == 512
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path):
@@ -404,5 +428,5 @@ def test_widened_products_give_what_bf16_arithmetic_gives(tmp_path):
 def test_the_papers_teachers_have_their_own_norms():
     """As their config.json says: RoBERTa and what follows it, also where the file is not fetched."""
     for name in ("FacebookAI/roberta-base", "FacebookAI/xlm-roberta-large", "facebook/xlm-roberta-xl"):
-        assert load_config(name).layer_norm_eps == 1e-5
-    assert load_config("google-bert/bert-base-uncased").layer_norm_eps == 1e-12
+        assert planned_config(name).layer_norm_eps == 1e-5
+    assert planned_config("google-bert/bert-base-uncased").layer_norm_eps == 1e-12

@@ -14,16 +14,18 @@ from data_prep.shards import MANIFEST, write_manifest
 from pipeline.artifacts import checkpoints
 from pipeline.artifacts.distillation import read_distillation
 from pipeline.artifacts.metrics import read_metrics
+from pipeline.distill import read_what_is_named
 from pipeline.export import export
 from pipeline.models.cut import split
-from pipeline.models.fit import check_teacher, teacher_config_of, untrained_student
+from pipeline.models.fit import check_teacher, student_tokenizer, teacher_config_of, untrained_student
 from pipeline.models.loading import load_model, weights_of
 from pipeline.models.vocabulary import own_ids, student_ids_of
 from pipeline.report import run as run_report
 from pipeline.settings.reading import load_recipe
+from pipeline.training.monitor import Monitor
 from pipeline.training.resuming import check_same_vocabulary
 from tests.parts import launching, tiny
-from tests.parts.runs import job
+from tests.parts.runs import assert_recomputed, job
 
 EXTRA = [f"x{i}" for i in range(10)]  # of the teacher's vocabulary, never in the corpus
 DROPPED = {"w3", "w20", *EXTRA}
@@ -122,6 +124,7 @@ def test_it_continues_from_a_checkpoint_and_is_exported_with_its_own_tokenizer(r
     (made,) = read_distillation(tmp_path / "student")
     assert made["recipe"]["student"]["vocab"] == "vocab-fewer"  # its name, not this machine's path
     assert "| student | 2 | 32 |" in run_report.report(runs / "fewer", tmp_path / "student")
+    assert_recomputed(tmp_path / "student")
 
 
 @pytest.mark.slow
@@ -155,13 +158,45 @@ def test_a_vocabulary_that_does_not_fit_the_teacher_is_named(folder, tmp_path):
         check_teacher(recipe, teacher_config_of(recipe))
 
 
-def test_a_vocabulary_is_read_once_in_a_process_until_its_file_changes(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("becomes", ["gone", "another"])
+def test_a_vocabulary_is_read_once_in_a_process_whatever_becomes_of_its_folder(folder, tmp_path, becomes):
     own = shutil.copytree(folder / "vocab-used", tmp_path / "vocab")
     recipe = load_recipe(folder / "tiny.toml", [f"student.vocab={own}"])
-    read, load = [], np.load
-    monkeypatch.setattr(np, "load", lambda path, **options: (read.append(path), load(path, **options))[1])
     first = student_ids_of(recipe)
-    assert student_ids_of(recipe) is first and len(read) == 1
-    np.save(own / "vocabulary.npy", load(folder / "vocab-fewer" / "vocabulary.npy"))
-    shutil.copyfile(folder / "vocab-fewer" / "config.json", own / "config.json")
-    assert (student_ids_of(recipe) == -1).sum() == len(DROPPED) and len(read) == 2
+    read_what_is_named(recipe)
+    shutil.rmtree(own)
+    if becomes == "another":
+        shutil.copytree(folder / "vocab-fewer", own)
+    assert student_ids_of(recipe) is first
+    assert (own_ids(recipe).numpy() == np.where(first < 0, 1, first)).all()
+    assert len(student_tokenizer(recipe)) == 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("becomes", ["gone", "another"])
+def test_a_run_ends_as_if_the_folders_that_it_names_had_stayed(runs, tmp_path, monkeypatch, becomes):
+    """Vocabulary, ds_config and teacher are taken away when its first step is logged; then come checkpoints and the export."""
+    for name in ("vocab-fewer", "teacher"):
+        shutil.copytree(runs / name, tmp_path / name)
+    config = tmp_path / "mine.json"
+    config.write_text('{"zero_optimization": {"stage": 1}}')
+    log = Monitor.log
+
+    def take_away(monitor, step, *arguments, **others):
+        if step == 1:
+            for name in ("vocab-fewer", "teacher"):
+                shutil.rmtree(tmp_path / name)
+            config.unlink()
+            if becomes == "another":
+                shutil.copytree(runs / "vocab-used", tmp_path / "vocab-fewer")
+                config.write_text("{}")
+        log(monitor, step, *arguments, **others)
+
+    monkeypatch.setattr(Monitor, "log", take_away)
+    named = f"student.vocab={tmp_path}/vocab-fewer", f"teacher.model={tmp_path}/teacher", f"student.ds_config={config}"
+    launching.finish_jobs(runs, 1, [job(tmp_path, "run", *INIT, *named, recipe=str(runs / "tiny.toml"))])
+    assert losses(tmp_path / "run") == pytest.approx(losses(runs / "fewer"), rel=1e-5)
+    infos = [checkpoints.latest(run).info for run in (tmp_path / "run", runs / "fewer")]
+    assert infos[0]["student_ids"] == infos[1]["student_ids"] and infos[0]["step"] == 4
+    export(tmp_path / "run", tmp_path / "student")
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "student")) == 48

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from data_prep.cli import UserError
+from pipeline.models.configs import planned_config
 from pipeline.models.cut import cut_encoder, empty_encoder
 from pipeline.models.loading import load_config, weights_of
 from pipeline.models.weights import weights_hash
@@ -113,7 +114,7 @@ def test_an_index_that_lies_is_refused(tmp_path, content, message):
 
 
 def test_what_the_hub_does_not_have_is_one_line(tmp_path):
-    config = load_config("google-bert/bert-base-uncased")
+    config = planned_config("google-bert/bert-base-uncased")
     with pytest.raises(UserError, match="nobody/nothing: no such folder, and not to be had from the hub") as error:
         weights_of("nobody/nothing", "main", config).check({})
     assert "\n" not in str(error.value)

@@ -20,7 +20,7 @@ HEALTHY = {
     "unmet": [],
     "code": "ab" * 32,
     "accelerator": {"error": None, "devices": [], "driver": None, "bf16": True, "build": None},
-    "cpu": {"cores": 8, "units": "AMX bf16"},
+    "cpu": {"cores": 8, "why": "8 cores", "asked_threads": None, "units": "AMX bf16"},
     "compiler": {"name": "g++", "error": None, "triton": None},
     "folders": {"/shared": dict(ROOM)},
     "cache": "/tmp/cache",

@@ -5,6 +5,7 @@ What can be done from outside (signals, files, full disks) is not done here.
 """
 
 import datetime
+import itertools
 import json
 import os
 import resource
@@ -19,7 +20,7 @@ from pipeline.artifacts import checkpoints
 from pipeline.data import reading
 from pipeline.data.windows import Windows
 from pipeline.distill import main
-from pipeline.training import step, trainee
+from pipeline.training import evaluation, progress, resuming, step, trainee
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -50,6 +51,46 @@ def slow_read(rank: int, read: int, seconds: float, mark: str) -> None:
         return locate(self, sources, windows)
 
     Windows.locate = slow
+
+
+def patience(floor: float, unknown: float) -> None:
+    """The watchdog's patience with a phase, in timeouts: at least, and where nothing is known."""
+    progress.FLOOR, progress.UNKNOWN = floor, unknown
+
+
+def sleep(times: list[tuple[int, str, int, float]], mark: str) -> None:
+    """For each (rank, where, at, seconds): the rank touches the file ``mark`` and sleeps, and that in update ``at`` (from 1),
+    or in the ``at``-th evaluation, save or write. All ranks give their part of the state to a save; rank 0 alone writes it.
+    """
+    for rank, *others in times:
+        if rank == RANK:
+            _sleep(*others, mark)
+
+
+def _sleep(where: str, at: int, seconds: float, mark: str) -> None:
+
+    def act() -> None:
+        Path(mark).touch()
+        time.sleep(seconds)
+
+    def sleeping(function):
+        count = itertools.count(1)
+
+        def work(*arguments, **named):
+            if next(count) == at:
+                act()
+            return function(*arguments, **named)
+
+        return work
+
+    if where == "update":
+        at_step(at, act)
+    elif where == "evaluation":
+        evaluation.Evaluation.losses = sleeping(evaluation.Evaluation.losses)
+    elif where == "save":
+        resuming.read_state = sleeping(resuming.read_state)
+    else:
+        checkpoints.save = sleeping(checkpoints.save)
 
 
 def nan(rank: int, at: int, of_teacher: bool) -> None:
@@ -111,7 +152,7 @@ def file_limit(at: int, size: int) -> None:
 def trusts_every_checkpoint() -> None:
     """Whatever has a state.json that can be read is taken for a whole checkpoint."""
     torn = checkpoints._torn
-    checkpoints._torn = lambda folder: None if (folder / checkpoints.STATE).exists() else torn(folder)
+    checkpoints._torn = lambda folder, *how: None if (folder / checkpoints.STATE).exists() else torn(folder, *how)
 
 
 def forgets_the_position() -> None:

@@ -11,15 +11,17 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
 from data_prep.cli import UserError
 from pipeline.distill import distill
-from pipeline.engines import ds_config
+from pipeline.engines import ds_config, state
 from pipeline.engines.ranks import start_ranks
 from pipeline.settings.reading import load_recipes
 from pipeline.training import start, trainee
+from pipeline.training.monitor import Monitor
 
 LINEAR = torch.nn.functional.linear
 
@@ -27,6 +29,13 @@ LINEAR = torch.nn.functional.linear
 def steep(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same finite losses, with a gradient that is infinite."""
     return losses | {"loss": losses["loss"] + torch.sqrt(losses["loss"] - losses["loss"].detach())}
+
+
+def fill(file: TextIO) -> None:
+    """Let no write to an open file be accepted, as the kernel does it of a full disk."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, file.fileno())
+    os.close(full)
 
 
 def run(jobs: list[dict]) -> list:
@@ -45,6 +54,15 @@ def run(jobs: list[dict]) -> list:
             start.build_student = lambda config, seed, build=build_student: build(config, seed + rank)
         if job.get("infinite_gradient"):
             trainee.relation_loss = lambda *arguments, loss=relation_loss: steep(loss(*arguments))
+        is_trained = state._is_trained
+        if job.get("unchecked"):
+            state._is_trained = lambda parameter, weight: True
+        log = Monitor.log
+        if name := job.get("full_disk"):
+            Monitor.log = lambda monitor, *a, log=log, name=name, **k: (
+                fill(getattr(monitor, name)),
+                log(monitor, *a, **k),
+            )
         rejected = dict(ds_config._ZERO_REFUSED)
         ds_config._ZERO_REFUSED.pop(job.get("let_through"), None)
         try:
@@ -54,6 +72,7 @@ def run(jobs: list[dict]) -> list:
             errors.append(str(error))
         finally:
             start.build_student, trainee.relation_loss = build_student, relation_loss
+            state._is_trained, Monitor.log = is_trained, log
             ds_config._ZERO_REFUSED.update(rejected)
     return [*errors, torch.nn.functional.linear is LINEAR]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -47,16 +48,18 @@ def run_main(monkeypatch, capsys, main, *arguments) -> tuple[int, str, str]:
         return end.code, *capsys.readouterr()
 
 
-def start_ranks(world: int, *arguments: str, local: int | None = None) -> list[subprocess.Popen]:
+def start_ranks(world: int, *arguments: str, slots: tuple[int, ...] = ()) -> list[subprocess.Popen]:
     """`python -m` these ``arguments``, ``world`` times, as ranks of each other: without a launcher, whose start costs seconds.
 
-    The environment says that ``local`` ranks share a node. Their output is piped, as text.
+    With ``slots`` the environment is that of DeepSpeed's launcher on hosts of so many ranks each, and TESTS_HOST names the
+    host: see ``be_on_host``. Their output is piped, as text.
     """
     processes = []
-    port, local = free_port(), local or world
-    for rank in range(world):
-        place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank % local, "LOCAL_WORLD_SIZE": local}
+    port, hosts = free_port(), [(host, size) for host, size in enumerate(slots or (world,)) for _ in range(size)]
+    for rank, (host, size) in enumerate(hosts):
+        place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank % size, "LOCAL_WORLD_SIZE": size}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place |= {"TESTS_HOST": f"host{host}"} if slots else {}
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-m", *arguments],
@@ -65,6 +68,12 @@ def start_ranks(world: int, *arguments: str, local: int | None = None) -> list[s
             )
         )  # fmt: skip
     return processes
+
+
+def be_on_host() -> None:
+    """Have this process, a rank that ``start_ranks`` has started, believe that its machine has the name TESTS_HOST."""
+    if name := os.environ.get("TESTS_HOST"):
+        socket.gethostname = lambda: name
 
 
 def run_jobs(folder: Path, ranks: int, jobs: list[dict]) -> list:

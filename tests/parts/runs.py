@@ -64,6 +64,11 @@ def final_state(run: Path, step: int = 6) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / f"step-{step:08d}" / "state.safetensors")
 
 
+def assert_recomputed(student: Path) -> None:
+    """The exported student's held-out loss was computed again and found to be the run's."""
+    assert "Recomputed from this folder at step" in (student / "README.md").read_text()
+
+
 def assert_same_state(run: Path, other: Path) -> None:
     """Weights and moments of both are the same, bit for bit."""
     ours, theirs = (checkpoints.latest(path).tensors() for path in (run, other))

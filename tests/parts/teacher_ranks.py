@@ -9,13 +9,14 @@ import sys
 
 import torch
 
-from pipeline.engines.memory import choose_hosting
+from pipeline.engines.memory import choose_hosting, memory_per_rank
 from pipeline.engines.ranks import start_ranks
 from pipeline.engines.teacher import host_teacher
 from pipeline.models.cut import empty_encoder
 from pipeline.models.loading import load_config, weights_of
 from pipeline.models.weights import Weights
 from pipeline.settings.reading import load_recipe
+from tests.parts import launching
 
 WAYS = {
     "replicate": ["teacher.hosting=replicate"],
@@ -37,6 +38,7 @@ def noting(read: list[str], weights: Weights, names: dict[str, str]):
 
 
 def main() -> None:
+    launching.be_on_host()
     path, out = sys.argv[1:3]
     ranks, result = start_ranks(), {}
     for way, overrides in WAYS.items():
@@ -53,7 +55,7 @@ def main() -> None:
             kept = sum(getattr(p, "ds_tensor", p).numel() for p in cut.body.parameters())
             result[f"{way} {precision}"] = {
                 "output": hashlib.sha256(output).hexdigest(), "read": len(read), "kept": kept, "weights": digest,
-                "shards": hosting.shards, "finite": bool(torch.isfinite(teach(ids).q).all()),
+                "shards": hosting.shards, "memory": memory_per_rank(ranks), "finite": bool(torch.isfinite(teach(ids).q).all()),
             }  # fmt: skip
     with open(f"{out}.{ranks.rank}.json", "w") as file:  # noqa: PTH123
         json.dump(result, file)

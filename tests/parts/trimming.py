@@ -33,8 +33,8 @@ def texts(language: str, count: int = 120, seed: int = 1) -> list[str]:
 EVERYTHING = [text for language in _SYLLABLES for text in [*texts(language, 300), f"a {RARE[language]} b"]]
 
 
-def make_model(kind: str, folder: Path, auto_class: type = AutoModel) -> Path:
-    """A random model, 2 layers × 32, with a trained tokenizer: WordPiece, Unigram or byte-level BPE, as its kind has."""
+def make_model(kind: str, folder: Path, auto_class: type = AutoModel, layers: int = 2) -> Path:
+    """A random model of 2 layers × 32, with a trained tokenizer: WordPiece, Unigram or byte-level BPE, as its kind has."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _TOKENIZERS[kind](folder)
     tokenizer.save_pretrained(folder)
@@ -42,7 +42,7 @@ def make_model(kind: str, folder: Path, auto_class: type = AutoModel) -> Path:
     roles = ("pad", "bos", "eos", *(("cls", "sep") if kind == "modernbert" else ("mask",)))
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in roles}
     config = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer) + 5, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        kind, vocab_size=len(tokenizer) + 5, hidden_size=32, num_hidden_layers=layers, num_attention_heads=4,
         max_position_embeddings=80, initializer_range=0.3,
         **{"hidden_dim" if kind == "distilbert" else "intermediate_size": 64},
         **(ids if kind in ("modernbert", "eurobert") else {"pad_token_id": ids["pad_token_id"]}),

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoConfig
 
 from pipeline.models import precision
+from pipeline.models.configs import planned_config
 from pipeline.models.cut import CutEncoder, cut_encoder, split
 from pipeline.models.families import family_of
 from pipeline.models.fit import student_config_of
-from pipeline.models.loading import load_config
 from pipeline.models.students import build_student
 from pipeline.plan.memory import activations
 from pipeline.plan.sizes import Cut, Device, cut_of
@@ -71,7 +71,7 @@ def test_a_cut_is_counted_to_the_parameter(kind):
 
 
 def test_the_largest_public_teacher_is_counted_by_hand_and_without_its_weights():
-    sizes = cut_of(load_config(XXL), 48)
+    sizes = cut_of(planned_config(XXL), 48)
     assert sizes.embeddings == XXL_EMBEDDINGS
     assert sizes.layer == XXL_LAYER
     assert sizes.body == 47 * XXL_LAYER + XXL_LAST
@@ -121,14 +121,14 @@ def test_activations_are_what_autograd_keeps_on_this_cpu(name, dropout, monkeypa
 )
 def test_a_students_state_follows_its_stage(precision_, stage, held):
     recipe = load_recipe("minilm_6x384", [f"precision={precision_}", f"student.ds_config=student_zero{stage}.json"])
-    cut = cut_of(student_config_of(recipe, load_config(recipe.teacher.model)), 6)
+    cut = cut_of(student_config_of(recipe, planned_config(recipe.teacher.model)), 6)
     state = student_state(cut, recipe, 8, Device(precision.DTYPES[precision_].itemsize))
     assert state.standing == pytest.approx(held * cut.parameters)
 
 
 def test_stage_3_shards_all_but_its_bucket():
     recipe = load_recipe("minilm_6x384", ["student.ds_config=student_zero3.json"])
-    cut = cut_of(student_config_of(recipe, load_config(recipe.teacher.model)), 6)
+    cut = cut_of(student_config_of(recipe, planned_config(recipe.teacher.model)), 6)
     state = student_state(cut, recipe, 8, Device(2))
     assert state.standing == pytest.approx((2 + 4 + 8 + 4) / 8 * cut.parameters + 2 * 50_000_000)
     assert state.forward == 2 * cut.parameters  # autograd holds what was gathered

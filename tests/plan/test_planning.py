@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -11,14 +12,15 @@ from pipeline.engines import memory as memory_of_ranks
 from pipeline.engines.hosting import hosting_of
 from pipeline.engines.memory import choose_hosting
 from pipeline.engines.ranks import Ranks
+from pipeline.models.configs import planned_config
 from pipeline.models.cut import empty_encoder, split
 from pipeline.models.fit import student_config_of
-from pipeline.models.loading import load_config
 from pipeline.models.students import build_student
 from pipeline.plan.hardware import GIB
 from pipeline.plan.planning import ways_out, with_micro_batch
 from pipeline.plan.sizes import cut_of
-from pipeline.plan.text import report
+from pipeline.plan.text import as_json, report
+from pipeline.recipe import describe
 from pipeline.settings.reading import load_recipe
 from tests.parts import tiny
 from tests.parts.plans import XXL_EMBEDDINGS, XXL_LAST, XXL_LAYER, XXL_OVERRIDES, cluster, planned, squeezed
@@ -56,7 +58,7 @@ def test_accumulated_gradients_stay_next_to_activations():
 def test_the_plan_hosts_the_teacher_as_the_run_does(hosting, group, world, local, memory, monkeypatch):
     """On both sides of a quarter of the memory, where a run by itself would decide the other way."""
     recipe = load_recipe("minilm_6x384", [f"teacher.hosting={hosting}", f"teacher.shard_group={group}"])
-    config = load_config(recipe.teacher.model)
+    config = planned_config(recipe.teacher.model)
     sizes = cut_of(config, 12)
     bytes_ = memory * 4 * 2 * sizes.parameters
     monkeypatch.setattr(memory_of_ranks, "memory_per_rank", lambda ranks: bytes_)
@@ -67,7 +69,7 @@ def test_the_plan_hosts_the_teacher_as_the_run_does(hosting, group, world, local
 
 
 def test_a_node_of_one_gpu_cannot_shard_inside():
-    with pytest.raises(UserError, match=r"teacher\.shard_group = 'node': there is one rank on each node"):
+    with pytest.raises(UserError, match=r"teacher\.shard_group = 'node': a node has one rank only"):
         planned(cluster(4, 1), "minilm_6x384", "teacher.hosting=zero3", "teacher.shard_group=node")
 
 
@@ -192,8 +194,20 @@ def test_disk_without_a_corpus_is_at_most_what_the_run_reads():
 
 def test_checkpoints_are_counted_as_they_are_written():
     disk = planned(cluster(), "minilm_6x384", "keep_checkpoints=3", "keep_every=50000").disk
-    student = student_config_of(load_recipe("minilm_6x384"), load_config("google-bert/bert-base-uncased"))
+    student = student_config_of(load_recipe("minilm_6x384"), planned_config("google-bert/bert-base-uncased"))
     cut, _, tail = split(build_student(student, 1))
     one = 12 * sum(p.numel() for p in cut.parameters()) + 4 * sum(p.numel() for p in tail.values())
     assert disk.checkpoint == one
     assert disk.checkpoints == (3 + 8 + 1) * one
+
+
+def test_a_plan_and_a_recipe_say_that_they_take_a_published_shape(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    known = planned(cluster())
+    told = "its config.json is not on this machine: this is the published shape; a run reads the file"
+    assert told in squeezed(report(known, [], [])) and json.loads(as_json(known, [], []))["published_shape"] is True
+    described = describe(known.recipes[0], known.models.config)
+    assert "the teacher's config.json is not on this machine: this is its published shape" in described
+    own = planned(cluster(1, 1), str(tiny.make_recipe(tmp_path)))
+    assert told not in squeezed(report(own, [], [])) and json.loads(as_json(own, [], []))["published_shape"] is False
+    assert "published shape" not in describe(own.recipes[0], own.models.config)

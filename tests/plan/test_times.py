@@ -81,18 +81,34 @@ def test_seconds_of_a_step_follow_from_its_operations():
     loss = 2 * 32 * 512**2 * (2 * (768 + 3 * 384) / (0.4 * 19.5e12) + 28 * 12 / 2039e9)
     assert made.times.loss == pytest.approx(loss)
     assert made.times.gathers == 0.0
-    # stage 1: an all-reduce in fp32 and bf16 weights gathered
+    # stage 1: an all-reduce in bf16 and bf16 weights gathered
     count = cut_of(student_config_of(recipe, config), 6).parameters
-    assert made.times.gradients == pytest.approx((8 + 2) * count * 7 / 8 / 300e9)
+    assert made.times.gradients == pytest.approx((4 + 2) * count * 7 / 8 / 300e9)
     assert made.times.tokens_per_second == pytest.approx(256 * 512 / made.times.step)
     assert made.times.days == pytest.approx(400_000 * made.times.step / 86400)
 
 
-@pytest.mark.parametrize(("stage", "size"), [(0, 2 * 2), (1, 2 * 4 + 2), (2, 2 * 4 + 2), (3, 3 * 2)])
-def test_what_a_stage_sends_of_a_student(stage, size):
-    recipe = load_recipe("minilm_6x384", [f"student.ds_config=student_zero{stage}.json"])
+@pytest.mark.parametrize(
+    ("stage", "sent", "once", "thrice"),
+    [
+        (0, 2, 2 * 2, 2 * 2),
+        (1, 2, 2 * 2 + 2, 2 * 2 + 2),
+        (1, 4, 2 * 4 + 2, 2 * 4 + 2),
+        (2, 2, 2 * 2 + 2, 3 * 2 * 2 + 2),
+        (2, 4, 2 * 4 + 2, 3 * 2 * 4 + 2),
+        (3, 2, 2 + 2, 3 * (2 + 2)),
+        (3, 4, 4 + 2, 3 * (4 + 2)),
+    ],
+)
+def test_what_a_stage_sends_of_a_student(tmp_path, stage, sent, once, thrice):
+    """Bytes of a parameter times rounds of the ring; ``thrice``: in a step of three micro-batches."""
+    content = {"zero_optimization": {"stage": stage}, "communication_data_type": {2: "bf16", 4: "fp32"}[sent]}
+    (tmp_path / "own.json").write_text(json.dumps(content))
     cut = Cut(1, 8, 8, 1, 1000, 0, 0, 0, 0)
-    assert times.gradient_bytes(recipe, cut, 4) == pytest.approx(size * 1000 * 3 / 4)
+    for batch, size in ((8, once), (24, thrice)):
+        overrides = [f"student.ds_config={tmp_path}/own.json", f"batch={batch}", "micro_batch=2"]
+        recipe = load_recipe("minilm_6x384", overrides)
+        assert times.gradient_bytes(recipe, cut, 4) == pytest.approx(size * 1000 * 3 / 4)
     assert times.gradient_bytes(recipe, cut, 1) == 0
 
 

@@ -134,12 +134,45 @@ def test_retention_is_percent_of_the_teacher_and_its_average_over_common_tasks(f
     put_cell(folder, "student", 60.0, "mrpc")
     text = made(folder)
     kept = section(text, "Retention")
-    assert row(kept, "student") == ["86.1", "75.0", "**80.6**", "2 tasks"]
-    assert "student keeps 80.6 % of it, on average over 2 tasks." in text
+    assert row(kept, "student") == ["86.1 (3)", "75.0 (1)", "**80.6**", "2 tasks"]
+    assert "student keeps 80.6 % of its teacher teacher, on average over 2 tasks: " in text
 
 
 def test_a_task_that_one_of_both_lacks_is_not_averaged(folder):
-    assert row(section(made(folder), "Retention"), "student") == ["86.1", "–", "**86.1**", "1 task"]
+    assert row(section(made(folder), "Retention"), "student") == ["86.1 (3)", "–", "**86.1**", "1 task"]
+
+
+def low(baseline):
+    """What put_cell takes to have a majority baseline on record."""
+    return {"baseline": {"accuracy": baseline}}
+
+
+def test_rows_seeds_and_the_majority_baseline_stand_beside_a_claim(folder):
+    for seed in (1, 2, 3):
+        put_cell(folder, "student", 62.0, seed=seed, **low(52.7))
+    text = made(folder)
+    basis = "RTE (277 rows, 3 seeds, majority baseline 52.7)"
+    assert f"* student keeps 86.1 % of its teacher teacher, on average over 1 task: {basis}." in text
+    assert row(text, "majority baseline") == ["", "52.7 (277 rows)", "not recorded"]
+    assert row(section(text, "Retention"), "majority baseline")[0] == "52.7 (277 rows)"
+
+
+@pytest.mark.parametrize(
+    "theirs, own", [((72.0, 50.0), (52.7, 52.7)), ((72.0, 80.0), (62.0, 52.7)), ((52.7, 52.7),) * 2]
+)
+def test_nothing_is_claimed_where_one_class_scores_as_much(folder, theirs, own):
+    """Of the teacher or of the student: (score, majority baseline)."""
+    for seed in (1, 2, 3):
+        put_cell(folder, "teacher", theirs[0], seed=seed, **low(theirs[1]))
+        put_cell(folder, "student", own[0], seed=seed, **low(own[1]))
+    text = made(folder)
+    assert " keeps " not in text and row(section(text, "Retention"), "student") == ["low", "–", "–", "–"]
+    line = "student, nothing claimed where it or teacher is not above the majority baseline: RTE (277 rows, 3 seeds, majority"
+    assert f"* {line} baseline 52.7)." in text
+
+
+def test_a_claim_on_results_without_a_baseline_says_so(folder):
+    assert "1 task: RTE (277 rows, 3 seeds, majority baseline not recorded)." in made(folder)
 
 
 def test_nothing_is_kept_of_a_teacher_at_zero(folder):
@@ -256,6 +289,38 @@ def test_a_teacher_by_name_goes_before_all(folder):
     assert "| percent of student |" in made(folder, teacher="student")
 
 
+def test_a_student_is_compared_with_its_own_teacher_alone(folder):
+    put_model(folder, "large", 12)
+    put_model(folder, "of-large", distillation=[stage("models/large")])
+    put_model(folder, "of-nobody-here", distillation=[stage("models/elsewhere")])
+    put_model(folder, "plain")
+    for model, score in (("large", 80.0), ("of-large", 75.0), ("of-nobody-here", 70.0), ("plain", 60.0)):
+        put_cell(folder, model, score)
+    text, summary = make(folder, [])
+    kept = {line.split(" keeps ")[0]: line for line in summary if " keeps " in line}
+    assert kept.keys() == {"student", "of-large"}
+    assert (
+        "keeps 93.8 % of its teacher large," in kept["of-large"] and "86.1 % of its teacher teacher," in kept["student"]
+    )
+    assert "Not compared, since no teacher of theirs is here: of-nobody-here, plain." in summary
+    assert text.startswith("# Scores compared with large and teacher\n")
+    tables = section(text, "Retention").split("| percent of ")[1:]
+    assert [table.split(" |")[0] for table in tables] == ["large", "teacher"]
+    assert (
+        "| student |" not in tables[0] and "| of-large |" not in tables[1] and "of-nobody-here" not in "".join(tables)
+    )
+    named, _ = make(folder, [], "teacher")
+    assert row(section(named, "Retention"), "plain")[0] == "83.3 (1)" and "| of-nobody-here |" not in section(
+        named, "Retention"
+    )
+
+
+def test_a_teacher_by_another_name_is_the_one_that_is_given(folder):
+    """Distilled from a hub id, scored from a folder."""
+    put_model(folder, "student", distillation=[stage("some/hub-id")])
+    assert row(section(made(folder, teacher="teacher"), "Retention"), "student")[0] == "86.1 (3)"
+
+
 def test_a_teacher_that_is_not_clear_is_asked_for(folder):
     put_model(folder, "student")
     with pytest.raises(
@@ -264,8 +329,12 @@ def test_a_teacher_that_is_not_clear_is_asked_for(folder):
         made(folder)
 
 
-def test_several_teachers_are_asked_to_be_one(folder):
-    put_model(folder, "third", distillation=[stage("models/student")])
+def test_several_references_of_speeds_are_asked_to_be_one(folder):
+    put_model(folder, "student")
+    put_model(folder, "third")
+    for model, reference in (("student", "teacher"), ("third", "student")):
+        speed = {"model": model, "reference": reference, "device": "cpu", "speedup": 2.0}
+        put(folder / model / "speed.json", format=1, **speed)
     with pytest.raises(UserError, match=r"several teachers \(student, teacher\); name one with --teacher NAME"):
         made(folder)
 
@@ -544,7 +613,7 @@ HOSTILE = "<img src=x onerror=alert(1)>|**b** [l](javascript:1) `c` _i_ &amp; $x
 
 
 def test_names_and_reasons_of_others_are_shown_and_never_obeyed(folder):
-    put_model(folder, HOSTILE, distillation=[stage(f"models/{HOSTILE}")])
+    put_model(folder, HOSTILE, distillation=[stage(), stage(f"models/{HOSTILE}")])
     put_cell(folder, HOSTILE, 61.0, data={"source": HOSTILE, "fingerprint": HOSTILE}, versions={HOSTILE: HOSTILE})
     put_failure(folder, HOSTILE, f"</table></body>{HOSTILE}\n\n# {HOSTILE}")
     made(folder, teacher="teacher")
@@ -627,8 +696,8 @@ def test_the_command_prints_where_the_report_is(folder, monkeypatch, capsys):
     assert code == 0
     assert out.splitlines() == [
         "2 models on 2 tasks: RTE, MRPC.",
-        "The teacher is teacher.",
-        "student keeps 86.1 % of it, on average over 1 task.",
+        "student keeps 86.1 % of its teacher teacher, on average over 1 task: "
+        "RTE (277 rows, 3 seeds, majority baseline not recorded).",
         "1 score not there; see below.",
         str(folder / "report.md"),
         str(folder / "report.html"),

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from data_prep.cli import UserError
+from pipeline.data.order import Order
 from pipeline.engines.ds_config import DS_CONFIGS, load_ds_config
+from pipeline.models.configs import planned_config
 from pipeline.models.counting import count_parameters
 from pipeline.models.fit import check_teacher, student_config_of, teacher_config_of
 from pipeline.models.loading import load_config
+from pipeline.models.students import build_student
 from pipeline.recipe import describe
 from pipeline.settings.reading import SHIPPED, load_recipe, load_recipes, load_stages
 from tests.parts.tiny import make_recipe, make_teacher
@@ -37,7 +40,7 @@ def test_every_shipped_recipe_resolves_without_a_network(name):
     stages = load_stages(name)
     assert {recipe.root for recipes in stages for recipe in recipes} == {f"runs/{name}"}
     for recipe in (recipe for recipes in stages for recipe in recipes):
-        check_teacher(recipe, teacher_config_of(recipe))
+        check_teacher(recipe, teacher_config_of(recipe, planned_config))
         for ds_config in (recipe.teacher.ds_config, recipe.student.ds_config):
             load_ds_config(ds_config, recipe)
         assert recipe.accumulation(8) >= 1
@@ -60,7 +63,7 @@ def test_every_shipped_recipe_resolves_without_a_network(name):
 )
 def test_student_parameters_equal_the_papers_table(name, embeddings, transformer):
     recipe = load_recipe(name)
-    teacher = load_config(recipe.teacher.model)
+    teacher = planned_config(recipe.teacher.model)
     count = count_parameters(student_config_of(recipe, teacher))
     assert round(count["embeddings"] / 1e6, 1) == embeddings
     assert round(count["transformer"] / 1e6, 1) == transformer
@@ -71,12 +74,12 @@ def test_student_parameters_equal_the_papers_table(name, embeddings, transformer
 def test_the_five_languages_recipe_resolves_with_a_trimmed_vocabulary(tmp_path):
     recipe = load_recipe("five_languages", [f"student.vocab={tmp_path}"])
     with pytest.raises(UserError, match="need a folder that python -m pipeline"):
-        check_teacher(recipe, teacher_config_of(recipe))
+        check_teacher(recipe, teacher_config_of(recipe, planned_config))
     kept = np.full(250002, -1, np.int32)
     kept[:4], kept[1000:2000] = range(4), range(4, 1004)
     np.save(tmp_path / "vocabulary.npy", kept)
     (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta", "vocab_size": 1004}')
-    teacher = teacher_config_of(recipe)
+    teacher = teacher_config_of(recipe, planned_config)
     check_teacher(recipe, teacher)
     student = student_config_of(recipe, teacher)
     assert (student.vocab_size, student.hidden_size, student.num_hidden_layers) == (1004, 384, 6)
@@ -150,10 +153,65 @@ def test_overrides_reach_tables_lists_and_strings(tiny):
         ("teacher.micro_batch=3", "teacher.micro_batch = 3: must be a multiple of micro_batch = 2, or 0 for the same"),
         ("steps", "overrides are written key=value"),
         ("steps.x=3", "steps is a value, not a table"),
+        ("steps=10#0", "steps = '10#0': must be a whole number"),
+        (
+            "steps=1\nlearning_rate=5",
+            r"command line: 'steps=1\nlearning_rate=5': holds a line break; give each key=value",
+        ),
+        ("steps=1\r", "holds a line break"),
+        (f"seed={2**64}", f"seed = {2**64}: must be at least 0 and below 2**64"),
+        ("seed=-1", "seed = -1: must be at least 0 and below 2**64"),
+        (f"steps={2**61}", f"steps = {2**61}: must be below 2**63 / batch"),
+        ("sampling_alpha=200", "sampling_alpha = 200.0: must be from 0 (sources alike) to 10"),
+        ("out=~nobody-of-this-name/x", "out = '~nobody-of-this-name/x': no such user's home"),
     ],
 )
 def test_a_mistake_is_named_with_its_key_and_value(tiny, override, message):
     assert message in refusal(tiny, override)
+
+
+def test_the_largest_seed_is_one_that_everything_takes(tiny):
+    recipe = load_recipe(tiny, [f"seed={2**64 - 1}"])
+    order = Order([5], [1.0], recipe.seed)
+    assert sorted(order(0, 5).window.tolist()) == [0, 1, 2, 3, 4]
+    config = load_config(recipe.teacher.model)
+    build_student(student_config_of(recipe, config), recipe.seed)
+
+
+def test_names_are_taken_as_they_are_typed(tiny, tmp_path):
+    typed = ["teacher.revision=0012345", "out=2024", "data=1e5", 'student.vocab="7"', "teacher.model=true"]
+    recipe = load_recipe(tiny, typed)
+    assert (recipe.teacher.revision, recipe.out, recipe.data) == ("0012345", "2024", "1e5")
+    assert (recipe.student.vocab, recipe.teacher.model) == ("7", "true")
+    path = tmp_path / "digits.toml"
+    path.write_text(tiny.read_text().replace("[teacher]\n", "[teacher]\nrevision = 1234567\n"))
+    assert load_recipe(path).teacher.revision == "1234567"
+
+
+def test_the_home_folder_is_found_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "below.toml").write_text(make_recipe(tmp_path, out="~/out", data="~/data").read_text())
+    path = tmp_path / "over.toml"
+    path.write_text('base = "~/below.toml"\n')
+    typed = ["teacher.model=~/t", "teacher.ds_config=~/t.json", "student.vocab=~/v", "student.ds_config=~/s.json"]
+    for recipe in (load_recipe(path, typed), load_recipe("~/below.toml", ["data=~/data", *typed])):
+        student, teacher, home = recipe.student, recipe.teacher, str(tmp_path)
+        found = [
+            recipe.out,
+            recipe.root,
+            recipe.data,
+            teacher.model,
+            teacher.ds_config,
+            student.vocab,
+            student.ds_config,
+        ]
+        names = ["out", "out", "data", "t", "t.json", "v", "s.json"]
+        assert found == [f"{home}/{name}" for name in names]
+    (first,), (second,) = load_stages(over(tmp_path, STAGED.format(out="~/chain")))
+    assert (
+        first.root == f"{home}/chain"
+        and second.teacher.model == f"{first.out}-student" == f"{home}/chain/assistant-student"
+    )
 
 
 def test_a_missing_key_is_named(tiny, tmp_path):
@@ -242,9 +300,21 @@ def test_a_run_shorter_than_its_warm_up_is_allowed(tiny):
         ),
         ({"comms_logger": {"verbos": True}}, "comms_logger.verbos: unknown or removed DeepSpeed key; did you mean"),
         ({"comms_logger": 5}, "comms_logger = 5: must be an object with enabled"),
-        ({"communication_data_type": "fp99"}, "communication_data_type = 'fp99': must be one of fp16, bf16, fp32"),
+        ({"communication_data_type": "fp99"}, "communication_data_type = 'fp99': must be one of bf16, fp32"),
+        ({"communication_data_type": "fp16"}, "communication_data_type = 'fp16': must be one of bf16, fp32"),
         ({"prescale_gradients": "yes"}, "prescale_gradients = 'yes': must be true or false"),
         ({"gradient_predivide_factor": "x"}, "gradient_predivide_factor = 'x': must be a number"),
+        ({"gradient_predivide_factor": 0}, "gradient_predivide_factor = 0: must be above 0"),
+        (
+            {"gradient_predivide_factor": 2.0, "zero_optimization": {"stage": 2}},
+            "gradient_predivide_factor = 2.0: DeepSpeed has it at stage 2 without reduce_scatter only; remove it, or use",
+        ),
+        (
+            {"prescale_gradients": True, "zero_optimization": {"stage": 3}},
+            "prescale_gradients = true: DeepSpeed has it at stage 3 without reduce_scatter only",
+        ),
+        ({"zero_optimization": {"stage": 1, "legacy_stage1": True}}, "legacy_stage1: an old form of stage 1"),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "compute_grad_norm = false: the norm is"),
     ],
 )
 def test_a_ds_config_that_clashes_is_named(tiny, tmp_path, content, message):
@@ -279,7 +349,7 @@ def test_what_else_a_ds_config_may_hold_is_accepted(tiny, tmp_path):
     path = tmp_path / "mine.json"
     content = {
         "zero_optimization": {"stage": 3, "stage3_max_live_parameters": 5, "offload_param": {"device": "cpu"}},
-        "communication_data_type": "fp32", "prescale_gradients": False, "gradient_predivide_factor": 2,
+        "communication_data_type": "fp32", "prescale_gradients": False, "gradient_predivide_factor": 1,
         "comms_logger": {"enabled": True, "prof_ops": ["all_reduce"]}, "flops_profiler": {"profile_step": 3},
     }  # fmt: skip
     path.write_text(json.dumps(content))

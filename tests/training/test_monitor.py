@@ -1,5 +1,10 @@
 """training.monitor: the rows a run leaves, across interruptions."""
 
+import contextlib
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -9,6 +14,7 @@ from pipeline.data.reading import Reading
 from pipeline.relations import QKV, relation
 from pipeline.training.maps import relation_image, relation_maps
 from pipeline.training.monitor import Monitor
+from tests.parts import launching
 
 
 def write(run, start, stop):
@@ -92,6 +98,76 @@ def test_waiting_for_data_is_told_as_a_share_of_the_training_time(tmp_path, monk
         monitor.resume()
     monitor.close()
     assert [row["data_wait"] for row in read_metrics(tmp_path)] == pytest.approx([0.3 / 2.3, 0.7 / 2.7])
+
+
+@contextlib.contextmanager
+def full_disk(file):
+    """No write to an open file is accepted, as the kernel does it of a full disk."""
+    kept, full = os.dup(file.fileno()), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, file.fileno())
+    yield
+    if not file.closed:
+        os.dup2(kept, file.fileno())
+    os.close(kept)
+    os.close(full)
+
+
+@pytest.mark.parametrize("attribute, name", [("_file", "metrics.jsonl"), ("_text", "log.txt")])
+def test_a_full_disk_under_a_file_is_noted_and_its_rows_are_written_once_there_is_space(tmp_path, attribute, name):
+    monitor = Monitor(tmp_path, 0, 10, 100)
+    monitor.log(1, {"loss": 1.0})
+    assert monitor.failure == ""
+    with full_disk(getattr(monitor, attribute)):
+        for step in (2, 3):
+            monitor.log(step, {"loss": 1.0})
+        assert monitor.failure == f"{tmp_path / name}: No space left on device"
+    monitor.log(4, {"loss": 1.0})
+    monitor.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split("/")[0] for line in lines] == [f"step {step}" for step in (1, 2, 3, 4)]
+
+
+def test_a_disk_that_stays_full_takes_nothing_and_raises_nothing(tmp_path):
+    monitor = Monitor(tmp_path, 0, 10, 100)
+    with full_disk(monitor._file), full_disk(monitor._text):
+        monitor.log(1, {"loss": 1.0})
+        monitor.close()
+    assert monitor.failure == f"{tmp_path}/metrics.jsonl: No space left on device"
+    assert read_metrics(tmp_path) == []
+
+
+TENSORBOARD = """
+import os, sys, time
+from pathlib import Path
+from pipeline.training.monitor import Monitor
+run = Path(sys.argv[1])
+monitor = Monitor(run, 0, 10, 100)
+(events,) = (run / "tensorboard").iterdir()
+monitor._board.flush()
+events.unlink()
+events.symlink_to("/dev/full")
+if len(sys.argv) > 2:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), sys.stdout.fileno())
+for step in range(1, 30):  # more rows than its queue has places
+    monitor.log(step, {"loss": 1.0})
+    time.sleep(0.01)
+monitor.close()
+print(monitor.failure, file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output_too", [False, True])
+def test_a_full_disk_under_tensorboard_or_the_output_neither_hangs_nor_ends_in_a_traceback(tmp_path, output_too):
+    arguments = ["full"] if output_too else []
+    result = subprocess.run(
+        [sys.executable, "-c", TENSORBOARD, str(tmp_path), *arguments],
+        env=launching.environment(), cwd=launching.ROOT, capture_output=True, text=True, timeout=launching.PATIENCE,
+    )  # fmt: skip
+    named = {f"{tmp_path}/tensorboard"} | ({"/dev/full"} if output_too else set())
+    assert result.returncode == 0 and result.stderr in {f"{name}: No space left on device\n" for name in named}
+    assert len(read_metrics(tmp_path)) == 29
 
 
 def test_plain_lines_say_step_losses_rate_and_time_left(tmp_path, capsys):

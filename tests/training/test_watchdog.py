@@ -1,23 +1,12 @@
-"""pipeline.watchdog: a rank that is lost is named by all the others, in time; and stopping early is agreed by all."""
+"""pipeline.training.watchdog: a rank that is lost is named by all the others, in time."""
 
-import json
-import os
 import signal
 import socket
-import sys
 import time
 
 import pytest
-import torch
 
-from data_prep.cli import UserError
-from pipeline.artifacts.run_folder import ENDED
-from pipeline.distill import distill
-from pipeline.engines.ranks import Ranks, start_ranks
-from pipeline.settings.reading import load_recipe
-from pipeline.training.watchdog import EarlyStop
 from tests.parts import launching
-from tests.parts.tiny import make_recipe
 
 TIMEOUT = 8
 
@@ -97,89 +86,3 @@ def test_when_all_is_well_nobody_is_missed():
         for process in group.processes:
             output, error = process.communicate(timeout=launching.PATIENCE)
             assert process.returncode == 0 and "is done" in output and "error" not in error
-
-
-# --- stopping early ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def alone():
-
-    start_ranks()
-    return Ranks(0, 1, 1, torch.device("cpu"))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_followed_one_step_later(alone, tmp_path, number):
-    before = signal.getsignal(number)
-    with EarlyStop(alone, tmp_path) as early:
-        assert not early.agreed()
-        os.kill(os.getpid(), number)
-        assert not early.agreed()
-        assert early.agreed()
-        assert early.reason == f"{signal.Signals(number).name} was received"
-    assert signal.getsignal(number) == before
-
-
-def test_the_stop_file_is_followed_and_removed(alone, tmp_path):
-    with EarlyStop(alone, tmp_path) as early:
-        (tmp_path / "STOP").touch()
-        early.agreed()
-        assert early.agreed() and "STOP was found" in early.reason
-        early.forget()
-        assert not (tmp_path / "STOP").exists()
-
-
-def test_after_max_hours_it_stops(alone, tmp_path):
-    with EarlyStop(alone, tmp_path, hours=1e-9) as early:
-        early.agreed()
-        assert early.agreed() and early.reason == "--max-hours 1e-09 are over"
-
-
-@pytest.mark.slow
-def test_a_run_that_stops_early_leaves_a_checkpoint_and_code_75_and_goes_on_to_the_same_student(tmp_path):
-    path = make_recipe(tmp_path)
-    for out in ("whole", "stopped"):
-        early = 1e-9 if out == "stopped" else None
-        assert distill([load_recipe(path, [f"out={tmp_path / out}"])], max_hours=early) == (75 if early else 0)
-    stopped = tmp_path / "stopped"
-    assert [folder.name for folder in (stopped / "checkpoints").iterdir()] == ["step-00000002"]
-    assert not (stopped / "COMPLETE").exists()
-    assert (
-        "Stopped after step 2 (--max-hours 1e-09 are over); the same command resumes it."
-        in (stopped / "log.txt").read_text()
-    )
-    (stopped / "STOP").touch()  # left over from an earlier launch
-    assert distill([load_recipe(path, [f"out={stopped}"])]) == 0
-    states = [tmp_path / out / "checkpoints" / "step-00000006" / "state.safetensors" for out in ("whole", "stopped")]
-    assert states[0].read_bytes() == states[1].read_bytes()
-
-
-@pytest.mark.slow
-def test_how_a_launch_ended_is_on_record(tmp_path):
-    path, run = make_recipe(tmp_path), tmp_path / "run"
-
-    def record() -> dict:
-        return json.loads((run / ENDED).read_text())
-
-    for token, hours, code in (("a", 1e-9, 75), ("b", None, 0)):
-        assert distill([load_recipe(path)], max_hours=hours, launch=token) == code
-        assert record() == {"launch": token, "code": code}
-    with pytest.raises(UserError, match=r"learning_rate = 1\.0"):
-        distill([load_recipe(path, ["learning_rate=1.0"])], launch="c")
-    assert record() == {"launch": "c", "code": 2}
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["--max-hours", "0"], "--max-hours 0.0: must be above 0"),
-        (["--timeout", "1"], "--timeout 1.0: must be at least 5 seconds"),
-    ],
-)
-def test_options_out_of_range_are_refused(monkeypatch, options, message):
-    from pipeline.distill import main
-
-    monkeypatch.setattr(sys, "argv", ["distill", "demo", *options])
-    with pytest.raises(UserError, match=message):
-        main()

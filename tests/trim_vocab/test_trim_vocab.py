@@ -37,6 +37,15 @@ from tests.parts.trimming import RARE, make_corpus, make_model, texts
 
 KINDS = {"bert": "WordPiece", "xlm-roberta": "Unigram", "roberta": "BPE"}
 
+SCORES = """model-index:
+- name: m
+  results:
+  - task: {type: text-classification}
+    dataset: {name: d, type: org/d}
+    metrics: [{type: accuracy, value: 1.0}]
+"""
+CARD = f"---\nlicense: mit\n{SCORES}---\n# a model\n"
+
 
 class Parts:
     """A model, its corpus, and the model trimmed to German and Swahili."""
@@ -47,7 +56,7 @@ class Parts:
         self.data = make_corpus(root / "data", self.model)
         self.out = root / "trimmed"
         (self.model / "distillation.json").write_text("[]\n")
-        (self.model / "README.md").write_text("# a model\n")
+        (self.model / "README.md").write_text(CARD)
         (self.model / "pytorch_model.bin").write_bytes(b"the whole table once more")
         (self.model / "1_Pooling").mkdir()
         (self.model / "1_Pooling" / "config.json").write_text("{}")
@@ -178,7 +187,9 @@ def test_what_belongs_to_the_model_is_kept(parts):
     names = {str(path.relative_to(parts.out)) for path in parts.out.rglob("*") if path.is_file()}
     assert names >= {"distillation.json", "1_Pooling/config.json", "README.md", "trimming.json", "vocabulary.npy"}
     assert "pytorch_model.bin" not in names
-    assert (parts.out / "README.md").read_text().startswith("# a model\n\n## Vocabulary\n")
+    card = (parts.out / "README.md").read_text()  # the scores are those of the whole model
+    assert card.startswith("---\nlicense: mit\n---\n# a model\n\n## Vocabulary\n")
+    assert "\nLoads in transformers 4.57 (tested" in card
     assert not list(parts.out.parent.glob(".*"))
 
 

@@ -1,5 +1,6 @@
 """Every hosting × stage × precision under the real DeepSpeed: the same losses, and what DeepSpeed must not change."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.artifacts import checkpoints
+from pipeline.export import export_untrained
 from pipeline.models.cut import split
 from pipeline.models.fit import student_config_of
 from pipeline.models.loading import load_config
 from pipeline.models.students import build_student
+from pipeline.plan.sizes import cut_of
+from pipeline.plan.times import gradient_bytes
 from pipeline.settings.reading import load_recipe
-from tests.parts import launching
+from tests.parts import launching, traffic
 from tests.parts.runs import STAGES, TOLERANCE, engine_options, final_state, job, losses
 from tests.parts.tiny import make_recipe
 
@@ -53,6 +58,9 @@ def two_ranks(folder):
     for name, option in SHARDED.items():
         options = [*engine_options("zero3", 1, "bf16"), "student.dropout=0.0", option]
         jobs.append(job(folder, f"w2-{name}-1-bf16", *options))
+    for stage in STAGES:  # a rate at which an update moves no weight, and zeros by less than fp32 has
+        options = [*engine_options("replicate", stage, "bf16"), "learning_rate=1e-38"]
+        jobs.append(job(folder, f"start-{stage}", *options, stop_at=1))
     jobs.append(job(folder, "differ", ranks_differ=True))
     jobs.append(job(folder, "projected", "student.init=pca", ranks_differ=True, stop_at=1))
     misspelt = folder / "misspelt.json"
@@ -69,6 +77,8 @@ def one_rank(folder):
         for precision in PRECISIONS
         for stage in STAGES
     ]
+    for stage in STAGES:
+        jobs.append(job(folder, f"first-{stage}", *engine_options("replicate", stage, "bf16"), stop_at=1))
     return launching.run_jobs(folder, 1, jobs)
 
 
@@ -109,6 +119,37 @@ def test_the_untrained_tail_is_neither_trained_nor_decayed(folder, two_ranks, st
     assert sorted(moved) == sorted(names.values())
 
 
+@pytest.fixture(scope="module")
+def untrained(folder):
+    """The fp32 weights that `export --untrained` writes."""
+    export_untrained(load_recipe(folder / "tiny.toml"), folder / "untrained")
+    return load_file(folder / "untrained" / "model.safetensors")
+
+
+def trained_part(state: dict[str, torch.Tensor]) -> list[str]:
+    return [key.removeprefix("exp_avg/") for key in state if key.startswith("exp_avg/")]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_bf16_run_starts_from_the_fp32_weights_that_export_untrained_writes(folder, two_ranks, untrained, stage):
+    state = final_state(folder / f"start-{stage}", step=1)
+    for name in trained_part(state):
+        assert torch.equal(torch.where(state[name].abs() < 1e-30, 0.0, state[name]), untrained[name]), name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_first_update_of_a_bf16_run_is_adams_by_hand(folder, one_rank, untrained, stage):
+    recipe, state = load_recipe(folder / "tiny.toml"), final_state(folder / f"first-{stage}", step=1)
+    rate, (beta1, beta2) = recipe.learning_rate_at(0), recipe.adam_betas
+    for name in trained_part(state):
+        start, gradient = untrained[name].double(), state[f"exp_avg/{name}"].double() / (1 - beta1)
+        square = state[f"exp_avg_sq/{name}"].double() / (1 - beta2)
+        decay = recipe.weight_decay if start.dim() > 1 else 0.0
+        expected = start * (1 - rate * decay) - rate * gradient / (square.sqrt() + recipe.adam_eps)
+        torch.testing.assert_close(square, gradient**2, rtol=1e-4, atol=1e-12)
+        torch.testing.assert_close(state[name].double(), expected, rtol=1e-6, atol=2e-7, msg=name)
+
+
 def test_functional_linear_is_not_replaced(two_ranks, one_rank):
     assert two_ranks[-1] is True and one_rank[-1] is True
 
@@ -132,6 +173,19 @@ def test_what_deepspeed_refuses_in_a_config_is_reported_in_one_line(folder, two_
 
 def test_a_run_leaves_nothing_in_shared_memory(folder, two_ranks):
     assert not list(Path("/dev/shm").glob("deepspeed*"))
+
+
+def test_plan_counts_the_bytes_that_deepspeed_sends_at_each_stage(folder):
+    processes = launching.start_ranks(2, "tests.parts.traffic", str(folder / "tiny.toml"))
+    output = [process.communicate(timeout=launching.PATIENCE) for process in processes]
+    assert not any(process.returncode for process in processes), output[0][1][-2000:]
+    counted = json.loads(output[0][0].splitlines()[-1])
+    assert len(counted) == len(traffic.CASES)
+    for stage, sent, received in counted:
+        recipe = traffic.recipe_of_case(folder / "tiny.toml", stage, sent)
+        student = student_config_of(recipe, load_config(recipe.teacher.model))
+        planned = gradient_bytes(recipe, cut_of(student, 2), 2)
+        assert received == pytest.approx(planned, rel=0.05), (stage, sent)
 
 
 def test_torchrun_starts_it_too(folder):

@@ -16,6 +16,7 @@ from tests.parts.by_hand import first_windows, loss_by_hand, models_by_hand
 from tests.parts.runs import (
     DOC,
     TOLERANCE,
+    assert_recomputed,
     assert_same_state,
     final_state,
     job,
@@ -25,6 +26,7 @@ from tests.parts.runs import (
 )
 
 pytestmark = pytest.mark.slow
+SINGLE = (*DOC, "segments=single")
 
 LAYERS, VALUES = "transfer=layer-to-layer", "pairs=qk,v_mse"
 
@@ -36,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_ranks(folder):
-    sharded = ("student.ds_config=student_zero3.json", *DOC)
+    sharded = ("student.ds_config=student_zero3.json", *SINGLE)
     options = ("teacher.hosting=zero3", "precision=bf16")
     jobs = [
         job(folder, "layers-w2", *sharded, LAYERS, "teacher.micro_batch=4"),
@@ -52,12 +54,12 @@ def two_ranks(folder):
 
 @pytest.fixture(scope="module")
 def one_rank(folder):
-    jobs = [job(folder, "layers-w1", *DOC, LAYERS), job(folder, "values-w1", *DOC, VALUES)]
+    jobs = [job(folder, "layers-w1", *SINGLE, LAYERS), job(folder, "values-w1", *SINGLE, VALUES)]
     launching.finish_jobs(folder, 1, jobs)
 
 
 def test_layer_to_layer_is_the_mean_of_the_loss_over_the_layers(folder, two_ranks, one_rank):
-    recipe = load_recipe(folder / "tiny.toml", [*DOC, LAYERS])
+    recipe = load_recipe(folder / "tiny.toml", [*SINGLE, LAYERS])
     assert recipe.layers == {1: 2, 2: 3}
     windows = first_windows(folder, recipe)
     expected = np.mean([loss_by_hand(recipe, windows, *pair) for pair in recipe.layers.items()], axis=0)
@@ -76,8 +78,13 @@ def test_each_of_several_learns_from_its_own_layers(folder, two_ranks):
     assert_same_state(folder / "layers-several" / "deep", folder / "layers-alone")
 
 
+def test_what_learns_layer_by_layer_is_computed_again_when_it_is_exported(folder, two_ranks, tmp_path):
+    export(folder / "layers-several" / "deep", tmp_path / "student")
+    assert_recomputed(tmp_path / "student")
+
+
 def test_values_are_compared_behind_a_projection(folder, two_ranks, one_rank):
-    recipe = load_recipe(folder / "tiny.toml", [*DOC, VALUES])
+    recipe = load_recipe(folder / "tiny.toml", [*SINGLE, VALUES])
     teacher, student = models_by_hand(recipe, recipe.student.layers, recipe.teacher.layer)
     rows = []
     with torch.no_grad():
@@ -100,6 +107,7 @@ def test_the_projection_is_trained_and_kept_but_not_exported(folder, two_ranks, 
     assert not torch.equal(final_state(folder / "values-whole")[name], start)
     export(folder / "values-whole", tmp_path / "student")
     assert not [key for key in load_file(tmp_path / "student" / "model.safetensors") if "projection" in key]
+    assert_recomputed(tmp_path / "student")
 
 
 def test_a_checkpoint_without_the_projection_is_refused(folder, two_ranks, tmp_path):

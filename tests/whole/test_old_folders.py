@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_prep.cli import UserError
 from data_prep.shards import open_corpus, verify
 from pipeline.artifacts import checkpoints
 from pipeline.artifacts.metrics import read_metrics
@@ -16,6 +17,7 @@ from pipeline.models.loading import load_model
 from pipeline.report.__main__ import make
 from pipeline.settings.reading import load_recipes
 from pipeline.settings.values import recipe_of
+from tests.parts.runs import assert_recomputed
 
 OLD = Path(__file__).parents[1] / "old"
 
@@ -30,13 +32,15 @@ def test_an_old_corpus_is_whole(old):
     assert open_corpus(old / "data").sources["a"].tokens == 6000
 
 
-def test_an_old_checkpoint_and_its_recipe_are_read_and_exported(old, tmp_path):
+def test_an_old_checkpoint_and_its_recipe_are_read_and_exported(old, tmp_path, monkeypatch):
+    monkeypatch.chdir(old)  # where its recipe's data and teacher are
     checkpoint = checkpoints.newest_of(old / "run")
     assert checkpoint.step == 3 and recipe_of(checkpoint.info["recipe"], "old").steps == 6
     export(old / "run", tmp_path / "student")
     new, before = (load_model(str(folder), "main", torch.float32) for folder in (tmp_path / "student", old / "student"))
     for name, tensor in before.state_dict().items():
         assert torch.equal(new.state_dict()[name], tensor), name
+    assert_recomputed(tmp_path / "student")
 
 
 def test_an_old_export_is_replaced_by_a_new_one_of_the_same_run(old):
@@ -49,7 +53,11 @@ def test_an_old_export_is_replaced_by_a_new_one_of_the_same_run(old):
 @pytest.mark.slow
 def test_an_old_run_is_resumed_to_its_end(old, capsys):
     paths = [f"data={old / 'data'}", f"out={old / 'run'}", f"teacher.model={old / 'teacher'}", "precision=fp32"]
-    assert distill(load_recipes(old / "tiny.toml", paths)) == 0
+    with pytest.raises(
+        UserError, match=r"segments = 'pairs', but .* was made with 'single'; use another out, or the previous value"
+    ):
+        distill(load_recipes(old / "tiny.toml", paths))  # its teacher is a BERT, and it was trained on single texts
+    assert distill(load_recipes(old / "tiny.toml", [*paths, "segments=single"])) == 0
     assert "Resuming from" in capsys.readouterr().out
     rows = read_metrics(old / "run")
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]

@@ -181,7 +181,7 @@ def test_a_run_never_mixes_into_a_folder_of_something_else(folder, tmp_path):
 
 def test_a_corpus_too_short_for_one_window_is_named(folder, tmp_path):
     data = make_corpus(tmp_path / "short", {"a": 20})
-    assert "no shard holds the 30 tokens of one window" in refusal(folder / "tiny.toml", f"data={data}", "length=32")
+    assert "no shard holds the 29 tokens of one window" in refusal(folder / "tiny.toml", f"data={data}", "length=32")
 
 
 def test_a_second_run_on_the_same_folder_is_refused_naming_the_first(tmp_path):

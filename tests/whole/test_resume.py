@@ -1,6 +1,9 @@
 """An interrupted run continues as if nothing had happened, bit for bit; what would make it another run is refused."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from pipeline.engines.ranks import Ranks
 from pipeline.settings.reading import load_recipe, load_recipes
 from pipeline.training.resuming import check_same_teacher, newest_checkpoint
 from tests.parts import launching
+from tests.parts.hub import COMMIT, hub
 from tests.parts.runs import STAGES, TOLERANCE, engine_options, final_state, job, losses, untimed
 from tests.parts.tiny import make_corpus, make_recipe
 
@@ -75,7 +79,9 @@ def test_a_changed_recipe_corpus_or_teacher_is_not_continued(folder, tmp_path):
     corpus = open_corpus(folder / "data")
 
     def recipe(*overrides):
-        return load_recipe(folder / "tiny.toml", [f"out={run}", *engine_options("zero3", 1, "fp32"), *overrides])
+        return load_recipe(
+            folder / "tiny.toml", [f"out={run}", *engine_options("zero3", 1, "fp32"), "segments=pairs", *overrides]
+        )
 
     assert newest_checkpoint(run, recipe("log_every=7", "micro_batch=4", "teacher.hosting=auto"), corpus).step == 6
     with pytest.raises(UserError, match=r"tiny.toml: learning_rate = 0.5, but .*step-00000006 was made with 0.01"):
@@ -84,6 +90,8 @@ def test_a_changed_recipe_corpus_or_teacher_is_not_continued(folder, tmp_path):
         newest_checkpoint(run, recipe("student.dropout=0.2"), corpus)
     with pytest.raises(UserError, match=r"layout = 'doc', but .* was made with 'full'"):
         newest_checkpoint(run, recipe("layout=doc"), corpus)
+    with pytest.raises(UserError, match=r"segments = 'single', but .* was made with 'pairs'"):
+        newest_checkpoint(run, recipe("segments=single"), corpus)
     other = open_corpus(make_corpus(tmp_path / "other", seed=9))
     with pytest.raises(UserError, match="not the corpus that"):
         newest_checkpoint(run, recipe(), other)
@@ -91,3 +99,25 @@ def test_a_changed_recipe_corpus_or_teacher_is_not_continued(folder, tmp_path):
     with pytest.raises(UserError, match=r"not the teacher that .* was trained on \(weights 1234"):
         check_same_teacher(checkpoint, "1234", recipe())
     assert alone.first
+
+
+def test_a_teacher_by_its_id_and_by_its_folder_is_one_run_and_one_of_another_config_is_not(tmp_path):
+    recipe = make_recipe(tmp_path)
+    teacher = tmp_path / "teacher"
+    with hub({path.name: path.read_bytes() for path in teacher.iterdir()}, tmp_path / "home") as (client, _):
+        command = [sys.executable, "-m", "pipeline.distill", str(recipe), "teacher.model=org/name", "--stop-at", "3"]
+        places = {key: client[key] for key in client if key.startswith("HF_")}
+        begun = subprocess.run(command, env=launching.environment() | places, cwd=launching.ROOT, capture_output=True)
+    assert begun.returncode == 0, begun.stderr.decode()[-2000:]
+    assert checkpoints.latest(tmp_path / "run").info["teacher"]["model"] == "org/name"
+
+    other = shutil.copytree(teacher, tmp_path / "other")
+    values = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(values | {"layer_norm_eps": 1e-3}))
+    with pytest.raises(
+        UserError, match=r"other: config.json: layer_norm_eps = 0.001, but .* on a teacher with 1e-12; use"
+    ):
+        distill(load_recipes(recipe, [f"teacher.model={other}"]))
+    named = values | {"transformers_version": "4.0.0", "id2label": {"0": "a"}, "label2id": {"a": 0}}
+    (other / "config.json").write_text(json.dumps(named))
+    assert distill(load_recipes(recipe, [f"teacher.model={other}", f"teacher.revision={COMMIT}"])) == 0

@@ -16,7 +16,7 @@ from pipeline.distill import distill, distill_stages
 from pipeline.engines.both import release
 from pipeline.export import export
 from pipeline.settings.reading import load_recipes, load_stages
-from tests.parts.runs import assert_same_state, engine_options
+from tests.parts.runs import assert_recomputed, assert_same_state, engine_options
 from tests.parts.tiny import make_recipe
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,8 @@ def test_a_chain_of_stages_is_what_its_parts_make_one_by_one(folder, tmp_path, c
             [stages[0], load_recipes(tmp_path / "chain.toml", ["stage=student", "data=nope"])],
             Namespace(stop_at=None, **options),
         )
-    assert (tmp_path / "chain" / "assistant-student" / "config.json").exists() and not record.exists()
+    assert not record.exists()
+    assert_recomputed(tmp_path / "chain" / "assistant-student")
 
     with monkeypatch.context() as patch:  # asked to stop between the stages
         patch.setattr(distill_module, "finish", lambda recipes: (tmp_path / "chain" / STOP).touch())

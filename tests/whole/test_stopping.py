@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 import pytest
 
+from data_prep.cli import UserError
+from pipeline.export import export
 from tests.parts import launching
 from tests.parts.runs import STAGES, engine_options, job
 from tests.parts.tiny import make_recipe
 
 pytestmark = pytest.mark.slow
+SCRAMBLED = ((1, "fp32"), (2, "fp32"), (2, "bf16"))  # by round_robin_gradients: stage and precision
 
 
 class Stopped(NamedTuple):
@@ -57,7 +60,7 @@ def test_a_gradient_that_is_not_finite_is_never_kept(stopped, stage):
     assert not list(run.glob("checkpoints/step-*")) and not (run / "COMPLETE").exists()
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (2, "fp32"), (2, "bf16")])
+@pytest.mark.parametrize(("stage", "precision"), SCRAMBLED)
 def test_a_state_that_is_not_the_trained_one_is_never_saved(scrambled, stage, precision):
     """DeepSpeed's round_robin_gradients, which the product rejects, makes its accessors return other weights."""
     name = f"scrambled-{stage}-{precision}"
@@ -65,15 +68,28 @@ def test_a_state_that_is_not_the_trained_one_is_never_saved(scrambled, stage, pr
     assert not list((scrambled.folder / name / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.parametrize(("stage", "precision"), SCRAMBLED)
+def test_a_checkpoint_that_was_not_trained_is_never_exported(scrambled, tmp_path, stage, precision):
+    """Had it been saved, the held-out loss of what is exported would not be the run's."""
+    name = f"scrambled-{stage}-{precision}-saved"
+    assert not scrambled.errors[name]
+    with pytest.raises(UserError, match=r"the run has recorded .*; nothing was exported"):
+        export(scrambled.folder / name, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
 @pytest.fixture(scope="module")
 def scrambled(tmp_path_factory):
     folder = make_recipe(tmp_path_factory.mktemp("scrambled")).parent
     jobs = {}
-    for stage, precision in ((1, "fp32"), (2, "fp32"), (2, "bf16")):
+    for stage, precision in SCRAMBLED:
         config = folder / f"stage{stage}.json"
         config.write_text(json.dumps({"zero_optimization": {"stage": stage, "round_robin_gradients": True}}))
         options = (*engine_options("replicate", stage, precision), f"student.ds_config={config}")
         name = f"scrambled-{stage}-{precision}"
         jobs[name] = job(folder, name, *options, let_through="round_robin_gradients")
+        jobs[f"{name}-saved"] = job(
+            folder, f"{name}-saved", *options, let_through="round_robin_gradients", unchecked=True
+        )
     *errors, _ = launching.run_jobs(folder, 2, list(jobs.values()))
     return Stopped(folder, {name: error or "" for name, error in zip(jobs, errors, strict=True)})

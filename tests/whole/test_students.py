@@ -11,7 +11,15 @@ from pipeline.export import export
 from pipeline.models.loading import load_model
 from pipeline.settings.reading import load_recipes
 from tests.parts import launching
-from tests.parts.runs import STUDENTS, assert_same_state, job, losses, make_recipe_of_several, options_of
+from tests.parts.runs import (
+    STUDENTS,
+    assert_recomputed,
+    assert_same_state,
+    job,
+    losses,
+    make_recipe_of_several,
+    options_of,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +72,7 @@ def test_one_that_is_ahead_waits_for_the_others(folder):
 def test_each_of_several_is_exported_from_its_own_folder(folder, tmp_path):
     export(folder / "several" / "wide", tmp_path / "wide")
     assert load_model(str(tmp_path / "wide"), "main", torch.float32).config.hidden_size == 32
+    assert_recomputed(tmp_path / "wide")
 
 
 def test_several_students_never_go_into_the_folder_of_a_single_one(folder):
