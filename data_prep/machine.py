@@ -61,15 +61,31 @@ def asked_threads(environment: Mapping[str, str] = os.environ, system: Path = SY
 
 
 def memory(system: Path = SYSTEM) -> dict[str, int]:
-    """Bytes of memory, all and available; the limits of this process's control groups count too."""
+    """Bytes of memory, all and available; the limits of this process's control groups count too.
+
+    What a group uses includes the page cache, as of shards that are mapped; the part not lately used is there for the taking.
+    """
     whole = psutil.virtual_memory()
     total, free = whole.total, whole.available
     for group in _control_groups("memory", system):
-        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        for limit, usage, cached in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
             with contextlib.suppress(OSError, ValueError):  # "max" is no limit
                 most = int((group / limit).read_text())
-                total, free = min(total, most), min(free, max(0, most - int((group / used).read_text())))
+                used = int((group / usage).read_text()) - _statistics(group).get(cached, 0)
+                total, free = min(total, most), min(free, max(0, most - max(0, used)))
     return {"total": total, "free": free}
+
+
+def _statistics(group: Path) -> dict[str, int]:
+    """The figures of a group's memory.stat, in bytes for the most part; none if it has no such file."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+        return {key: int(value) for key, value in (line.split() for line in lines)}
+    except (OSError, ValueError):
+        return {}
 
 
 def _quotas(system: Path) -> Iterator[float]:

@@ -32,18 +32,18 @@ from pipeline.data.windows import Windows
 from pipeline.engines import slurm
 from pipeline.engines.both import release
 from pipeline.engines.ds_config import load_ds_config
-from pipeline.engines.ranks import on_first_rank, start_ranks
+from pipeline.engines.ranks import Ranks, on_first_rank, start_ranks
 from pipeline.export import export
 from pipeline.models.fit import check_teacher, teacher_config_of, with_segments
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.vocabulary import vocabulary_of
-from pipeline.processes import TIMEOUT, die_with
+from pipeline.processes import LONGEST, TIMEOUT, die_with
 from pipeline.settings.reading import load_stages
 from pipeline.settings.recipe import Recipe
 from pipeline.training.early_stop import EarlyStop
 from pipeline.training.guards import failure_on_record, sole_writer, stop_if_ranks_differ
 from pipeline.training.loop import train
-from pipeline.training.progress import EXPORT
+from pipeline.training.progress import EXPORT, Progress
 from pipeline.training.resuming import newest_checkpoint
 from pipeline.training.run import Run
 from pipeline.training.start import Pending
@@ -84,8 +84,7 @@ def distill(
         pending = unfinished(run, recipes)
         step = train(run, pending) if pending else last
         if step == recipe.steps:
-            watchdog.progress.at(EXPORT)
-            on_first_rank(ranks, finish, recipes)
+            finish(ranks, recipes, watchdog.progress)
 
         code = 0 if step == last else EARLY
         continues = more and step == recipe.steps
@@ -155,22 +154,27 @@ def newest(run: Path, recipe: Recipe, corpus: Corpus) -> tuple[str, dict] | None
     return (str(checkpoint.path), checkpoint.info) if checkpoint else None
 
 
-def finish(recipes: list[Recipe]) -> None:
-    """Mark runs as complete. The student of a stage is exported, if it is not yet: it is the next one's teacher."""
+def finish(ranks: Ranks, recipes: list[Recipe], progress: Progress) -> None:
+    """Mark runs as complete, each in a phase of its own. Raises its errors on every rank. Collective."""
     for recipe in recipes:
-        run = Path(recipe.out)
-        if recipe.stage and not is_export_of(recipe.exported, checkpoints.newest_of(run)):
-            export(run, recipe.exported)
-            print(f"{recipe.exported}: the student of stage {recipe.stage}, exported", flush=True)
-        write_text(run / COMPLETE, f"{recipe.steps} steps\n")
+        progress.at(EXPORT)
+        on_first_rank(ranks, _finish, recipe, progress)
+
+
+def _finish(recipe: Recipe, progress: Progress) -> None:
+    """Mark a run as complete. The student of a stage is exported, if it is not yet: it is the next one's teacher."""
+    run = Path(recipe.out)
+    if recipe.stage and not is_export_of(recipe.exported, checkpoints.newest_of(run)):
+        export(run, recipe.exported, progress=progress)
+        print(f"{recipe.exported}: the student of stage {recipe.stage}, exported", flush=True)
+    write_text(run / COMPLETE, f"{recipe.steps} steps\n")
 
 
 def distill_stages(stages: list[list[Recipe]], options: argparse.Namespace) -> int:
     """Run each stage to its end, or until one is left early. One that is complete is skipped, also by ``--stop-at``."""
     began, code = time.monotonic(), 0
-    for recipe in itertools.chain(
-        *stages
-    ):  # what a later one names may move, or be found wrong, while an earlier one trains
+    # What a later one names may move, or be found wrong, while an earlier one trains.
+    for recipe in itertools.chain(*stages):
         read_what_is_named(recipe)
     for number, recipes in enumerate(stages, 1):
         more, stop_at = number < len(stages), options.stop_at
@@ -223,8 +227,8 @@ def main() -> int:
         raise UserError(f"--stop-at {options.stop_at}: must be at least 1")
     if options.max_hours is not None and not options.max_hours > 0:
         raise UserError(f"--max-hours {options.max_hours}: must be above 0")
-    if not options.timeout >= 5:
-        raise UserError(f"--timeout {options.timeout}: must be at least 5 seconds")
+    if not 5 <= options.timeout <= LONGEST:
+        raise UserError(f"--timeout {options.timeout}: must be at least 5 seconds and at most {LONGEST:g}")
     slurm.adopt()
     transformers_logging.disable_progress_bar()
     if "DISTILL_PARENT" in os.environ:

@@ -33,6 +33,7 @@ from pipeline.models.fit import (
     teacher_config_of,
     tokenizer_origin,
     untrained_student,
+    with_segments,
 )
 from pipeline.models.loading import load_folder_config, load_folder_tokenizer, weights_of
 from pipeline.models.portable import TOKENIZER_FILES, add_older_keys, loads_in, write_tokenizer
@@ -40,6 +41,7 @@ from pipeline.pairs import value_mse_note
 from pipeline.settings.reading import load_recipe
 from pipeline.settings.recipe import Recipe
 from pipeline.settings.values import recipe_of
+from pipeline.training.progress import Progress
 from pipeline.training.recomputing import NOT_RECOMPUTED, recompute
 
 # What an export may hold, and so what it may replace.
@@ -49,11 +51,12 @@ _FILES = {CARD, DISTILLATION, "config.json", "model.safetensors", *TOKENIZER_FIL
 transformers_logging.disable_progress_bar()
 
 
-def export(run: Path, out: Path, recomputes: bool = True) -> Checkpoint:
+def export(run: Path, out: Path, recomputes: bool = True, progress: Progress | None = None) -> Checkpoint:
     """Write the student of ``run`` to ``out``, which must be new, empty, or an earlier export; returns its checkpoint.
 
     If it ``recomputes``, the folder's held-out loss is compared with the run's before it is put in place. Raises UserError
-    if there is no whole checkpoint, ``out`` holds something else, or the loss is another.
+    if there is no whole checkpoint, ``out`` holds something else, or the loss is another. ``progress`` is the watchdog's, in a
+    run.
     """
     checkpoint = checkpoints.newest_of(run)
     checkpoint.check()
@@ -64,14 +67,15 @@ def export(run: Path, out: Path, recomputes: bool = True) -> Checkpoint:
     chain = distillation_of(checkpoint)
 
     def files(written: Path) -> dict[str, str]:
-        said = recompute(run, checkpoint, written) if recomputes else NOT_RECOMPUTED
+        said = recompute(run, checkpoint, written, progress) if recomputes else NOT_RECOMPUTED
         card = model_card(run, checkpoint, model, chain, said)
         if is_export_of(out, checkpoint):
             card = with_scores_of(card, out / CARD)
         return {DISTILLATION: json.dumps(chain, indent=1) + "\n", CARD: card}
 
     tokenizer = run / "student"
-    _write(out, model, load_folder_tokenizer(tokenizer), (str(tokenizer), "main"), files)
+    paired = checkpoint.info["recipe"].get("segments") == "pairs"
+    _write(out, model, load_folder_tokenizer(tokenizer), (str(tokenizer), "main"), files, paired)
     return checkpoint
 
 
@@ -88,7 +92,9 @@ def export_untrained(recipe: Recipe, out: Path) -> None:
     metadata = student_metadata(recipe)
     card = f"# {recipe.source}: {start}\n\nLoads in {loads_in(model.config)}. License: {_license(metadata)}.\n"
     files = {CARD: card_text(metadata, f"\n{card}")}
-    _write(out, model, student_tokenizer(recipe), tokenizer_origin(recipe), lambda _: files)
+    tokenizer = student_tokenizer(recipe)
+    paired = with_segments(recipe, config, tokenizer).segments == "pairs"
+    _write(out, model, tokenizer, tokenizer_origin(recipe), lambda _: files, paired)
 
 
 def _write(
@@ -97,12 +103,13 @@ def _write(
     tokenizer: PreTrainedTokenizerBase,
     origin: tuple[str, str],
     files: Callable[[Path], dict[str, str]],
+    paired: bool,
 ) -> None:
     """Write a model's folder, reload and compare it, add what ``files`` makes of it, and then put it in ``out``'s place."""
     with new_folder(out) as written:
         model.save_pretrained(written)
         add_older_keys(written / "config.json", model.config)
-        write_tokenizer(tokenizer, origin, model.config, written)
+        write_tokenizer(tokenizer, origin, model.config, written, paired)
         check_export(written, model)
         for name, text in files(written).items():
             (written / name).write_text(text, encoding="utf-8")

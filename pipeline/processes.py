@@ -7,6 +7,7 @@ from data_prep.processes import die_with, is_alive
 __all__ = ["TIMEOUT", "die_with", "free_port", "is_alive"]
 
 TIMEOUT = 120.0  # seconds without a sign of a rank until a run is given up
+LONGEST = 1e6  # the highest value of it: 11 days
 
 
 def free_port() -> int:

@@ -266,6 +266,18 @@ def test_a_tokenizer_of_another_order_is_never_exported(copy, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_runs_out_is_a_note(run, tmp_path, monkeypatch, capsys, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(recomputing, "_losses", fail)
+    export(run, tmp_path / "student")
+    assert "note: held-out loss not recomputed: " in capsys.readouterr().out
+    assert recomputing.NOT_RECOMPUTED in (tmp_path / "student" / "README.md").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "key, value, reason",
     [
@@ -273,7 +285,11 @@ def test_a_tokenizer_of_another_order_is_never_exported(copy, tmp_path):
         ("data", "/gone", "/gone: no such"),
         ("corpus", "0" * 64, "data: not the corpus of the run"),
         ("teacher.model", "/gone", "/gone: no such folder"),
-        ("teacher.model", "some/where", "some/where: the teacher is not in this machine's cache of the hub"),
+        (
+            "teacher.model",
+            "some/where",
+            "some/where: no such folder here, nor a teacher in this machine's cache of the hub",
+        ),
         ("teacher.weights", "0" * 16, "teacher: not the teacher that"),
         ("steps", 7, "metrics.jsonl has no held-out losses at step 6"),
         ("memory", 2**10, "teacher: teacher and student do not fit the 0.0 GiB that are free"),

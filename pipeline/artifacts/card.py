@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import metadata_load
+from huggingface_hub.utils import validate_repo_id
 
 from data_prep.cli import UserError
 from data_prep.description import read_description
@@ -41,7 +43,7 @@ def card_text(metadata: dict[str, Any], body: str, origin: Path | str = CARD) ->
 def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of a card; empty if there is no such file or it has none that can be read."""
     try:
-        return {str(key): value for key, value in (metadata_load(path) or {}).items()}
+        return _with_codes({str(key): value for key, value in (metadata_load(path) or {}).items()})
     except Exception:  # of the file system, YAML's, and for what is no mapping
         return {}
 
@@ -68,8 +70,17 @@ def teacher_metadata(model: str, revision: str) -> dict[str, Any]:
     else:
         own = read_metadata(card) if (card := _of_hub(model, revision, CARD)) else {}
         base = model if card or _of_hub(model, revision, "config.json") else None  # or a folder that is gone
-    found = {"base_model": base if isinstance(base, str) else None} | {key: own.get(key) for key in _TAKEN_OVER}
+    found = {"base_model": base if _is_id(base) else None} | {key: own.get(key) for key in _TAKEN_OVER}
     return {key: value for key, value in found.items() if value}
+
+
+def _is_id(base: Any) -> bool:
+    """Whether ``base`` can be the id of a model of the hub; a path, for one, cannot."""
+    try:
+        validate_repo_id(base)
+    except HFValidationError:
+        return False
+    return base is not None
 
 
 def with_scores(text: str, name: str, scores: list[EvalResult]) -> str:
@@ -108,11 +119,21 @@ def _parts(text: str) -> tuple[ModelCardData, str]:
     """The metadata and the text of a card. Raises ValueError if its metadata cannot be read."""
     try:
         card = ModelCard(text, ignore_metadata_errors=True)
-        data = ModelCardData(ignore_metadata_errors=True, **card.data.to_dict())
+        data = ModelCardData(ignore_metadata_errors=True, **_with_codes(card.data.to_dict()))
         data.to_yaml()
         return data, card.text
     except Exception as error:  # YAML's own, and those of the checks
         raise ValueError(f"its metadata cannot be read: {_cause(error)}") from None
+
+
+def _with_codes(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata with the codes of languages only: to YAML, Norwegian's unquoted ``no`` is false."""
+    said = metadata.get("language")
+    codes = ["no" if code is False else code for code in (said if isinstance(said, list) else [said])]
+    named = [code for code in codes if isinstance(code, str)]
+    if not named:
+        return {key: value for key, value in metadata.items() if key != "language"}
+    return metadata | {"language": named if isinstance(said, list) else named[0]}
 
 
 def _cause(error: Exception) -> str:

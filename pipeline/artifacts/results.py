@@ -68,9 +68,8 @@ class Cell:
     primary: str
     split: str
     dev: float | None = None  # the primary score on the dev set, where another one is scored
-    baseline: dict[str, float] = field(
-        default_factory=dict
-    )  # what one answer for all rows scores; of old cells unknown
+    # What one answer for all rows scores; unknown of old cells.
+    baseline: dict[str, float] = field(default_factory=dict)
     rows: int | None = None  # that the score is of
     seconds: float = math.nan
     precision: str = "fp32"  # of products

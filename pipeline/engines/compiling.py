@@ -42,7 +42,7 @@ class Compiled:
         try:
             return self._compiled(*arguments, **options)
         except Exception as error:
-            if any(map(_is_out_of_memory, _with_causes(error))):
+            if any(map(is_out_of_memory, _with_causes(error))):
                 raise
             result = self._function(*arguments, **options)  # what fails here as well is not the compiler's fault
             self._failed.add(self._what)
@@ -65,7 +65,7 @@ class Compiled:
         )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device's memory or the host's ran out: torch has a type for a device's alone."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 

@@ -71,7 +71,7 @@ def load_ds_config(name: str, recipe: Recipe) -> dict:
     _refuse_auto(config, file, "")
     _check_keys(config, _DS_KEYS, file, "")
     _check_stage(name, zero, recipe, file)
-    _check_averaging(config, zero, file)
+    _check_averaging(config, zero, recipe, file)
     _check_zero_keys(zero, file)
     return config
 
@@ -107,8 +107,11 @@ def _check_stage(name: str, zero: dict, recipe: Recipe, file: Path) -> None:
             )
 
 
-def _check_averaging(config: dict, zero: dict, file: Path) -> None:
-    """Raise UserError for ways to scale and measure gradients that DeepSpeed rejects once models are loaded."""
+def _check_averaging(config: dict, zero: dict, recipe: Recipe, file: Path) -> None:
+    """Raise UserError for ways to scale and measure gradients that DeepSpeed rejects once models are loaded.
+
+    Of the norm: in runtime/zero/config.py, runtime/zero/stage_1_and_2.py, and runtime/engine.py for bf16 at stage 1.
+    """
     stage, factor = zero.get("stage", 0), config.get("gradient_predivide_factor", 1.0)
     if not 0 < factor < math.inf:
         raise UserError(f"{file}: gradient_predivide_factor = {factor}: must be above 0 and finite")
@@ -123,9 +126,13 @@ def _check_averaging(config: dict, zero: dict, file: Path) -> None:
                 "remove it, or use stage 0 or 1"
             )
     if not zero.get("compute_grad_norm", True):
-        raise UserError(
-            f"{file}: zero_optimization.compute_grad_norm = false: the norm is what gradients are clipped by; remove it"
-        )
+        key = f"{file}: zero_optimization.compute_grad_norm = false"
+        if recipe.gradient_clipping > 0:
+            raise UserError(
+                f"{key}: the norm is what gradients are clipped by; remove it, or set gradient_clipping = 0"
+            )
+        if stage not in (1, 2) or (stage == 1 and recipe.precision == "bf16"):
+            raise UserError(f"{key}: DeepSpeed has it at stage 2, and at stage 1 with precision = 'fp32'; remove it")
 
 
 def _once(pairs: list[tuple]) -> dict:

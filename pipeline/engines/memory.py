@@ -65,12 +65,30 @@ def free_devices() -> Iterator[tuple[torch.device, int]]:
 
     In a launch that is this rank's device, whose memory others share; or else each GPU, the freest first, and the CPU.
     """
-    accelerator = get_accelerator()
+    accelerator, launched = get_accelerator(), dist.is_initialized()
     if accelerator.device_name() != "cpu":
-        numbers = [accelerator.current_device()] if dist.is_initialized() else range(accelerator.device_count())
-        for number in sorted(numbers, key=accelerator.available_memory, reverse=True):
-            accelerator.set_device(number)
-            yield torch.device(accelerator.device_name(number)), accelerator.available_memory(number)
-        if dist.is_initialized():
+        if launched:
+            accelerator.empty_cache()  # what torch keeps for later counts as used
+        numbers = [accelerator.current_device()] if launched else range(accelerator.device_count())
+        free = {number: _free_on(number) for number in numbers}
+        for number in sorted(free, key=free.__getitem__, reverse=True):
+            if free[number]:
+                accelerator.set_device(number)
+            yield torch.device(accelerator.device_name(number)), free[number]
+        if launched:
             return
     yield torch.device("cpu"), memory()["free"]
+
+
+def _free_on(number: int) -> int:
+    """Bytes free on a GPU, whoever uses the rest; 0 if it cannot be asked: it is full, or another process has it alone.
+
+    DeepSpeed's available_memory counts, without pynvml, only what this process uses.
+    """
+    accelerator = get_accelerator()
+    try:
+        if accelerator.device_name() == "cuda":
+            return torch.cuda.mem_get_info(number)[0]
+        return accelerator.available_memory(number)
+    except RuntimeError:  # CUDA's
+        return 0

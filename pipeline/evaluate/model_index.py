@@ -41,11 +41,8 @@ def model_index(name: str, cells: list[Cell]) -> list[EvalResult]:
     """The scores of a task's best setting, each the mean over its seeds, in percent."""
     chosen = best(cells)
     runs = at(cells, chosen.setting)
-    rate, epochs, seeds = (
-        chosen.setting["learning_rate"],
-        chosen.setting["epochs"],
-        "seed" if chosen.n == 1 else "seeds",
-    )
+    rate, epochs = chosen.setting["learning_rate"], chosen.setting["epochs"]
+    seeds = "seed" if chosen.n == 1 else "seeds"
     how = f"fine-tuned at {rate:g}, {epochs} epochs, mean of {chosen.n} {seeds}"
     return [
         _score(name, score, runs[0].split, how, statistics.fmean(run.scores[score] for run in runs))

@@ -15,8 +15,8 @@ environment, the data and the run folder must have the same paths on all hosts. 
 DS_, TORCH, OMP_, MKL_, HF_, TOKENIZERS_, UCX_ or FI_ go to the hosts, and those that --env names (HF_TOKEN only if
 named, since others there can see it while the run lasts).
 
-Ctrl-C, SIGTERM and SIGUSR1 to this command, or `touch OUT/STOP` from anywhere, let the run write a checkpoint after the
-step it is in and exit with code 75. A second Ctrl-C or SIGTERM ends everything at once. The same command always
+Ctrl-C, SIGTERM and SIGUSR1 to this command, or `touch OUT/STOP` from anywhere, let the run write a checkpoint after one
+of its next steps and exit with code 75. A second Ctrl-C or SIGTERM ends everything at once. The same command always
 resumes from the newest checkpoint.
 
 exit codes: 0 done; 2 a user error, reported in a line `error: …`; 75 stopped early with a checkpoint, run it again;
@@ -30,7 +30,7 @@ from pathlib import Path
 
 from data_prep.cli import Parser, UserError, run_command
 from pipeline.launch.hosts import PORT, is_host
-from pipeline.processes import TIMEOUT
+from pipeline.processes import LONGEST, TIMEOUT
 
 
 def main() -> int:
@@ -90,6 +90,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         value = getattr(options, option)
         if value is not None and not value >= least:
             raise UserError(f"--{option.replace('_', '-')} {value}: must be at least {least:g}")
+    if options.timeout is not None and options.timeout > LONGEST:
+        raise UserError(f"--timeout {options.timeout}: must be at most {LONGEST:g} seconds")
     if options.max_hours is not None and not options.max_hours > 0:
         raise UserError(f"--max-hours {options.max_hours:g}: must be above 0")
     check_hosts(options)

@@ -35,7 +35,9 @@ def follow(command: list[str], environment: dict[str, str], token: str, stop: Pa
             stop.parent.mkdir(parents=True, exist_ok=True)
             stop.touch()  # again and again: the run removes an old one while it starts
             if not stopping:
-                say("Stopping after this step, with a checkpoint. Ctrl-C (or SIGTERM) again ends it at once.")
+                say(
+                    "Stopping after one of the next steps, with a checkpoint. Ctrl-C (or SIGTERM) again ends it at once."
+                )
             stopping = True
 
         connected = connections(process.pid)

@@ -1,6 +1,7 @@
 """Teachers' configs: the published shapes to plan with where no network is to be asked, and the values that decide outputs."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,25 @@ def deciding_values(config: PreTrainedConfig) -> dict[str, Any]:
     values = config.to_dict()
     plain: dict[str, Any] = json.loads(json.dumps({key: values[key] for key in DECIDING if key in values}))
     return plain
+
+
+def changed_values(
+    before: dict[str, Any], now: dict[str, Any], layer: int, after_padding: bool
+) -> Iterator[tuple[str, Any, Any]]:
+    """Key, value before and value now of what differs in two ``deciding_values``; the keys of inner objects with a dot.
+
+    Layers above ``layer`` (from 1) give no outputs here: how many there are, and of what kind, is no difference. Nor is the
+    padding's id, unless positions begin ``after_padding``. Nor is a key that one side lacks: a config has all keys that its
+    transformers knows, so a key that is new or gone is another version's, and what stands in its place has another name.
+    """
+    unused = {"num_hidden_layers", "n_layers"} | (set() if after_padding else {"pad_token_id"})
+    for key in sorted((before.keys() & now.keys()) - unused):
+        old, new = before[key], now[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            for inner, *both in changed_values(old, new, layer, after_padding):
+                yield f"{key}.{inner}", *both
+        elif isinstance(old, list) and isinstance(new, list):  # layer_types
+            if old[:layer] != new[:layer]:
+                yield key, old[:layer], new[:layer]
+        elif old != new:
+            yield key, old, new

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from pipeline.models.families import family_of, global_layers, knows_segments, longest_input
 from pipeline.models.loading import load_config, load_tokenizer
+from pipeline.models.portable import marks_pairs
 from pipeline.models.students import (
     build_student,
     copy_every_kth_layer,
@@ -16,7 +17,7 @@ from pipeline.models.students import (
 )
 from pipeline.models.vocabulary import student_ids_of, vocabulary_of
 from pipeline.models.weights import Weights
-from pipeline.settings.recipe import Recipe
+from pipeline.settings.recipe import PAIR, Recipe
 
 
 def check_teacher(recipe: Recipe, config: PreTrainedConfig) -> None:
@@ -54,18 +55,19 @@ def check_teacher(recipe: Recipe, config: PreTrainedConfig) -> None:
 def with_segments(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Recipe:
     """The recipe with ``segments`` decided: pairs where the teacher has a second segment and its tokenizer gives token type 1.
 
-    BERT's architecture with XLM-R's tokenizer (the multilingual MiniLM) has the embedding, but no task ever uses it. Raises
-    UserError for pairs where the teacher has none.
+    BERT's architecture with XLM-R's tokenizer (the multilingual MiniLM) has the embedding, but no task ever uses it, nor that
+    of a student that has read single texts. A length that holds no pair takes single texts. Raises UserError for pairs where
+    the teacher has no second segment.
     """
     knows = knows_segments(config)
     if recipe.segments == "pairs" and not knows:
         recipe.refuse("segments", f"the teacher, a {config.model_type}, has no second segment; use 'single' or 'auto'")
     if recipe.segments != "auto":
         return recipe
-    marked = knows and 1 in tokenizer("a", "b", return_token_type_ids=True)["token_type_ids"]
-    decided = dataclasses.replace(recipe, segments="pairs" if marked else "single")
-    decided.check()
-    return decided
+    # Said in its settings, that is: which inputs a class lists by default differs among versions of transformers.
+    given = "token_type_ids" in tokenizer.init_kwargs.get("model_input_names", ["token_type_ids"])
+    paired = knows and given and marks_pairs(tokenizer) and recipe.length >= PAIR
+    return dataclasses.replace(recipe, segments="pairs" if paired else "single")
 
 
 def _check_start(recipe: Recipe, config: PreTrainedConfig, student: PreTrainedConfig) -> None:

@@ -1,9 +1,9 @@
 """Loading of configs, models and tokenizers from folders and the hub: safetensors only, no code of theirs."""
 
-import json
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -84,10 +84,10 @@ class _OneLine:
         return self
 
     def __exit__(self, kind, error, trace):
-        if isinstance(
-            error,
-            OSError | ValueError | SafetensorError | KeyError | json.JSONDecodeError,
-        ):
+        if isinstance(error, StrictDataclassError):  # of a value; the second line says what is wrong with it
+            cause = " ".join(str(error).split())
+            raise UserError(f"{self.model}: config.json: {cause}; correct it, or get the model again") from error
+        if isinstance(error, OSError | ValueError | SafetensorError | KeyError | AttributeError | TypeError):
             cause = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
             where = (
                 "cannot be loaded" if Path(self.model).is_dir() else "no such folder, and not to be had from the hub"

@@ -42,9 +42,13 @@ _PROBES = (
 
 
 def write_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, origin: tuple[str, str], config: PreTrainedConfig, folder: Path
+    tokenizer: PreTrainedTokenizerBase,
+    origin: tuple[str, str],
+    config: PreTrainedConfig,
+    folder: Path,
+    paired: bool = True,
 ) -> None:
-    """Write a tokenizer to ``folder``, whose config.json is that of a model of ``config``.
+    """Write a tokenizer to ``folder``, whose config.json is that of a model of ``config``, trained on pairs if ``paired``.
 
     ``origin``: the model folder or hub id that it was loaded from, and the revision. Its files are copied from there, with a
     tokenizer.json if they lack it. The tokenizer is serialised instead where the files are gone or others by now, or their
@@ -55,7 +59,7 @@ def write_tokenizer(
         for name in TOKENIZER_FILES:
             if (files / name).is_file():
                 shutil.copyfile(files / name, folder / name)
-        write_settings(folder, tokenizer, config)
+        write_settings(folder, tokenizer, config, paired)
         if _reads_alike(folder, tokenizer) and _completed(folder, tokenizer):
             return
         for name in TOKENIZER_FILES:
@@ -63,7 +67,7 @@ def write_tokenizer(
     tokenizer.save_pretrained(folder)
     if (folder / "tokenizer.json").is_file():
         _write_json(folder / SETTINGS, _read_settings(folder) | {"tokenizer_class": _GENERIC})
-    write_settings(folder, tokenizer, config)
+    write_settings(folder, tokenizer, config, paired)
     if not _reads_alike(folder, tokenizer):
         raise UserError(
             f"{origin[0]}: its {type(tokenizer).__name__} gives other ids when it is saved and loaded again; "
@@ -71,17 +75,23 @@ def write_tokenizer(
         )
 
 
-def write_settings(folder: Path, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+def write_settings(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, paired: bool = True
+) -> None:
     """Change in ``folder`` what ``portable_settings`` changes; a file that is good as it is keeps its bytes."""
     own = _read_settings(folder)
-    if (settings := portable_settings(own, tokenizer, config)) != own:
+    if (settings := portable_settings(own, tokenizer, config, paired)) != own:
         _write_json(folder / SETTINGS, settings)
 
 
 def portable_settings(
-    own: dict[str, Any], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
+    own: dict[str, Any], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, paired: bool = True
 ) -> dict[str, Any]:
-    """The content of tokenizer_config.json, with what 4.57 cannot read, or does not fit a model of ``config``, changed."""
+    """The content of tokenizer_config.json, with what 4.57 cannot read, or does not fit a model of ``config``, changed.
+
+    A model that was not ``paired`` in training has never read a second segment: it is given no token types, unless they are
+    all 0, as XLM-R's are.
+    """
     changed = {key: value for key, value in own.items() if key not in _UNWANTED}
     for key in _PATHS:
         if str(changed.get(key, "")).startswith("/"):
@@ -93,12 +103,18 @@ def portable_settings(
     if tokenizer.model_max_length > longest_input(config):
         changed["model_max_length"] = longest_input(config)
 
-    inputs = ["input_ids", *(["token_type_ids"] if knows_segments(config) else []), "attention_mask"]
+    typed = knows_segments(config) and (paired or not marks_pairs(tokenizer))
+    inputs = ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]
     given = changed.get("model_input_names", [])
     by_class = not given and name.removesuffix("Fast") in _SAME_INPUTS
     if set(tokenizer.model_input_names if by_class else given) != set(inputs):
         changed["model_input_names"] = inputs
     return changed
+
+
+def marks_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokens of the second of two texts are of token type 1."""
+    return 1 in tokenizer("a", "b", return_token_type_ids=True)["token_type_ids"]
 
 
 def add_older_keys(path: Path, config: PreTrainedConfig) -> None:

@@ -23,6 +23,13 @@ from pipeline.models.units import lacks_bf16_units
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
+def arithmetic_of(precision: str, device: torch.device) -> str:
+    """A name of what a model of this ``precision`` is computed with on ``device``: elsewhere its last bits are others."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    widened = ", products widened to fp32" if precision == "bf16" and lacks_bf16_units(device) else ""
+    return f"{precision} on {name}{widened}"
+
+
 def fit_arithmetic(encoder: nn.Module, precision: str, device: torch.device) -> None:
     """Give ``encoder``, whose weights are ``precision``, the arithmetic that is fast on ``device``, where it stays."""
     if device.type == "cpu":

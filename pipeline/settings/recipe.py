@@ -11,6 +11,8 @@ from typing import Any, Literal
 from data_prep.cli import UserError
 from pipeline.pairs import PAIRS, VALUE_MSE
 
+PAIR = 5  # positions of the shortest pair of segments: [CLS], a token, [SEP], a token, [SEP]
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -57,9 +59,7 @@ class Recipe:
     warmup_steps: int
     length: int = 512
     layout: Literal["full", "doc"] = "full"  # windows run across documents, or never do and are padded
-    segments: Literal["auto", "pairs", "single"] = (
-        "auto"  # [CLS] A [SEP] B [SEP] where the teacher knows segments, or always
-    )
+    segments: Literal["auto", "pairs", "single"] = "auto"  # pairs [CLS] A [SEP] B [SEP] where the teacher knows them
     pairs: tuple[str, ...] = ("qk", "vv")  # v_mse among them: values by their squared difference
     transfer: Literal["last", "layer-to-layer"] = "last"  # the last layer learns, or each from one of the teacher's
     relation_heads: int = 12
@@ -137,9 +137,8 @@ class Recipe:
         self.need("warmup_steps", self.warmup_steps >= 0, "at least 0")
         self.need("length", self.length >= 3, "at least 3: [CLS], a token, [SEP]")
         if self.segments == "pairs":
-            self.need(
-                "length", self.length >= 5, "at least 5 with segments = 'pairs': [CLS], a token, [SEP], a token, [SEP]"
-            )
+            wanted = f"at least {PAIR} with segments = 'pairs': [CLS], a token, [SEP], a token, [SEP]"
+            self.need("length", self.length >= PAIR, wanted)
         if self.batch % self.micro_batch:
             self.refuse("batch", f"not a multiple of micro_batch = {self.micro_batch}")
         if self.teacher.micro_batch < 0 or self.teacher.micro_batch % self.micro_batch:

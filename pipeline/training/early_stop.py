@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.artifacts.run_folder import STOP
 from pipeline.engines.ranks import Ranks, on_first_rank, store, wait_for_all
 
-AHEAD = 2  # updates
+AHEAD = 2  # updates; alone 1, since nobody else may be ahead
 
 
 class EarlyStop:
@@ -60,9 +60,8 @@ class EarlyStop:
             return self._is_last and step == self._limit
         pause = 0.0
         while True:
-            limit = store().add(
-                f"{self._key}/limit", 0
-            )  # 0 until rank 0 has set one, negative if it is the last update
+            # 0 until rank 0 has set one, negative if it is the last update
+            limit = store().add(f"{self._key}/limit", 0)
             if step < abs(limit) or limit < 0:
                 return step == -limit
             time.sleep(pause)
@@ -73,7 +72,8 @@ class EarlyStop:
         if self._is_last:
             return
         self._is_last = bool(self._reason)
-        self._limit = (self._limit or step + AHEAD - 1) if self._is_last else step + AHEAD
+        ahead = AHEAD if self._ranks.world > 1 else 1
+        self._limit = (self._limit or step + ahead - 1) if self._is_last else step + ahead
         if self._ranks.world > 1:
             store().set(f"{self._key}/limit", str(-self._limit if self._is_last else self._limit))
 

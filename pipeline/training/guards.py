@@ -17,6 +17,8 @@ from pipeline.artifacts.run_folder import record_end, refuse_foreign
 from pipeline.data.windows import Windows
 from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.ranks import Ranks, on_first_rank
+from pipeline.models.configs import deciding_values
+from pipeline.models.fit import teacher_config_of
 from pipeline.models.vocabulary import vocabulary_of
 from pipeline.settings.recipe import Recipe
 from pipeline.training.trainee import Trainee
@@ -85,8 +87,15 @@ def stop_if_not_finite(trainees: list[Trainee], ranks: Ranks) -> None:
 
 
 def stop_if_ranks_differ(ranks: Ranks, recipes: list[Recipe], corpus: Corpus) -> None:
-    """Raise on every rank if any has read another recipe, corpus, vocabulary or ds_config: hosts may have their own files."""
-    read: dict[str, object] = {"host": socket.gethostname(), recipes[0].data: corpus.id}
+    """Raise on every rank if any has read other files than the first: hosts may have their own.
+
+    Compared are recipe, corpus, the teacher's config, vocabularies and ds_configs.
+    """
+    shared = recipes[0]
+    read: dict[str, object] = {
+        shared.data: corpus.id,
+        f"{shared.teacher.model}: config.json": deciding_values(teacher_config_of(shared)),
+    }
     for recipe in recipes:
         read[f"{recipe.source}, for {recipe.out}"] = recipe.to_dict()
         for name in (recipe.teacher.ds_config, recipe.student.ds_config):
@@ -94,11 +103,12 @@ def stop_if_ranks_differ(ranks: Ranks, recipes: list[Recipe], corpus: Corpus) ->
         if own := vocabulary_of(recipe):
             read[recipe.student.vocab] = own.digest
     everyone: list = [None] * ranks.world
-    dist.all_gather_object(everyone, read)
-    for rank, other in enumerate(everyone):
-        for name in (name for name, value in everyone[0].items() if name != "host" and other.get(name) != value):
+    dist.all_gather_object(everyone, (socket.gethostname(), read))
+    first_host, first = everyone[0]
+    for rank, (host, other) in enumerate(everyone):
+        for name in (name for name, value in first.items() if other.get(name) != value):
             raise UserError(
-                f"{name}: rank {rank} on host {other['host']} reads another one than rank 0 on host {everyone[0]['host']}; "
+                f"{name}: rank {rank} on host {host} reads another one than rank 0 on host {first_host}; "
                 "give all hosts the same files"
             )
 

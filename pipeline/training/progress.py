@@ -1,12 +1,13 @@
 """Where a rank is in its run, how long that usually takes, and which of several ranks are behind.
 
 A rank that hangs but lives is found by its lack of progress: for its patience it has begun no other phase, entered no other
-collective, and begun no other micro-batch. With it all others stand still, since they wait for it in a collective; so the
-one to blame is the one that is furthest behind.
+collective, and made no move, as a micro-batch or the read of a tensor. With it all others stand still, since they wait for
+it in a collective; so the one to blame is the one that is furthest behind.
 
-The patience with a phase is ten times the longest of its kind so far, and at least FLOOR timeouts (10 minutes by default).
-The first of each kind is not counted: it compiles, allocates, or reads what nobody has cached. Until the second one has
-ended the patience is UNKNOWN timeouts (an hour). A download has no limit: the hub's client has its own.
+The patience with a phase of the loop is ten times the longest of its kind so far, and at least FLOOR timeouts (10 minutes by
+default). The first of each kind is not counted: it compiles, allocates, or reads what nobody has cached. Until the second
+one has ended, and outside of the loop, the patience is UNKNOWN timeouts (an hour). A download has no limit: the hub's client
+has its own.
 """
 
 import math
@@ -23,7 +24,8 @@ READ, UPDATE, EVALUATION, SAVE, EXPORT = (
     "the save",
     "the export",
 )
-START, DOWNLOAD, LOOP = "the start", "the download and loading of the teacher", (READ, UPDATE, EVALUATION, SAVE)
+START, DOWNLOAD, LOAD = "the start", "the download of the teacher", "the loading of the teacher"
+LOOP = (READ, UPDATE, EVALUATION, SAVE)
 
 FLOOR, UNKNOWN = 5, 30  # patience in timeouts: at least, and where nothing is known yet
 TIMES = 10  # the longest so far: the patience of a phase
@@ -31,13 +33,15 @@ LEAVING = 3  # times the longest read, update, evaluation and save together: wha
 
 
 class Place(NamedTuple):
-    """Where a rank is: its ``number``-th phase, its ``moves``, and its ``patience``, how long it may take for another (s).
+    """Where a rank is: its ``number``-th phase, and its ``patience``, how long it may take for another sign of progress (s).
 
-    Moves are collectives entered and parts of micro-batches begun. ``step`` counts from 1, 0 outside of the loop; ``longest``
-    (s) is that of the earlier phases of this kind.
+    ``arrivals`` are the collectives and meetings entered; ``moves``, what it has begun by itself, differ between ranks where
+    one works for all. ``step`` counts from 1, 0 outside of the loop; ``longest`` (s) is that of the earlier phases of this
+    kind.
     """
 
     number: int
+    arrivals: int
     moves: int
     phase: str
     step: int
@@ -65,7 +69,7 @@ class Progress:
         self._now = number + 1, phase, step, self._clock()
 
     def moved(self) -> None:
-        """Part of a micro-batch begins."""
+        """Part of the phase begins: of a micro-batch, or the read of a tensor. Also where this rank works for all."""
         self._moves += 1
 
     def suspended(self, seconds: float) -> None:
@@ -77,14 +81,16 @@ class Progress:
         number, phase, step, _ = self._now
         took = self._took.get(phase, [])
         longest = max(took, default=0.0)
-        patience = max(FLOOR * self._timeout, TIMES * took[1]) if len(took) > 1 else UNKNOWN * self._timeout
+        patience = UNKNOWN * self._timeout
         if phase == DOWNLOAD:
             patience = math.inf
-        return Place(number, arrivals + self._moves, phase, step, patience, longest)
+        elif phase in LOOP and len(took) > 1:
+            patience = max(FLOOR * self._timeout, TIMES * took[1])
+        return Place(number, arrivals, self._moves, phase, step, patience, longest)
 
     @property
     def time_to_leave(self) -> float:
-        """Seconds after SIGTERM within which the process must have ended by itself: a checkpoint is written in them."""
+        """Seconds after SIGTERM in the loop within which the process must have ended by itself, with a checkpoint."""
         return FLOOR * self._timeout + LEAVING * sum(max(self._took.get(phase, [0.0])) for phase in LOOP)
 
     def _clock(self) -> float:
@@ -94,8 +100,9 @@ class Progress:
 def behind(places: Mapping[int, Place]) -> list[int]:
     """The ranks that are furthest behind: those for which the others wait, if they wait.
 
-    The program of all ranks is the same, so that is who is in an earlier phase, or has made fewer moves in the same one.
-    These are all ranks if all are at one point: then each of them hangs, or a device or a network does.
+    The program of all ranks is the same, so that is who is in an earlier phase, or has entered fewer collectives in the same
+    one. Moves do not count: nobody waits for them. These are all ranks if all are at one point: then each of them hangs, or a
+    device or a network does.
     """
     last = min((place[:2] for place in places.values()), default=None)
     return [rank for rank, place in places.items() if place[:2] == last]

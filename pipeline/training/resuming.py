@@ -18,8 +18,10 @@ from pipeline.artifacts.checkpoints import Checkpoint
 from pipeline.artifacts.run_folder import COMPLETE, FREE, flat
 from pipeline.engines.ranks import on_first_rank
 from pipeline.engines.state import prime_optimizer, read_state, write_state
-from pipeline.models.configs import deciding_values
+from pipeline.models.configs import changed_values, deciding_values
 from pipeline.models.cut import CutEncoder
+from pipeline.models.families import family_of
+from pipeline.models.precision import arithmetic_of
 from pipeline.models.vocabulary import vocabulary_of
 from pipeline.pairs import VALUE_PROJECTION
 from pipeline.settings.recipe import Recipe
@@ -29,9 +31,8 @@ from pipeline.training.progress import SAVE
 from pipeline.training.run import HostedTeacher, Run
 from pipeline.training.trainee import Trainee
 
-VERSIONS = {
-    name: version(name) for name in ("torch", "deepspeed", "transformers")
-}  # as loaded, whatever pip does later
+# As loaded, whatever pip does later.
+VERSIONS = {name: version(name) for name in ("torch", "deepspeed", "transformers")}
 
 
 def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint | None:
@@ -74,12 +75,11 @@ def check_same_config(checkpoint: Checkpoint, recipe: Recipe, config: PreTrained
     Weights do not say how they are used. Checkpoints of before this was recorded are taken as they are.
     """
     before, now = checkpoint.info["teacher"].get("config", {}), deciding_values(config)
-    for key in sorted(before.keys() & now.keys()):
-        if before[key] != now[key]:
-            raise UserError(
-                f"{recipe.teacher.model}: config.json: {key} = {now[key]!r}, but {checkpoint.path} was trained on a teacher "
-                f"with {before[key]!r}; use another out, or the previous teacher"
-            )
+    for key, old, new in changed_values(before, now, recipe.teacher.layer, family_of(config).positions_after_padding):
+        raise UserError(
+            f"{recipe.teacher.model}: config.json: {key} = {new!r}, but {checkpoint.path} was trained on a teacher "
+            f"with {old!r}; use another out, or the previous teacher"
+        )
 
 
 def check_same_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -154,5 +154,6 @@ def checkpoint_info(run: Run, teacher: HostedTeacher, recipe: Recipe, step: int)
         },
         "student_ids": _vocabulary_hash(recipe),
         "ranks": run.ranks.world,
+        "arithmetic": arithmetic_of(recipe.precision, run.ranks.device),
         "versions": VERSIONS,
     }

@@ -15,7 +15,7 @@ from pipeline.artifacts.checkpoints import Checkpoint
 from pipeline.artifacts.distillation import read_distillation
 from pipeline.artifacts.run_folder import COMPLETE
 from pipeline.engines.memory import check_memory, choose_hosting
-from pipeline.engines.ranks import on_first_rank
+from pipeline.engines.ranks import on_first_rank, wait_for_all
 from pipeline.engines.student import check_same_weights, send_weights, student_engine
 from pipeline.engines.teacher import host_teacher
 from pipeline.models.cut import CutEncoder, empty_encoder, split
@@ -28,7 +28,7 @@ from pipeline.models.weights import Weights
 from pipeline.pairs import VALUE_MSE
 from pipeline.settings.recipe import Recipe, teacher_layers
 from pipeline.training import resuming
-from pipeline.training.progress import DOWNLOAD
+from pipeline.training.progress import DOWNLOAD, LOAD
 from pipeline.training.run import HostedTeacher, Run
 from pipeline.training.trainee import Trainee, divergence_of
 
@@ -69,7 +69,7 @@ class Models:
 def build(run: Run, pending: list[Pending]) -> Models:
     """Build teacher and students. Raises UserError, on every rank, for a teacher that is not whole or not the checkpoint's."""
     recipe, ranks = run.recipe, run.ranks
-    run.progress.at(_reading_teacher(recipe))
+    run.progress.at(DOWNLOAD if _is_fetched(recipe) else LOAD)
     config = teacher_config_of(recipe)
     for checkpoint in (student.checkpoint for student in pending if student.checkpoint):
         resuming.check_same_config(checkpoint, recipe, config)
@@ -97,21 +97,29 @@ def build(run: Run, pending: list[Pending]) -> Models:
 
 def host(run: Run, models: Models) -> HostedTeacher:
     """The teacher with its weights. Raises UserError where teacher and students do not fit a rank's memory."""
-    run.progress.at(_reading_teacher(run.recipe))
+    run.progress.at(LOAD)
     hosting = choose_hosting(run.recipe, run.ranks, models.teacher)
     recipes, students = zip(*((student.recipe, student.model) for student in models.students), strict=True)
     check_memory(list(recipes), run.ranks, hosting, list(students))
 
+    if _is_fetched(run.recipe) and hosting.kind == "zero3" and run.recipe.teacher.shard_group == "node":
+        run.progress.at(DOWNLOAD)  # each host reads for itself; elsewhere rank 0 alone does, and has it by now
+        if any(run.ranks.rank == node[0] for node in run.ranks.nodes):
+            models.weights.names()
+        wait_for_all(run.ranks)
+        run.progress.at(LOAD)
+
     def read(name: str) -> Tensor:
+        run.progress.moved()
         return models.weights.tensor(models.in_file[name])
 
     forward, digest = host_teacher(run.recipe, run.ranks, models.teacher, hosting, read)
     return HostedTeacher(forward, digest, hosting, models.teacher.config, models.history)
 
 
-def _reading_teacher(recipe: Recipe) -> str:
-    """The phase in which the teacher is read, and perhaps fetched before."""
-    return "the loading of the teacher" if Path(recipe.teacher.model).is_dir() else DOWNLOAD
+def _is_fetched(recipe: Recipe) -> bool:
+    """Whether the teacher comes from the hub."""
+    return not Path(recipe.teacher.model).is_dir()
 
 
 def make_trainees(run: Run, models: Models, teacher: HostedTeacher) -> list[Trainee]:
@@ -161,6 +169,6 @@ def prepare_folder(
     write_text(folder / "ds_config.student.json", json.dumps(ds_config, indent=1) + "\n")
     with new_folder(folder / "student") as student:
         config.save_pretrained(student)
-        write_tokenizer(tokenizer, tokenizer_origin(recipe), config, student)
+        write_tokenizer(tokenizer, tokenizer_origin(recipe), config, student, recipe.segments == "pairs")
         (student / CARD).write_text(card_text(student_metadata(recipe, corpus), ""), encoding="utf-8")
     (folder / COMPLETE).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ changes nothing; a process that was itself suspended starts its waiting anew.
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ import torch.distributed as dist
 
 from data_prep.cli import UserError
 from pipeline.engines.ranks import Ranks, arrivals, store
-from pipeline.training.progress import Place, Progress, behind
+from pipeline.training.progress import LOOP, Place, Progress, behind
 
 INTERVAL = 1.0  # seconds between two beats
 FAILED = 5.0  # seconds without a beat after which a rank is lost, once a collective has failed
@@ -34,8 +35,9 @@ class Watchdog:
 
     Lost is who has not beaten for ``timeout`` s, or for FAILED s once a collective has failed somewhere; and who beats but
     hangs, by ``progress``, which the block keeps. After SIGTERM (whose handler the block has) the process is ended if it has
-    not left in ``progress.time_to_leave``. An error that leaves the block on one rank alone ends the others too. Collective:
-    all ranks enter together; a single process only watches itself.
+    not left in ``progress.time_to_leave``, counted in the loop alone: what comes before or after it has its own patience. An
+    error that leaves the block on one rank alone ends the others too. Collective: all ranks enter together; a single process
+    only watches itself.
     """
 
     _blocks = 0  # how many were entered before: each has keys of its own
@@ -52,6 +54,7 @@ class Watchdog:
         self._me = f"rank {ranks.rank} (host {socket.gethostname()}, process {os.getpid()})"
         self._names = [self._me]
         self._terminated: float | None = None  # when SIGTERM was received
+        self._outside = -math.inf  # when this process was seen outside of the loop last
 
     def __enter__(self) -> "Watchdog":
         works: list[Callable[[], None]] = [self._judge]
@@ -59,7 +62,7 @@ class Watchdog:
             self._meet()
             works.append(self._beat_on)
         if self._ranks.first:
-            self._places = dict.fromkeys(range(self._ranks.world), (self.progress.place(0), time.monotonic()))
+            self._places = dict.fromkeys(range(self._ranks.world), (self._place(), time.monotonic()))
         self._signals = _Signals()
         self._watchers = [threading.Thread(target=work, daemon=True) for work in works]
         for watcher in self._watchers:
@@ -140,7 +143,7 @@ class Watchdog:
                 self._terminated = self._terminated and now
             last = now
             if self._ranks.world == 1:
-                self._note(0, self.progress.place(0), now)
+                self._note(0, self._place(), now)
             patience = min(FAILED, self._timeout) if self._failed or self._failure_known else self._timeout
             silent = [rank for rank, heard in self._heard.items() if now - heard > patience]
             if silent:
@@ -154,9 +157,9 @@ class Watchdog:
                 self._end(line, gone=0)
 
     def _note(self, rank: int, place: Place, now: float) -> None:
-        """Rank 0 has heard where ``rank`` is: it gets on if that is another phase, or if it has made moves."""
+        """Rank 0 has heard where ``rank`` is: it gets on if it is in another phase, has entered a collective or moved."""
         before, since = self._places[rank]
-        self._places[rank] = place, since if before[:2] == place[:2] else now
+        self._places[rank] = place, since if before[:3] == place[:3] else now
 
     def _hanging(self, now: float) -> str:
         """The line that names the ranks that hang, if any does; on rank 0, which knows where they are."""
@@ -173,11 +176,12 @@ class Watchdog:
         """The line that says that SIGTERM was not followed in time, if so."""
         if self._terminated is None and signal.SIGTERM in self._signals.received():
             self._terminated = now
-        if self._terminated is None or now - self._terminated <= self.progress.time_to_leave:
+        place = self._place()
+        if place.phase not in LOOP:
+            self._outside = now
+        if self._terminated is None or now - max(self._terminated, self._outside) <= self.progress.time_to_leave:
             return ""
-        line = (
-            f"{self._me} received SIGTERM {now - self._terminated:.0f} s ago and is still in {self.progress.place(0)}"
-        )
+        line = f"{self._me} received SIGTERM {now - self._terminated:.0f} s ago and is still in {place}"
         last = self._behind()
         return f"{line}, waiting for {self._named(last)}" if last and self._ranks.rank not in last else line
 
@@ -210,8 +214,10 @@ class Watchdog:
     # --- small ones ---------------------------------------------------------------------------------------------------
 
     def _beat(self, number: int) -> None:
-        place = self.progress.place(arrivals())
-        self._store.set(self._own(f"beat/{self._ranks.rank}"), json.dumps([number, *place]))
+        self._store.set(self._own(f"beat/{self._ranks.rank}"), json.dumps([number, *self._place()]))
+
+    def _place(self) -> Place:
+        return self.progress.place(arrivals())
 
     def _tell(self, line: str) -> None:
         """Let all ranks know the reason to end, if the store still answers: it may never, so nobody waits long."""

@@ -75,8 +75,8 @@ def write_trimmed(
         languages = ", ".join(report["languages"])
         summary = f"Cut from {len(new):,} to {len(kept):,} pieces, for {languages}; see {TRIMMING}."
         summary += f"\nLoads in {loads_in(config)}."
-        text = without_scores(card.read_text(encoding="utf-8", errors="replace"))
-        card.write_text(f"{text}\n## Vocabulary\n\n{summary}\n", encoding="utf-8")
+        text = without_scores(card.read_bytes().decode(errors="surrogateescape"))  # other encodings' bytes stay
+        card.write_bytes(f"{text}\n## Vocabulary\n\n{summary}\n".encode(errors="surrogateescape"))
     _write_json(out / TRIMMING, report | figures)
     return figures
 

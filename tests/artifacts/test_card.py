@@ -25,6 +25,7 @@ from tests.parts.launching import ROOT
 from tests.parts.tiny import make_recipe
 
 OLD = ROOT / "tests" / "old"
+RESULT = "{task: {type: x}, dataset: {name: d, type: org/d}, metrics: [{type: accuracy, value: 1.0}]}"
 
 
 def card_at(folder: Path, text: str) -> Path:
@@ -63,6 +64,22 @@ def test_the_cache_of_the_hub_says_the_public_id(tmp_path):
 @pytest.mark.parametrize("text", ["", "no metadata", "---\n- a\n- list\n---\n", "---\na: [\n---\n", "---\n1: 2\n---\n"])
 def test_a_card_that_says_nothing_is_no_error(tmp_path, text):
     assert teacher_metadata(str(card_at(tmp_path / "t", text)), "main") == {}
+
+
+@pytest.mark.parametrize("said", ["../../etc", "/models/teacher", "./teacher", "a/b/c", "5", "[org/name]"])
+def test_what_cannot_be_the_id_of_a_model_is_no_base_model(tmp_path, said):
+    assert teacher_metadata(str(card_at(tmp_path / "t", f"---\nmodel_id: {said}\n---\n")), "main") == {}
+
+
+@pytest.mark.parametrize(
+    "said, language", [("no", "no"), ("[en, no]", ["en", "no"]), ("[en, 5]", ["en"]), ("true", None), ("[]", None)]
+)
+def test_norwegian_is_a_language_and_not_false(tmp_path, said, language):
+    text = f"---\nlanguage: {said}\nmodel-index: [{{name: m, results: [{RESULT}]}}]\n---\nhi\n"
+    expected = {} if language is None else {"language": language}
+    assert teacher_metadata(str(card_at(tmp_path / "t", text)), "main") == expected
+    card_at(tmp_path / "t", without_scores(text))
+    assert read_metadata(tmp_path / "t" / "README.md") == expected
 
 
 def test_a_folder_that_is_gone_is_not_taken_for_a_hub_id():

@@ -1,5 +1,8 @@
 """data.segments: pairs of segments by the sample's number, in both layouts."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -140,6 +143,17 @@ def test_a_bert_whose_tokenizer_never_gives_a_second_segment_reads_single_texts(
     assert with_segments(recipe, load_config(recipe.teacher.model), tokenizer).segments == "single"
 
 
+def test_a_teacher_whose_tokenizer_gives_no_token_types_reads_single_texts(tmp_path):
+    """As a student of ours does that has read single texts: its second segment was never trained."""
+    recipe = load_recipe(make_recipe(tmp_path))
+    settings = Path(recipe.teacher.model) / "tokenizer_config.json"
+    for inputs, wanted in ((["input_ids", "attention_mask"], "single"), (None, "pairs")):
+        named = {} if inputs is None else {"model_input_names": inputs}
+        settings.write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | named))
+        config, tokenizer = load_config(recipe.teacher.model), load_tokenizer(recipe.teacher.model)
+        assert with_segments(recipe, config, tokenizer).segments == wanted
+
+
 def test_pairs_are_refused_where_the_teacher_has_no_segments(tmp_path):
     path = make_recipe(tmp_path)
     teacher = make_teacher(tmp_path / "roberta", "roberta", type_vocab_size=1)
@@ -153,6 +167,7 @@ def test_a_pair_needs_five_positions(tmp_path):
     path = make_recipe(tmp_path)
     with pytest.raises(UserError, match=r"length = 4: must be at least 5 with segments = 'pairs'"):
         load_recipe(path, ["segments=pairs", "length=4"])
-    recipe = load_recipe(path, ["length=4"])
-    with pytest.raises(UserError, match=r"length = 4: must be at least 5"):
-        with_segments(recipe, load_config(recipe.teacher.model), load_tokenizer(recipe.teacher.model))
+    for length, wanted in ((4, "single"), (5, "pairs")):
+        recipe = load_recipe(path, [f"length={length}"])
+        decided = with_segments(recipe, load_config(recipe.teacher.model), load_tokenizer(recipe.teacher.model))
+        assert decided.segments == wanted

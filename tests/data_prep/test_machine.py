@@ -126,6 +126,23 @@ def test_a_control_groups_limit_counts_as_memory(system, files):
     assert memory(system(files)) == {"total": 2**28, "free": 2**27}
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        grouped("0::/box\n", **{
+            "box__memory-max": f"{2**28}\n", "box__memory-current": f"{2**28}\n",
+            "box__memory-stat": f"anon {2**26}\nfile {2**27}\ninactive_file {2**27}\nactive_file 0\n",
+        }),
+        grouped("9:memory:/box\n", **{
+            "memory__box__memory-limit_in_bytes": f"{2**28}", "memory__box__memory-usage_in_bytes": f"{2**28}",
+            "memory__box__memory-stat": f"cache {2**27}\ninactive_file 0\ntotal_inactive_file {2**27}\n",
+        }),
+    ],
+)  # fmt: skip
+def test_pages_of_files_that_were_read_are_free(system, files):
+    assert memory(system(files))["free"] == 2**27
+
+
 def test_workers_are_as_many_as_the_cores(monkeypatch):
     monkeypatch.setattr(command, "cores", lambda: Allowed(37, "37 cores"))
     assert command.parser().parse_args(["extend", "--out", "corpus"]).workers == 37

@@ -56,7 +56,7 @@ def test_the_first_signal_asks_the_run_to_stop(tmp_path, capsys, signals_restore
     again = "(f / 'run' / 'STOP').unlink()\nwhile not (f / 'run' / 'STOP').exists(): time.sleep(0.01)\nsys.exit(75)"
     assert follow(tmp_path, UNTIL_STOP + again) == 75
     assert capsys.readouterr().err == (
-        "Stopping after this step, with a checkpoint. Ctrl-C (or SIGTERM) again ends it at once.\n"
+        "Stopping after one of the next steps, with a checkpoint. Ctrl-C (or SIGTERM) again ends it at once.\n"
     )
     assert not (tmp_path / "run" / "STOP").exists()
 

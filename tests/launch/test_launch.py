@@ -34,6 +34,7 @@ from tests.parts.launching import environment as launching_environment
         (["r", "--ranks", "0"], "--ranks 0: must be at least 1"),
         (["r", "--timeout", "1"], "--timeout 1.0: must be at least 5"),
         (["r", "--timeout", "nan"], "--timeout nan: must be at least 5"),
+        (["r", "--timeout", "inf"], "--timeout inf: must be at most 1e+06 seconds"),
         (["r", "--max-hours", "0"], "--max-hours 0: must be above 0"),
         (["r", "--max-hours", "nan"], "--max-hours nan: must be above 0"),
         (["r", "--hostfile", "f", "--master-port", "65536"], "--master-port 65536: must be a port, from 1 to 65535"),

@@ -326,6 +326,24 @@ def test_a_ds_config_that_clashes_is_named(tiny, tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
+    "stage, precision, taken", [(2, "bf16", True), (1, "fp32", True), (1, "bf16", False), (0, "fp32", False)]
+)
+def test_without_clipping_the_norm_need_not_be_computed_where_deepspeed_allows_it(
+    tiny, tmp_path, stage, precision, taken
+):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage, "compute_grad_norm": False}}))
+    recipe = load_recipe(tiny, ["gradient_clipping=0", f"precision={precision}"])
+    if taken:
+        assert load_ds_config(str(path), recipe)["zero_optimization"]["stage"] == stage
+    else:
+        with pytest.raises(
+            UserError, match=r"mine.json: .*compute_grad_norm = false: DeepSpeed has it at stage 2, and"
+        ):
+            load_ds_config(str(path), recipe)
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
         (

@@ -15,15 +15,17 @@ from pipeline.training.guards import stop_if_ranks_differ
 from tests.parts.tiny import make_recipe
 
 
-@pytest.mark.parametrize("changed", ["{source}, for {out}", "{data}", "student_zero2.json"])
+@pytest.mark.parametrize(
+    "changed", ["{source}, for {out}", "{data}", "student_zero2.json", "{teacher.model}: config.json"]
+)
 def test_hosts_with_other_files_are_named(tmp_path, monkeypatch, changed):
     recipe = load_recipe(make_recipe(tmp_path), ["student.ds_config=student_zero2.json"])
-    changed = changed.format(source=recipe.source, out=recipe.out, data=recipe.data)
+    changed = changed.format(**vars(recipe))
     there = {}
 
     def gather(found, mine):
-        assert changed in mine
-        found[:] = [mine, mine | {"host": "b"} | there]
+        assert changed in mine[1]
+        found[:] = [mine, ("b", mine[1] | there)]
 
     monkeypatch.setattr(dist, "all_gather_object", gather)
     arguments = Ranks(0, 2, 1, torch.device("cpu")), [recipe], open_corpus(recipe.data)

@@ -1,14 +1,22 @@
 """pipeline.training.watchdog: a rank that is lost is named by all the others, in time."""
 
+import contextlib
+import os
 import signal
 import socket
 import time
 
 import pytest
+import torch
 
+from pipeline.engines.ranks import Ranks
+from pipeline.training import progress, watchdog
+from pipeline.training.progress import DOWNLOAD, EXPORT, UPDATE
+from pipeline.training.watchdog import Watchdog
 from tests.parts import launching
 
 TIMEOUT = 8
+ALONE = Ranks(0, 1, 1, torch.device("cpu"))
 
 
 class Group:
@@ -40,6 +48,44 @@ class Group:
             assert len(told) == 1, error
             lines += told
         return time.monotonic() - begin, lines
+
+
+def test_a_single_process_gets_on_by_the_collectives_that_it_enters_and_by_its_moves(monkeypatch):
+    lines, entered = [], [0]
+    monkeypatch.setattr(Watchdog, "_end", lambda self, line, gone=1: lines.append(line))
+    monkeypatch.setattr(watchdog, "INTERVAL", 0.02)
+    monkeypatch.setattr(progress, "UNKNOWN", 0.05)
+
+    def enter() -> int:
+        entered[0] += 1
+        return entered[0]
+
+    with Watchdog(ALONE, timeout=5) as alone:  # so its patience is 0.25 s
+        monkeypatch.setattr(watchdog, "arrivals", enter)
+        time.sleep(1)
+        assert not lines
+        monkeypatch.setattr(watchdog, "arrivals", lambda: 0)
+        deadline = time.monotonic() + 60
+        while not lines and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert "hangs in the start: no progress for" in lines[0]
+        alone.leave()
+
+
+def test_sigterm_has_its_deadline_in_the_loop_and_none_outside_of_it():
+    alone, former = Watchdog(ALONE, timeout=10), signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with contextlib.closing(watchdog._Signals()) as alone._signals:
+            alone.progress.at(DOWNLOAD)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not any(alone._overdue(now) for now in (0.0, 9_000.0, 10_000.0))
+            alone.progress.at(UPDATE, 1)
+            assert not alone._overdue(10_050.0)
+            assert "received SIGTERM 10051 s ago and is still in the update of step 1" in alone._overdue(10_051.0)
+            alone.progress.at(EXPORT)
+            assert not alone._overdue(20_000.0)
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 # Rank 0 keeps the store in which all beat.

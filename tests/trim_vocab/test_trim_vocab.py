@@ -193,6 +193,14 @@ def test_what_belongs_to_the_model_is_kept(parts):
     assert not list(parts.out.parent.glob(".*"))
 
 
+def test_a_card_of_another_encoding_is_added_to_and_not_damaged(bert, tmp_path):
+    model = shutil.copytree(bert[0], tmp_path / "model")
+    (model / "README.md").write_bytes(CARD.encode() + b"vid\xe9e\r\n")  # Latin-1, with line ends of Windows
+    trim(model, bert[1], tmp_path / "out", ["de"], 0.9)
+    card = (tmp_path / "out" / "README.md").read_bytes()
+    assert card.startswith(b"---\nlicense: mit\n---\n# a model\nvid\xe9e\r\n\n## Vocabulary\n")
+
+
 def test_every_file_of_the_vocabulary_says_the_same(parts):
     samples = texts("de", 20, seed=9) + texts("el", 20, seed=9)
     if parts.kind == "bert":

@@ -48,7 +48,7 @@ def test_a_chain_of_stages_is_what_its_parts_make_one_by_one(folder, tmp_path, c
     assert_recomputed(tmp_path / "chain" / "assistant-student")
 
     with monkeypatch.context() as patch:  # asked to stop between the stages
-        patch.setattr(distill_module, "finish", lambda recipes: (tmp_path / "chain" / STOP).touch())
+        patch.setattr(distill_module, "finish", lambda *_: (tmp_path / "chain" / STOP).touch())
         assert distill_stages(stages, Namespace(stop_at=None, **options)) == EARLY
     assert json.loads(record.read_text())["code"] == 75 and not (tmp_path / "chain" / "student").exists()
     assert "Stopped after stage assistant" in capsys.readouterr().out

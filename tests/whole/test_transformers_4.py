@@ -161,7 +161,8 @@ def test_the_students_tokenizer_gives_its_teachers_ids(folders, loaded, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tokenizer_gives_what_the_model_takes(folders, loaded, name):
     config = json.loads((folders[1] / name / "config.json").read_text())
-    types = ["token_type_ids"] if config.get("type_vocab_size", 1) > 1 else []
+    read = name != "old-run"  # which was trained on single texts, and whose second segment so was not
+    types = ["token_type_ids"] if config.get("type_vocab_size", 1) > 1 and read else []
     assert loaded[0][name]["inputs"] == ["attention_mask", "input_ids", *types]
     first = (
         config["pad_token_id"] + 1

@@ -159,7 +159,7 @@ def test_a_run_that_is_stopped_killed_and_cut_off_comes_to_the_same_student(host
     launch.signal(signal.SIGTERM)
     code, output = launch.wait(60)
     assert code == 75, output
-    assert "Stopping after this step, with a checkpoint." in output and not (run / "STOP").exists()
+    assert "Stopping after one of the next steps, with a checkpoint." in output and not (run / "STOP").exists()
     assert 0 < newest_step(run) < STEPS and "error" not in output
 
     # A host is gone, with all its processes: the other ends in time and names the lost one.
