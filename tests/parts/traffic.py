@@ -78,6 +78,8 @@ def main() -> None:
         release()
     if ranks.first:
         print(json.dumps(rows), flush=True)
+    dist.barrier()  # the first rank has the store, which the other one needs until its end
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

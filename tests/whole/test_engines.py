@@ -178,7 +178,8 @@ def test_a_run_leaves_nothing_in_shared_memory(folder, two_ranks):
 def test_plan_counts_the_bytes_that_deepspeed_sends_at_each_stage(folder):
     processes = launching.start_ranks(2, "tests.parts.traffic", str(folder / "tiny.toml"))
     output = [process.communicate(timeout=launching.PATIENCE) for process in processes]
-    assert not any(process.returncode for process in processes), output[0][1][-2000:]
+    for process, (_, error) in zip(processes, output, strict=True):
+        assert process.returncode == 0, error[-2000:]
     counted = json.loads(output[0][0].splitlines()[-1])
     assert len(counted) == len(traffic.CASES)
     for stage, sent, received in counted:
