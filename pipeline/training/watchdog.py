@@ -51,6 +51,7 @@ class Watchdog:
         self._heard: dict[int, float] = {}  # when the beat of a rank was heard last
         self._places: dict[int, tuple[Place, float]] = {}  # on rank 0: where each rank is, and since when
         self._failure_known = False
+        self._gone = 1  # ranks that will not read a verdict; known before it is told, since both threads may follow it
         self._me = f"rank {ranks.rank} (host {socket.gethostname()}, process {os.getpid()})"
         self._names = [self._me]
         self._terminated: float | None = None  # when SIGTERM was received
@@ -149,12 +150,14 @@ class Watchdog:
             if silent:
                 seconds = now - min(self._heard[rank] for rank in silent)
                 line = f"{self._named(silent)} has not been heard of for {seconds:.0f} s"
+                self._gone = len(silent)
                 if self._ranks.first:
                     self._tell(line)
-                self._end(line, len(silent))
+                self._end(line)
             elif line := self._hanging(now) or self._overdue(now):
+                self._gone = 0
                 self._tell(line)
-                self._end(line, gone=0)
+                self._end(line)
 
     def _note(self, rank: int, place: Place, now: float) -> None:
         """Rank 0 has heard where ``rank`` is: it gets on if it is in another phase, has entered a collective or moved."""
@@ -188,10 +191,10 @@ class Watchdog:
     def _behind(self) -> list[int]:
         return behind({rank: place for rank, (place, _) in self._places.items()})
 
-    def _end(self, line: str, gone: int = 1) -> None:
+    def _end(self, line: str) -> None:
         """Report ``line`` and end this process, whatever its main thread waits for; not if it is leaving anyway.
 
-        Rank 0 keeps the store: it stays until the others, but for the ``gone``, have read why.
+        Rank 0 keeps the store: it stays until the others, but for those that are gone, have read why.
         """
         if not self._ending.acquire(blocking=False):
             return  # the other thread is at it
@@ -200,7 +203,7 @@ class Watchdog:
             return
         deadline = time.monotonic() + FAILED
         while self._ranks.first and self._ranks.world > 1 and time.monotonic() < deadline:
-            if self._store.add(self._own("read"), 0) >= self._ranks.world - 1 - gone:
+            if self._store.add(self._own("read"), 0) >= self._ranks.world - 1 - self._gone:
                 break
             time.sleep(0.1)
         ends = "the process ends" if line.startswith(self._me) else f"{self._me} ends too"

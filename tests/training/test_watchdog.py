@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,3 +133,14 @@ def test_when_all_is_well_nobody_is_missed():
         for process in group.processes:
             output, error = process.communicate(timeout=launching.PATIENCE)
             assert process.returncode == 0 and "is done" in output and "error" not in error
+
+
+def test_the_first_rank_keeps_the_store_until_the_others_have_read_why_it_ends(monkeypatch, capsys):
+    """Whichever of its threads is the first to follow a verdict, its own one as well."""
+    first = Watchdog(Ranks(0, 2, 2, torch.device("cpu")), 10)
+    reads = iter([0, 0, 1])
+    first._key, first._store, first._gone = "here", SimpleNamespace(add=lambda key, number: next(reads)), 0
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    first._end("rank 1 (host b, process 7) hangs")
+    assert next(reads, None) is None
+    assert "error: rank 1 (host b, process 7) hangs; rank 0" in capsys.readouterr().err
