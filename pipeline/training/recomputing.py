@@ -11,7 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_prep.cli import UserError
 from data_prep.shards import open_corpus
@@ -25,7 +25,7 @@ from pipeline.engines.hosting import Hosting
 from pipeline.engines.memory import free_devices
 from pipeline.engines.ranks import Ranks
 from pipeline.engines.teacher import host_teacher
-from pipeline.models.cut import empty_encoder
+from pipeline.models.cut import CutEncoder, empty_encoder
 from pipeline.models.fit import teacher_config_of
 from pipeline.models.loading import check_folder, load_folder_tokenizer, load_model, load_tokenizer, weights_of
 from pipeline.models.precision import DTYPES, arithmetic_of
@@ -135,11 +135,7 @@ def _losses(
     check_same_teacher(checkpoint, digest, recipe)
     check_same_config(checkpoint, recipe, config)
 
-    # Its own ids follow from the tokenizer that it was exported with.
-    plain = dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, vocab=""))
-    cut, names, tail = trained_part(plain, student, config.hidden_size, windows.padding)
-    if cut.value_projection is not None:  # only the loss has it: no part of the exported model
-        cut.value_projection.weight.data.copy_(checkpoint.tensors()[VALUE_PROJECTION])
+    cut = _student(recipe, checkpoint, student, config, windows.padding)
     cut.own_ids = _ids_in(tokenizer, known, student.config.vocab_size, config.vocab_size)
     if not recipe.student.vocab and not _are_same(cut.own_ids, known):
         raise _Differs(
@@ -147,14 +143,26 @@ def _losses(
             "exported: look for files of the run's student folder that were changed"
         )
     cut.to(ranks.device)
-    for parameter in cut.parameters():  # buffers, as the rotation's angles, stay fp32 in training as well
-        parameter.data = parameter.data.to(DTYPES[recipe.precision])
     fit(cut, recipe, ranks, "student")
-    trainee = Trainee(recipe, cut, names=names, tail=tail, teacher_layers=layers)
+    trainee = Trainee(recipe, cut, teacher_layers=layers)
     (losses,), _ = Evaluation(run, teach).losses([trainee])
     if not losses:
         raise UserError(f"{corpus.path} has no held-out window of {recipe.length} tokens")
     return losses, arithmetic_of(recipe.precision, ranks.device)
+
+
+def _student(
+    recipe: Recipe, checkpoint: Checkpoint, student: PreTrainedModel, teacher: PreTrainedConfig, padding: int | None
+) -> CutEncoder:
+    """The exported student's cut as the run trained it, in the recipe's precision; its ids are still the teacher's."""
+    # Its own ids follow from the tokenizer that it was exported with, not from student.vocab's folder.
+    plain = dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, vocab=""))
+    cut, _, _ = trained_part(plain, student, teacher.hidden_size, padding)
+    if cut.value_projection is not None:  # only the loss has it: no part of the exported model
+        cut.value_projection.weight.data.copy_(checkpoint.tensors()[VALUE_PROJECTION])
+    for parameter in cut.parameters():  # buffers, as the rotation's angles, stay fp32 in training as well
+        parameter.data = parameter.data.to(DTYPES[recipe.precision])
+    return cut
 
 
 def _alone(recipe: Recipe) -> Recipe:
