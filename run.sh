@@ -32,8 +32,9 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
   speed TEACHER STUDENT …   how much faster and smaller the students are     (python -m pipeline.speed)
   report RESULTS_DIR        scores next to the teacher's and the papers'     (python -m pipeline.report)
   report RUN_DIR STUDENT    sizes, speed-up, losses, relation maps of a run
-  bench loss | step | data | teacher | finetune | all
+  bench loss | step | data | teacher | finetune | kernel | all
                             where the time goes, on this machine             (python -m pipeline.bench)
+  bench gpu                 all that only a GPU can show, in 8 minutes       (python -m pipeline.bench gpu)
 
 The first use creates a virtual environment and installs the project into it. Variables:
   VENV     the virtual environment's folder (default: .venv next to this script)
@@ -54,6 +55,7 @@ set_up() {
     # What libraries keep for themselves stays below this folder.
     export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$root/.cache/torch_extensions}
     export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$root/.cache/torchinductor}
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$root/.cache/triton}
     export MPLCONFIGDIR=${MPLCONFIGDIR:-$root/.cache/matplotlib}
     local mark
     mark=$venv/.installed-$(cksum <"$root/pyproject.toml" | cut -d ' ' -f 1)

@@ -81,7 +81,7 @@ def shown_type(annotation: str) -> str:
     """An annotation in a reader's words."""
     if choices := re.fullmatch(r"Literal\[(.*)\]", annotation):
         return " or ".join(f"`{choice.strip()}`" for choice in choices[1].split(","))
-    words: dict[str, str] = {"int": "whole number", "float": "number", "str": "string"}
+    words: dict[str, str] = {"bool": "true or false", "int": "whole number", "float": "number", "str": "string"}
     if inner := re.fullmatch(r"tuple\[(\w+), \.\.\.\]", annotation):
         return f"list of {words[inner[1]]}s"
     return words[annotation]

@@ -31,6 +31,7 @@ from pipeline.data.reading import training_windows
 from pipeline.data.windows import Windows
 from pipeline.engines import slurm
 from pipeline.engines.both import release
+from pipeline.engines.deterministic import use_deterministic, without_an_algorithm
 from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.ranks import Ranks, on_first_rank, start_ranks
 from pipeline.export import export
@@ -69,6 +70,7 @@ def distill(
     """
     recipes, corpus, windows, tokenizer = check(recipes)  # what can be wrong is said before anything heavy starts
     recipe, root = recipes[0], root_of(recipes)
+    use_deterministic(recipe)
     ranks = start_ranks()
     last = min(recipe.steps, stop_at or recipe.steps)
     with (
@@ -82,7 +84,8 @@ def distill(
         on_first_rank(ranks, check_bytes, corpus)
         run = Run(recipe, ranks, corpus, windows, tokenizer, last, early, watchdog.progress)
         pending = unfinished(run, recipes)
-        step = train(run, pending) if pending else last
+        with without_an_algorithm(recipe):
+            step = train(run, pending) if pending else last
         if step == recipe.steps:
             finish(ranks, recipes, watchdog.progress)
 

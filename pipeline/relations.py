@@ -13,6 +13,7 @@ Shapes: B batch, T positions, R relation heads, D relation head width (teacher's
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pipeline.fused.choice import Shape, reason_against
 from pipeline.pairs import PAIRS
 
 
@@ -64,28 +66,67 @@ def relation_loss(
     heads: int = 12,
     lengths: Tensor | None = None,
     divergence: Divergence = divergence_and_gradient,
+    fused: bool | None = None,
 ) -> dict[str, Tensor]:
     """The distillation loss and its part for each relation; gradients reach the student only.
 
     ``teacher`` and ``student`` hold [B, T, width] projections, of different widths if need be; ``heads`` relation heads
     divide both widths; ``lengths`` [B] counts the real positions of right-padded sequences (None: all real);
-    ``divergence`` may be a compiled ``divergence_and_gradient``.
+    ``fused``: by the kernel of pipeline.fused, which holds no maps; None: where it can, on GPUs. Elsewhere the loss goes over
+    blocks of maps, by ``divergence``, which may be a compiled ``divergence_and_gradient``.
 
     Returns scalars: one for each pair, in nats, and ``"loss"``, their sum. Raises ValueError for heads that do not
-    divide a width, a pair that is not made of q, k and v, and shapes that do not fit together.
+    divide a width, a pair that is not made of q, k and v, shapes that do not fit together, and what ``fused`` cannot do.
     """
     teacher, student = QKV(*teacher), QKV(*student)
     lengths = None if lengths is None else torch.as_tensor(lengths)
     _check(teacher, student, pairs, heads, lengths)
-    queries = _queries(student.q, heads, lengths)
-    losses = {}
-    for pair in pairs:
-        a, b = ("qkv".index(letter) for letter in pair)
-        operands = teacher[a], teacher[b], student[a], student[b]
-        losses[pair] = _PairLoss.apply(  # type: ignore[no-untyped-call]
-            *operands, heads, queries, divergence, torch.is_grad_enabled()
-        )
+    operands = {pair: _operands(teacher, student, pair) for pair in pairs}
+    if _takes_kernel(fused, teacher, student, pairs, heads):
+        losses = _fused(operands, heads, lengths)
+    else:
+        queries, wanted = _queries(student.q, heads, lengths), torch.is_grad_enabled()
+        losses = {
+            pair: _PairLoss.apply(*of_pair, heads, queries, divergence, wanted)  # type: ignore[no-untyped-call]
+            for pair, of_pair in operands.items()
+        }
     return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+
+def _operands(teacher: QKV, student: QKV, pair: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """a and b of the teacher, and of the student."""
+    a, b = ("qkv".index(letter) for letter in pair)
+    return teacher[a], teacher[b], student[a], student[b]
+
+
+def _takes_kernel(fused: bool | None, teacher: QKV, student: QKV, pairs: tuple[str, ...], heads: int) -> bool:
+    """Whether the kernel computes this loss. Raises ValueError if it has to and cannot."""
+    if fused is False or (fused is None and student.q.device.type != "cuda"):
+        return False
+    widths, dtypes = (teacher.q.shape[2], student.q.shape[2]), (teacher.q.dtype, student.q.dtype)
+    reason = reason_against(student.q.device, Shape(heads, widths, dtypes, tuple(pairs)))
+    if fused and reason:
+        raise ValueError(f"fused = True: {reason}")
+    if reason:
+        warnings.warn(f"the relation loss goes over blocks of maps, not by its kernel: {reason}", stacklevel=3)
+    return not reason
+
+
+def _fused(
+    operands: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], heads: int, lengths: Tensor | None
+) -> dict[str, Tensor]:
+    """The loss of each pair by the kernel."""
+    from pipeline.fused.loss import PairLoss, rows_of
+
+    rows = None
+    if lengths is not None:
+        student = next(iter(operands.values()))[2]
+        length = student.shape[1]
+        rows = rows_of(lengths.to(student.device).clamp(max=length), length, heads)
+    losses = {}
+    for pair, of_pair in operands.items():
+        losses[pair] = PairLoss.apply(*of_pair, heads, rows)  # type: ignore[no-untyped-call]
+    return losses
 
 
 def value_mse(teacher: Tensor, student: Tensor, lengths: Tensor | None = None) -> Tensor:

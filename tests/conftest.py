@@ -6,6 +6,8 @@ import pytest
 
 # Before anything imports transformers.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before anything imports Triton: its kernels run on this CPU, interpreted. What compiles them runs in a process of its own.
+os.environ["TRITON_INTERPRET"] = "1"
 
 # The files that take longest, in this order: they begin first, lest the others wait for them at the end.
 LONG = (

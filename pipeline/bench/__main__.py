@@ -1,12 +1,17 @@
-"""Measurements of this machine: ``python -m pipeline.bench loss``, ``step``, ``data``, ``teacher``, ``finetune`` or ``all``.
+"""Measurements of this machine: ``python -m pipeline.bench`` with ``loss``, ``step``, ``data``, ``teacher``, ``finetune``,
+``kernel``, ``gpu`` or ``all``.
 
-``loss`` compares the relation loss with the papers' formula and with its matrix products alone, ``step`` a whole update with
-its indispensable parts, ``data`` the reading of a corpus with the bare copying of the same rows; every number is a median
-of repetitions; each repetition runs every variant. ``teacher`` shards a large teacher over processes of this machine and
-measures their memory and traffic. ``finetune`` compares ``evaluate`` with a plain Trainer.
+``loss`` compares the relation loss with the papers' formula and with its matrix products alone; with --static it counts the
+instructions of the fused one, for GPUs that need not be here. ``step`` compares a whole update with its indispensable parts,
+``data`` the reading of a corpus with the bare copying of the same rows; every number is a median of repetitions; each
+repetition runs every variant. ``teacher`` shards a large teacher over processes of this machine and measures their memory
+and traffic. ``finetune`` compares ``evaluate`` with a plain Trainer, ``kernel`` the fused loss with the formula in fp64.
+
+``gpu`` runs all that only a GPU can show, in at most eight minutes on one, and writes a page of it.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import tempfile
@@ -15,7 +20,8 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep.cli import Parser, run_command
+from data_prep.cli import Parser, UserError, run_command
+from pipeline.bench.gpu import gpu
 from pipeline.bench.options import options_parser
 from pipeline.bench.tools import Row
 
@@ -24,11 +30,13 @@ def parser() -> Parser:
     return options_parser(__doc__)
 
 
-def main() -> None:
+def main() -> int:
     options = parser().parse_args()
+    if options.kind == "gpu":
+        return gpu(options)
     starts_ranks = options.kind == "teacher" and "RANK" not in os.environ
     first = os.environ.get("RANK", "0") == "0" and not starts_ranks  # only this rank prints
-    if first and options.kind != "data":
+    if first and options.kind != "data" and not getattr(options, "static", False):
         print(_about_machine(_precision(options), options.json), flush=True)
     case: dict = {}
     for each in _requested(options):
@@ -43,6 +51,7 @@ def main() -> None:
                 case = row.case
                 print("\n" + _heading(each.kind, case), flush=True)
             print(_line(row), flush=True)
+    return 0
 
 
 def _requested(options: argparse.Namespace) -> list[argparse.Namespace]:
@@ -54,6 +63,22 @@ def _requested(options: argparse.Namespace) -> list[argparse.Namespace]:
 
 
 def _loss(options: argparse.Namespace) -> Iterator[Row]:
+    if options.static:
+        return _static(options)
+    if options.gpu:
+        raise UserError(f"--gpu {options.gpu}: goes with --static; what is measured is this machine")
+    return _measured_loss(options)
+
+
+def _static(options: argparse.Namespace) -> Iterator[Row]:
+    if not importlib.util.find_spec("triton"):
+        raise UserError("--static: Triton is not installed, whose compiler it asks: pip install triton")
+    from pipeline.bench.static import static
+
+    yield from static(options)
+
+
+def _measured_loss(options: argparse.Namespace) -> Iterator[Row]:
     from pipeline.bench.loss import loss  # importing torch and DeepSpeed takes seconds: here and below
 
     yield from loss(options)
@@ -88,12 +113,21 @@ def _data(options: argparse.Namespace) -> Iterator[Row]:
         yield from data.data(folder, options.length, options.batch, options.at, options.repeats)
 
 
+def _kernel(options: argparse.Namespace) -> Iterator[Row]:
+    if not importlib.util.find_spec("triton"):
+        raise UserError("kernel: Triton is not installed, which it is written in: pip install triton")
+    from pipeline.bench.kernel import kernel
+
+    yield from kernel(options)
+
+
 _MEASUREMENTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "loss": _loss,
     "step": _step,
     "data": _data,
     "teacher": _teacher,
     "finetune": _finetune,
+    "kernel": _kernel,
 }
 
 

@@ -1,7 +1,7 @@
 """``python -m pipeline.bench loss``: the relation loss compared with the papers' formula, and with its matrix products.
 
-*literal* is the formula written for whole tensors, with autograd; *ours* is ``relation_loss`` as an update calls it;
-*products* is only the indispensable part: the products that make the logits and the gradients.
+*literal* is the formula written for whole tensors, with autograd; *ours* is ``relation_loss`` over blocks of maps; *fused* is
+it by its kernel, where that runs; *products* is only the indispensable part: those that make the logits and the gradients.
 """
 
 import functools
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.bench.tools import Row, Setting, settings_of
+from pipeline.fused.choice import Shape, interpreted, reason_against
 from pipeline.measuring import device_here, extra_memory, free_memory, interleaved_times, median_ratio
 from pipeline.relations import QKV, block_bytes, block_shape, relation_loss, slices
 from pipeline.settings.recipe import Recipe
@@ -49,6 +50,8 @@ def loss(options: Namespace) -> Iterator[Row]:
         for length in sorted(set(options.length)):
             case = Case(setting, length, options.batch, tuple(options.widths), options.compile)
             check_agreement(case)
+            if runs_fused(case):
+                check_agreement(case, fused)
             for row in measure(case, options.repeats, device):
                 if row.measure == "memory of ours":
                     memory[length] = row.value
@@ -67,11 +70,17 @@ def measure(case: Case, repeats: int, device: torch.device) -> Iterator[Row]:
         del makers["literal"]
     if case.compiled:
         makers["ours, not compiled"] = ours_not_compiled
+    if runs_fused(case):
+        makers["fused"] = fused
     times = interleaved_times({name: make(case) for name, make in makers.items()}, repeats, device)
     notes = {
         "literal": "the formula with autograd, forward and backward",
-        "ours": "relation_loss, " + ("compiled" if case.compiled else "not compiled") + ", forward and backward",
+        "ours": "relation_loss over blocks, "
+        + ("compiled" if case.compiled else "not compiled")
+        + ", forward and backward",
         "ours, not compiled": "the same without a compiler",
+        "fused": "relation_loss by its kernel, forward and backward"
+        + (", in Triton's interpreter" if interpreted() else ""),
         "products": "the four matrix products of each map alone",
     }
     for name, note in notes.items():
@@ -83,8 +92,13 @@ def measure(case: Case, repeats: int, device: torch.device) -> Iterator[Row]:
         )
     target = "target: at most 2.5" if case.setting.heads <= 12 else "heads this narrow leave products little to do"
     yield Row("ours / products", median_ratio(times["ours"], times["products"]), "×", target, case.names)
+    if "fused" in times:
+        yield Row("ours / fused", median_ratio(times["ours"], times["fused"]), "×", "", case.names)
+        each = 1e6 * statistics.median(times["fused"]) / case.batch
+        yield Row("fused, a sequence", each, "µs", "of all its pairs", case.names)
 
-    memory = {name: extra_memory(makers[name], case, device) for name in ("literal", "ours") if name in makers}
+    measured = ("literal", "ours", "fused") if device.type == "cuda" else ("literal", "ours")
+    memory = {name: extra_memory(makers[name], case, device) for name in measured if name in makers}
     for name, size in memory.items():
         yield Row(f"memory of {name}", size / 2**20, "MiB", "at its peak, without the inputs", case.names)
     if "literal" in memory:
@@ -148,12 +162,23 @@ def ours_not_compiled(case: Case) -> Work:
     return _ours(case, "none")
 
 
-def _ours(case: Case, compile: str) -> Work:
+def fused(case: Case) -> Work:
+    """The loss by its kernel."""
+    return _ours(case, "none", fused=True)
+
+
+def runs_fused(case: Case) -> bool:
+    """Whether the kernel can compute this loss here."""
+    setting, dtypes = case.setting, (torch.bfloat16, torch.bfloat16)
+    return not reason_against(device_here(), Shape(setting.heads, case.widths, dtypes, setting.pairs))
+
+
+def _ours(case: Case, compile: str, fused: bool = False) -> Work:
     (teacher, student), setting = inputs(case), case.setting
     divergence = divergence_of(cast(Recipe, Namespace(compile=compile)))  # it asks the recipe for nothing else
 
     def work() -> tuple[Tensor, list[Tensor]]:
-        losses = relation_loss(teacher, student, setting.pairs, setting.heads, None, divergence)
+        losses = relation_loss(teacher, student, setting.pairs, setting.heads, None, divergence, fused)
         return _with_gradients(losses["loss"], student)
 
     return work
@@ -205,19 +230,24 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 # --- that they are comparable -----------------------------------------------------------------------------------------
 
 _TOLERANCE = 1e-3
-_OF_SUMS = 2**-8  # ours rounds the gradient of each pair to bf16; those of a projection in several pairs are then added
+# Ours rounds the gradient of each pair to bf16, and those of a projection in several pairs are then added. The kernel rounds
+# the gradient's map to bf16, and what this moves over the middle between two numbers of bf16 is then rounded the other way.
+_OF_ROUNDING = 2**-8
 
 
-def check_agreement(case: Case) -> None:
-    """Raise RuntimeError unless ours and the literal loss agree, relatively to 1e-3, in value and in every gradient."""
-    value, gradients = ours(case)()
+def check_agreement(case: Case, make: Callable[[Case], Work] | None = None) -> None:
+    """Raise RuntimeError unless the loss that ``make`` makes (None: ours) and the literal one agree.
+
+    Relatively to 1e-3, in value and in every gradient.
+    """
+    value, gradients = (make or ours)(case)()
     wanted, by_formula = _literal_by_sequence(case)
     pairs = {"loss": (value, wanted)} | dict(zip("qkv", zip(gradients, by_formula, strict=True), strict=True))
     for name, (own, literally) in pairs.items():
         own, literally = own.double(), literally.double()
         error = float((own - literally).norm() / literally.norm().clamp(min=1e-30))
-        several = name != "loss" and sum(name in pair for pair in case.setting.pairs) > 1
-        if not error <= (_OF_SUMS if several else _TOLERANCE):
+        rounded = name != "loss" and (make is fused or sum(name in pair for pair in case.setting.pairs) > 1)
+        if not error <= (_OF_ROUNDING if rounded else _TOLERANCE):
             differing = name if name == "loss" else f"gradient of {name}"
             raise RuntimeError(
                 f"{case.names}: the {differing} differs from the literal one's by {error:.1e} of its size"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from data_prep.machine import memory
 from pipeline.measuring import device_here
 from pipeline.models.units import lacks_bf16_units
 
@@ -16,11 +17,20 @@ def machine(precision: str) -> dict:
     return {
         "device": device.type,
         "name": name,
+        "devices": torch.cuda.device_count(),
+        "memory": _memory(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "precision": precision,
         "bf16_units": not lacks_bf16_units(device),
     }
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of the GPU's memory, or of this machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return memory()["total"]
 
 
 def _processor() -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.cli import Parser
+from pipeline.bench.gpu_parts import NAMES
 from pipeline.bench.tools import VOCABULARY
 from pipeline.pairs import PAIRS
 
@@ -60,6 +61,8 @@ def options_parser(description: str) -> Parser:
     _add_data(kinds.add_parser("data", help="the cost of reading, and how long training waits for data"))
     _add_teacher(kinds.add_parser("teacher", help="memory and traffic of a teacher that is sharded over processes"))
     _add_finetune(kinds.add_parser("finetune", help="evaluate's fine-tuning compared with a plain Trainer's"))
+    _add_size(kinds.add_parser("kernel", help="the fused loss compared with the papers' formula in fp64"))
+    _add_gpu(kinds.add_parser("gpu", help="the first hour on a GPU: all that only a GPU can show, in eight minutes"))
     kinds.add_parser("all", help="loss, step and data, each with its defaults")
     for kind in kinds.choices.values():
         kind.add_argument("--json", action="store_true", help="print JSON, one object per line")
@@ -74,6 +77,14 @@ def _add_loss(kind: argparse.ArgumentParser) -> None:
     _add_number(kind, "repeats", 5, 1, "repetitions; the median is reported")
     kind.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile the loss (default: yes)"
+    )
+    kind.add_argument(
+        "--static",
+        action="store_true",
+        help="predict the fused loss's time on GPUs from its compiled instructions, and measure nothing",
+    )
+    kind.add_argument(
+        "--gpu", metavar="NAME", help="of --static: one of plan's GPUs (default: each that has bf16 units)"
     )
 
 
@@ -93,10 +104,22 @@ def _add_step(kind: argparse.ArgumentParser) -> None:
         help="also the cost of the word embeddings' gradient and optimizer, compared with students whose own are not trained",
     )
     _add_setting(kind)
+    kind.add_argument(
+        "--loss-kernel",
+        choices=("auto", "triton", "torch", "literal"),
+        nargs="+",
+        default=["auto"],
+        help="what computes the loss, several allowed: as in a recipe, or the papers' formula (default: auto)",
+    )
     kind.add_argument("--dropout", type=_dropout, default=0.1, metavar="P", help="the student's (default: %(default)s)")
+    config = "the students' (default: %(default)s)"
+    kind.add_argument("--ds-config", default="student_zero1.json", metavar="FILE", help=config)
     kind.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: %(default)s")
     kind.add_argument(
         "--compile", choices=("loss", "none", "all"), default="loss", help="as in a recipe (default: %(default)s)"
+    )
+    kind.add_argument(
+        "--launches", action="store_true", help="count what a GPU would be sent in an update, and measure nothing"
     )
     _add_number(kind, "repeats", 5, 1, "repetitions; the median is reported")
 
@@ -144,6 +167,20 @@ def _add_finetune(kind: argparse.ArgumentParser) -> None:
     _add_number(kind, "steps", 8, 1, "updates of a repetition")
     _add_number(kind, "repeats", 3, 1, "repetitions; the median is reported")
     _add_number(kind, "seeds", (), 0, "also the scores of the plain Trainer, trained to the end", nargs="+")
+
+
+def _add_size(kind: argparse.ArgumentParser) -> None:
+    sizes = "full: what recipes use; toy: what a CPU can do in a minute or two (default: full on a GPU)"
+    kind.add_argument("--size", choices=("toy", "full"), help=sizes)
+
+
+def _add_gpu(kind: argparse.ArgumentParser) -> None:
+    _add_size(kind)
+    out = "for gpu.md, gpu.json and logs (default: %(default)s)"
+    kind.add_argument("--out", type=Path, default=Path("runs/bench-gpu"), metavar="DIR", help=out)
+    kind.add_argument("--parts", nargs="+", choices=NAMES, metavar="PART", help=f"only these of {', '.join(NAMES)}")
+    minutes = "the longest that it may take (default: 8, or 20 at toy size)"
+    kind.add_argument("--minutes", type=_whole_number(1), metavar="N", help=minutes)
 
 
 def _add_setting(kind: argparse.ArgumentParser) -> None:

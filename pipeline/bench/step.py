@@ -10,6 +10,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, PreTrainedConfig
 
+from data_prep.cli import UserError
 from data_prep.shards import open_corpus
 from pipeline.artifacts import checkpoints
 from pipeline.bench.data import make_corpus
+from pipeline.bench.launches import as_on_gpus, launch_rows
+from pipeline.bench.loss import Case, literal_bytes, literal_loss
 from pipeline.bench.tools import Row, Setting, settings_of
 from pipeline.data.inputs import Inputs
 from pipeline.data.reading import order_of, read_ahead, steps, training_windows
@@ -30,7 +34,7 @@ from pipeline.engines.ranks import Ranks, communication_backend, start_ranks
 from pipeline.engines.state import read_state
 from pipeline.engines.student import decay_groups, student_engine
 from pipeline.engines.teacher import Teach, host_teacher
-from pipeline.measuring import interleaved_times, median_ratio, summed
+from pipeline.measuring import free_memory, interleaved_times, median_ratio, summed
 from pipeline.models.counting import forward_flops
 from pipeline.models.cut import CutEncoder, cut_encoder, split
 from pipeline.models.fit import check_teacher, student_config_of
@@ -38,8 +42,10 @@ from pipeline.models.precision import DTYPES
 from pipeline.models.students import build_student
 from pipeline.relations import QKV, Divergence
 from pipeline.settings.recipe import Recipe, Student, Teacher
+from pipeline.training.ahead import Ahead
 from pipeline.training.step import Clock, update
 from pipeline.training.trainee import Trainee, divergence_of
+from pipeline.training.which_loss import takes_kernel
 
 SEED = 42
 _SHARE_STEPS = 3
@@ -50,9 +56,23 @@ _INTERVAL = Recipe.checkpoint_every  # steps
 def step(options: Namespace) -> Iterator[Row]:
     """Measure an update of the students under each setting; rows are meant for the first rank."""
     widths = {"teacher": options.teacher[1]} | {f"student {_shown(size)}": size[1] for size in options.student}
-    settings = settings_of(options.heads, options.pairs, widths)
+    settings = [
+        replace(setting, by=kernel)
+        for setting in settings_of(options.heads, options.pairs, widths)
+        for kernel in dict.fromkeys(options.loss_kernel)
+    ]
     ranks = start_ranks()
+    for setting in [setting for setting in settings if setting.by == "literal"]:
+        needed = literal_bytes(Case(setting, options.length, options.batch, (0, 0), compiled=False))
+        if needed > free_memory(ranks.device) / 2:  # the models need some too
+            settings.remove(setting)
+            yield Row("literal needs", needed / 2**20, "MiB", "estimated; not run, it would not fit", setting.case)
+    if not settings:
+        raise UserError("--loss-kernel literal: its maps do not fit the memory; use a smaller --batch or --length")
     models = Models(options, settings, ranks)
+    if options.launches:
+        yield from _launches(models, settings)
+        return
     times = interleaved_times(models.works(), options.repeats, ranks.device)
     plain, engine = (summed(*(times[f"{kind} {i}"] for i in models.students)) for kind in ("plain", "engine"))
     floor = summed(times["teacher"], plain)
@@ -70,6 +90,17 @@ def step(options: Namespace) -> Iterator[Row]:
     yield Row("DeepSpeed's own", own, "%", "on top of plain torch; target: under 5", case)
 
 
+def _launches(models: "Models", settings: list[Setting]) -> Iterator[Row]:
+    """What an update of each student launches, under each setting."""
+    as_on_gpus(models.teacher)
+    for engine in models.engines:
+        as_on_gpus(engine.module)
+    for setting, trainees in zip(settings, models.trainees, strict=True):
+        for size, trainee in zip(models.case["students"], trainees, strict=True):
+            case = models.case | {"students": [size], "stage": trainee.engine.zero_optimization_stage()} | setting.case
+            yield from launch_rows(trainee, models.teach, models.samples, case)
+
+
 def _rows_of_setting(
     models: "Models", times: dict[str, list[float]], floor: list[float], number: int, setting: Setting
 ) -> Iterator[Row]:
@@ -78,7 +109,8 @@ def _rows_of_setting(
     whole = times[f"step {number}"]
     target = 0.95 if setting.pairs == ("qk", "vv") else 0.92
     speed = models.flops / statistics.median(whole) / 1e9
-    yield Row("step", statistics.median(whole), "s", "an update of every student", case)
+    note = f"an update of every student; the loss {_computed(trainees[0])}"
+    yield Row("step", statistics.median(whole), "s", note, case)
     yield Row("floor", statistics.median(floor), "s", "teacher's pass, and students in plain torch", case)
     yield Row("floor / step", median_ratio(floor, whole), "×", f"target: at least {target}", case)
     yield Row("model speed", speed, "GFLOP/s", "teacher's + 3 × students' forward", case)
@@ -114,26 +146,31 @@ class Models:
                 check_teacher(recipe, config)
         first, students = recipes[0][0], recipes[0]
 
-        teacher = cut_encoder(build_student(config, SEED), first.teacher.layer)
-        hosting, weights = choose_hosting(first, ranks, teacher), dict(teacher.named_parameters())
-        self.teach, _ = host_teacher(first, ranks, teacher, hosting, weights.__getitem__)
+        self.teacher = cut_encoder(build_student(config, SEED), first.teacher.layer)
+        hosting, weights = choose_hosting(first, ranks, self.teacher), dict(self.teacher.named_parameters())
+        self.teach, _ = host_teacher(first, ranks, self.teacher, hosting, weights.__getitem__)
         self.plain = [Plain(_student(recipe, config), recipe, ranks) for recipe in students]
         self.engines = [student_engine(recipe, ranks, _student(recipe, config)) for recipe in students]
         self.students = range(len(self.engines))
-        divergence = divergence_of(first)
-        self.trainees = _trainees(recipes, self.engines, divergence)
+        divergence, width = divergence_of(first), config.hidden_size
+
+        def trainees(engines: list) -> list[list[Trainee]]:
+            pairs = zip(settings, recipes, strict=True)
+            return [_trainees(setting, each, engines, divergence, width, ranks) for setting, each in pairs]
+
+        self.trainees = trainees(self.engines)
         self.frozen: list[list[Trainee]] = []
         if options.embeddings:
             still = [_student(recipe, config, trains_words=False) for recipe in students]
             pairs = zip(students, still, strict=True)
             engines = [student_engine(recipe, ranks, student) for recipe, student in pairs]
-            self.frozen = _trainees(recipes, engines, divergence)
+            self.frozen = trainees(engines)
 
         generator = torch.Generator().manual_seed(SEED + ranks.rank)
         self.samples = Inputs(
             torch.randint(1000, config.vocab_size, (options.batch, options.length), generator=generator)
-        )
-        self.ids = self.samples.to(ranks.device).ids
+        ).to(ranks.device)
+        self.ids = self.samples.ids
         forwards: list[tuple[PreTrainedConfig, int, int]] = [(config, first.teacher.layer, 1)]
         forwards += [(student_config_of(recipe, config), recipe.student.layers, 3) for recipe in students]
         flops = (times * forward_flops(shape, layer, options.length) for shape, layer, times in forwards)
@@ -146,7 +183,7 @@ class Models:
 
     def works(self) -> dict[str, Callable[[], object]]:
         """The works to be timed, by name; numbers are those of settings and students."""
-        works: dict[str, Callable[[], object]] = {"teacher": lambda: self.teach(self.ids)}
+        works: dict[str, Callable[[], object]] = {"teacher": partial(self.teach, self.ids, None, False)}
         for student in self.students:
             works[f"plain {student}"] = partial(self.plain[student], self.ids)
             works[f"engine {student}"] = partial(self.trivial_update, student)
@@ -161,7 +198,7 @@ class Models:
 
     def update(self, trainees: list[Trainee]) -> None:
         """An update of these students."""
-        update(trainees, self.teach, self.samples, 0, self.ranks, Clock(self.ranks.device))
+        update(trainees, Ahead(self.teach), self.samples, 0, self.ranks, Clock(self.ranks.device))
 
     def trivial_update(self, student: int) -> None:
         """An update of a student by the trivial loss, under DeepSpeed."""
@@ -171,9 +208,36 @@ class Models:
         engine.step()
 
 
-def _trainees(recipes: list[list[Recipe]], engines: list, divergence: Divergence) -> list[list[Trainee]]:
-    """The students in training under each setting."""
-    return [[Trainee(*pair, divergence) for pair in zip(each, engines, strict=True)] for each in recipes]
+class LiteralTrainee(Trainee):
+    """One whose loss is the papers' formula with every map whole, and gradients by autograd."""
+
+    def losses(
+        self, teacher: QKV, output: tuple[Tensor, ...], lengths: Tensor | None, part: slice = slice(None)
+    ) -> dict[str, Tensor]:
+        assert lengths is None
+        targets, setting = self.targets(teacher, part, output[0].shape[1]), self.recipe
+        loss = literal_loss(targets, QKV(*output[:3]), Setting(setting.relations, setting.relation_heads))
+        return {"loss": loss}
+
+
+def _trainees(
+    setting: Setting, recipes: list[Recipe], engines: list, divergence: Divergence, teacher_width: int, ranks: Ranks
+) -> list[Trainee]:
+    """The students in training under the setting."""
+    made: list[Trainee] = []
+    for recipe, engine in zip(recipes, engines, strict=True):
+        if setting.by == "literal":
+            made.append(LiteralTrainee(recipe, engine))
+        else:
+            made.append(Trainee(recipe, engine, divergence, takes_kernel(recipe, teacher_width, ranks)[0]))
+    return made
+
+
+def _computed(trainee: Trainee) -> str:
+    """What computes the loss, in words."""
+    if isinstance(trainee, LiteralTrainee):
+        return "by the formula, with whole maps"
+    return "by its kernel" if trainee.fused else "over blocks of maps"
 
 
 class Plain:
@@ -246,7 +310,7 @@ def shares(trainees: list[Trainee], teach: Teach, ranks: Ranks) -> dict[str, flo
                 begin = time.perf_counter()
                 samples = next(ready)
                 waited += time.perf_counter() - begin
-                update(trainees, teach, samples, 0, ranks, clock)
+                update(trainees, Ahead(teach), samples, 0, ranks, clock)
                 _synchronize(ranks)
                 if not number:  # the first is the warm-up
                     clock.seconds()
@@ -309,9 +373,10 @@ def _recipe(options: Namespace, size: tuple[int, int], setting: Setting, ranks: 
     return Recipe(
         data="random", out=f"student {_shown(size)}", steps=10**6, batch=options.batch * ranks, micro_batch=options.batch,
         teacher=Teacher("random", options.layer or options.teacher[0], hosting="replicate"),
-        student=Student(layers, width, _attention_heads(width), dropout=options.dropout),
+        student=Student(layers, width, _attention_heads(width), dropout=options.dropout, ds_config=options.ds_config),
         learning_rate=1e-6, warmup_steps=0, length=options.length, pairs=setting.pairs, relation_heads=setting.heads,
         precision=options.precision, compile=options.compile, source="python -m pipeline.bench step",
+        loss_kernel="torch" if setting.by == "literal" else setting.by,
     )  # fmt: skip
 
 

@@ -206,7 +206,8 @@ class _Measurement:
         gathered = count[0] * DTYPES[self.options.precision].itemsize
         formula = self.layers * (ranks.world - 1) / ranks.world
         yield self._row("gathered", gathered / _MIB, "MiB", "received by a rank in a forward")
-        yield self._row("gathered / formula", gathered / formula, "×", "formula: (ranks − 1) / ranks of the layers")
+        if formula:  # one rank receives nothing
+            yield self._row("gathered / formula", gathered / formula, "×", "formula: (ranks − 1) / ranks of the layers")
         yield self._row("exact", float(same), "", "1: q, k, v are a replica's, bit for bit")
 
     def _replicas_forward(self, ids: Tensor) -> tuple[Any, int]:

@@ -1,6 +1,7 @@
 """The rows that a measurement gives, and the settings of a relation loss."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from data_prep.cli import UserError
 
@@ -20,14 +21,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """The parts of a relation loss: pairs of q, k and v, and the number of relation heads."""
+    """The parts of a relation loss: pairs of q, k and v, the number of relation heads, and what computes it.
+
+    ``by``: a recipe's ``loss_kernel``, or "literal" for the formula written for whole tensors.
+    """
 
     pairs: tuple[str, ...]
     heads: int
+    by: Literal["auto", "triton", "torch", "literal"] = "auto"
 
     @property
     def case(self) -> dict:
-        return {"pairs": ",".join(self.pairs), "heads": self.heads}
+        chosen = {} if self.by == "auto" else {"loss_kernel": self.by}
+        return {"pairs": ",".join(self.pairs), "heads": self.heads, **chosen}
 
 
 def settings_of(heads: list[int], pairs: tuple[str, ...] | None, widths: dict[str, int]) -> list[Setting]:

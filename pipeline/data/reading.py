@@ -105,9 +105,9 @@ def steps(
 
 
 def read_ahead(batches: Iterator[Inputs], device: torch.device, depth: int = 4) -> Generator[Inputs, None, None]:
-    """The same batches, read by a background thread up to ``depth`` ahead; its errors are raised here.
+    """The same batches on ``device``, read by a background thread up to ``depth`` ahead; its errors are raised here.
 
-    They stay on the CPU, in pinned memory if ``device`` is a GPU.
+    To a GPU each is sent as a whole and from pinned memory, so that nothing waits for the copy.
     """
     ready: queue.Queue[Inputs | Exception | None] = queue.Queue(depth)
     stopped = threading.Event()
@@ -137,6 +137,21 @@ def read_ahead(batches: Iterator[Inputs], device: torch.device, depth: int = 4) 
         while (item := ready.get()) is not None:
             if isinstance(item, Exception):
                 raise item
-            yield item
+            yield item.to(device)
     finally:
         stopped.set()
+
+
+def with_following(batches: Iterator[Inputs]) -> Iterator[tuple[Inputs, Inputs | None]]:
+    """Each batch and the one after it, None after the last. An error is raised where its own batch would have come."""
+    current = next(batches, None)
+    while current is not None:
+        following, failure = None, None
+        try:
+            following = next(batches, None)
+        except Exception as error:
+            failure = error
+        yield current, following
+        if failure:
+            raise failure
+        current = following

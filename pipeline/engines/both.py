@@ -27,12 +27,24 @@ def precision_config(recipe: Recipe, stage: int) -> dict:
 QUIET = {"steps_per_print": 2**31, "wall_clock_breakdown": False, "timers": {"throughput": {"enabled": False}}}
 
 
-def fit(encoder: CutEncoder, recipe: Recipe, ranks: Ranks, name: str) -> None:
-    """Give ``encoder`` the arithmetic that suits the device, and compile its layers if ``recipe`` says so."""
+def fit(encoder: CutEncoder, recipe: Recipe, ranks: Ranks, name: str, sharded: bool = False) -> None:
+    """Give ``encoder`` the arithmetic that suits the device, and compile its parts if ``recipe`` says so.
+
+    Each layer is a program, the same for all of them. Of a ``sharded`` encoder the last projections are left out, whose
+    weights are gathered one by one; of one that is trained the embeddings: their gradient would be atomic sums of a whole
+    batch in a few rows, and a second table in fp32.
+    """
     fit_arithmetic(encoder, recipe.precision, ranks.device)
-    if recipe.compile == "all":
-        for layer in encoder.body.layers:
-            layer.forward = Compiled(layer.forward, f"the {name}'s layers")
+    if recipe.compile != "all":
+        return
+    parts = {"layers": list(encoder.body.layers)}
+    if not sharded:
+        parts["last projections"] = [encoder.body.last]
+    if not any(parameter.requires_grad for parameter in encoder.embeddings.parameters()):
+        parts["embeddings"] = list(encoder.embeddings)
+    for what, modules in parts.items():
+        for module in modules:
+            module.forward = Compiled(module.forward, f"the {name}'s {what}")
 
 
 def release() -> None:

@@ -18,6 +18,9 @@ class Compiled:
     since it is called again. Shapes are compiled as dynamic: one program for all of them, so that a resumed run computes the
     same bits whatever shapes it meets first.
 
+    Where torch is asked for deterministic algorithms, as on GPUs by ``deterministic = true``, ``function`` itself runs: a GPU's
+    programs divide their sums by the first shapes that they meet.
+
     Methods of one class share torch's store of programs, which would be full after 8 of them: four widths of a student and
     their teacher. What is beyond would run uncompiled in silence; so the store grows with what is compiled, and where it is
     full all the same, that is a failure.
@@ -37,7 +40,7 @@ class Compiled:
         settings.fail_on_recompile_limit_hit = True
 
     def __call__(self, *arguments, **options):
-        if self._what in self._failed:
+        if self._what in self._failed or torch.are_deterministic_algorithms_enabled():
             return self._function(*arguments, **options)
         try:
             return self._compiled(*arguments, **options)

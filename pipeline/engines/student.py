@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.engines.both import QUIET, fit, made, precision_config
 from pipeline.engines.ds_config import load_ds_config
+from pipeline.engines.gradients import flatten_gradients
 from pipeline.engines.ranks import Ranks, quietly
 from pipeline.engines.state import write_masters
 from pipeline.models.cut import CutEncoder
@@ -65,6 +66,7 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
             config=config | QUIET,
             dist_init_required=False,
         )
+    flatten_gradients(engine, flat_norm=recipe.compile == "all")
     made.append(engine)
     write_masters(engine, weights)
     engine.resolved_config = config

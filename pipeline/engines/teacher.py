@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.engines.both import QUIET, fit, made, precision_config
 from pipeline.engines.ds_config import load_ds_config
+from pipeline.engines.graphs import graphed
 from pipeline.engines.hosting import Hosting
 from pipeline.engines.ranks import Ranks, on_first_rank, quietly, wait_for_all
 from pipeline.models.cut import CutEncoder
@@ -20,14 +21,15 @@ from pipeline.models.precision import DTYPES
 from pipeline.relations import QKV
 from pipeline.settings.recipe import Recipe
 
-Teach = Callable[..., QKV]  # input ids [B, T] and, of pairs, the tokens of the second segment
+Teach = Callable[..., QKV]  # input ids [B, T], of pairs the tokens of the second segment, and whether any is padding
 
 
 def host_teacher(
     recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: Hosting, read: Callable[[str], Tensor]
 ) -> tuple[Teach, str]:
-    """The frozen teacher as a function of input ids [B, T] (and of the second segment's tokens, bool [B, T]) on this rank's
-    device, and the hash of its fp32 weights.
+    """The frozen teacher as a function on this rank's device, and the hash of its fp32 weights.
+
+    It takes input ids [B, T], the second segment's tokens, bool [B, T] or None, and whether any position is padding.
 
     ``teacher`` needs no memory for its parameters (see models.cut.empty_encoder): ``read(name)`` gives them, asked on one rank
     of those that share a teacher, which sends each to the others. They are taken layer by layer, so a rank holds no
@@ -68,7 +70,7 @@ def host_teacher(
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(ranks.device))
     teacher.eval()
-    fit(teacher, recipe, ranks, "teacher")
+    fit(teacher, recipe, ranks, "teacher", sharded=hosting.kind == "zero3")
     if hosting.kind == "zero3":
         if len(body.layers):
             set_z3_leaf_modules(body, list({type(layer) for layer in body.layers}))
@@ -78,10 +80,10 @@ def host_teacher(
         body.eval()
 
     @torch.no_grad()
-    def forward(input_ids: Tensor, second: Tensor | None = None) -> QKV:
-        return body(*teacher.embed(input_ids, second=second))
+    def forward(input_ids: Tensor, second: Tensor | None = None, padded: bool | None = None) -> QKV:
+        return body(*teacher.embed(input_ids, second=second, padded=padded))
 
-    return forward, on_first_rank(ranks, digest.hexdigest)[:16]
+    return graphed(forward, recipe, hosting, ranks.device), on_first_rank(ranks, digest.hexdigest)[:16]
 
 
 def _find(ranks: Ranks, reader: int, read: Callable[[], object]) -> None:

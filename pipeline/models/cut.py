@@ -53,26 +53,36 @@ class CutEncoder(nn.Module):
         self.register_buffer("own_ids", None, persistent=False)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, second: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        second: Tensor | None = None,
+        padded: bool | None = None,
     ) -> tuple[Tensor, ...]:
         """[B, T] ids -> QKV of [B, T, width]. The [B, T] mask of real positions follows from ``padding``.
+
+        ``padded``: whether any position is padding. None: look at the ids, which waits for a GPU.
 
         ``second``, bool [B, T]: the tokens of a second segment (token type 1), which a model without segments ignores.
 
         With n − 1 earlier layers QKV of [B · n, T, width]: of each sequence one row for each layer, the last layer's last.
         With a value projection, (q, k, v, projected v).
         """
-        qkv = self.body(*self.embed(input_ids, attention_mask, second))
+        qkv = self.body(*self.embed(input_ids, attention_mask, second, padded))
         return qkv if self.value_projection is None else (*qkv, self.value_projection(qkv.v))
 
     def embed(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, second: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        second: Tensor | None = None,
+        padded: bool | None = None,
     ) -> tuple[Tensor, dict[str, dict]]:
         """Embedded ids [B, T, width], and a layer's other inputs by its kind of attention.
 
         These are the mask in the form this model's attention wants, and the rotation if there is one.
         """
-        if attention_mask is None and self.padding is not None:
+        if attention_mask is None and self.padding is not None and padded is not False:
             attention_mask = input_ids != self.padding
             attention_mask[:, 0] = True  # that is [CLS]; a query without a single key would have no attention
         own = input_ids if self.own_ids is None else self.own_ids[input_ids]
@@ -82,7 +92,13 @@ class CutEncoder(nn.Module):
             hidden = projection(hidden)
         layer_inputs: dict[str, dict] = {}
         for kind in sorted(set(attention_kinds(self.config))):
-            mask = _MASKS[kind](config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
+            # transformers leaves out a mask that hides nothing: it looks, unless it is told not to.
+            mask = _MASKS[kind](
+                config=self.config,
+                inputs_embeds=hidden,
+                attention_mask=attention_mask,
+                allow_is_bidirectional_skip=not padded,
+            )
             layer_inputs[kind] = {"attention_mask": mask}
             if self.rotary is not None:
                 positions = torch.arange(hidden.shape[1], device=hidden.device)[None]

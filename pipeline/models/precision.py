@@ -41,6 +41,14 @@ def fit_arithmetic(encoder: nn.Module, precision: str, device: torch.device) -> 
         widen_products(encoder)
 
 
+def use_torchs_own(encoder: nn.Module) -> None:
+    """Undo ``fit_arithmetic``: ``encoder`` has torch's own layers and attention, as on a GPU."""
+    for module in encoder.modules():
+        torchs: dict[type, type[nn.Module]] = {BulkDropout: nn.Dropout, WideLinear: nn.Linear}
+        module.__class__ = torchs.get(type(module), type(module))
+        _attend_by("sdpa", module)
+
+
 def widen_products(encoder: nn.Module) -> None:
     """Make every linear layer and attention inside ``encoder`` multiply in fp32 and round to the input's dtype."""
     for module in encoder.modules():

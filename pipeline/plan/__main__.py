@@ -1,7 +1,7 @@
 """Estimate a run: the memory of a GPU, network traffic, time, and disk used.
 
     python -m pipeline.plan RECIPE [key=value …] --nodes 4 --gpus-per-node 8 --gpu H100
-    python -m pipeline.plan RECIPE [key=value …] --measure        compare the memory model with a real run on this CPU
+    python -m pipeline.plan RECIPE [key=value …] --measure        compare the memory model with a real run on this machine
 
 It needs no weights, no GPU, and no network for the papers' teachers. Exit code 0 if the run fits, 1 if it does not.
 """
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="fraction of the peak rate (default: %(default)s)",
     )
-    parser.add_argument("--measure", action="store_true", help="check the memory model by a real run on this CPU")
+    parser.add_argument("--measure", action="store_true", help="check the memory model by a real run on this machine")
     parser.add_argument(
         "--ranks", type=int, default=1, metavar="N", help="processes of --measure (default: %(default)s)"
     )

@@ -1,4 +1,4 @@
-"""The memory model compared with a real run on this machine's CPU: ``python -m pipeline.plan RECIPE --measure``.
+"""The memory model compared with a real run on this machine: ``python -m pipeline.plan RECIPE --measure``.
 
 The run is one of fresh processes (measured.py).
 """
@@ -9,6 +9,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from data_prep.cli import UserError
 from pipeline.processes import free_port
@@ -35,11 +37,16 @@ def compare(recipe: str, overrides: list[str], ranks: int) -> list[Comparison]:
     if not Path("/proc/self/clear_refs").exists():
         raise UserError("--measure: needs Linux's /proc to see how much memory a process has held")
     load_recipes(recipe, overrides)
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < ranks:
+        raise UserError(f"--ranks {ranks}: more than the {gpus} GPUs that are visible")
     environment = os.environ | {
         "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
+        "MASTER_PORT": str(free_port()),
         "MALLOC_ARENA_MAX": "1",  # one heap: what a thread frees can be given back
     }  # fmt: skip
+    if not gpus:
+        environment |= {"DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-m", "pipeline.plan.measured", recipe, *overrides]
     processes: list[subprocess.Popen[str]] = []
     try:

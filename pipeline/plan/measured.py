@@ -1,8 +1,9 @@
 """The run behind ``python -m pipeline.plan RECIPE --measure``, in each of its processes.
 
 It hosts a teacher of random weights, makes the students' engines and does two updates, all by the code of a run, and looks
-at the process's resident memory. That rises by what the model predicts; what the framework itself takes is there before,
-since the same is done first with tiny models. Nothing is compiled: a compiler's own memory is not the models'.
+at the process's resident memory, or on a GPU at what torch has allocated there. That rises by what the model predicts; what
+the framework itself takes is there before, since the same is done first with tiny models. On a CPU nothing is compiled: a
+compiler's own memory is not the models'.
 """
 
 import argparse
@@ -39,9 +40,11 @@ from pipeline.plan.sizes import UNCOMPILED_BLOCKS, Device, cut_of
 from pipeline.relations import block_bytes
 from pipeline.settings.reading import load_recipes
 from pipeline.settings.recipe import Recipe, teacher_layers
+from pipeline.training.ahead import Ahead
 from pipeline.training.start import trained_part
 from pipeline.training.step import Clock, update
-from pipeline.training.trainee import Trainee
+from pipeline.training.trainee import Trainee, divergence_of
+from pipeline.training.which_loss import takes_kernel
 
 STEPS = 2  # Adam's moments come with the first
 _ACCUMULATION = 2  # micro-batches of a step, at most: more need no more memory
@@ -72,11 +75,13 @@ def measured(recipes: list[Recipe], ranks: Ranks) -> list[Comparison]:
         check_teacher(recipe, config)
     few = ranks.world * recipes[0].micro_batch * min(_ACCUMULATION, recipes[0].accumulation(ranks.world))
     teacher = dataclasses.replace(recipes[0].teacher, micro_batch=0)  # a window that divides the smaller batch too
-    recipes = [dataclasses.replace(recipe, batch=few, compile="none", teacher=teacher) for recipe in recipes]
+    recipes = [dataclasses.replace(recipe, batch=few, teacher=teacher) for recipe in recipes]
+    if ranks.device.type == "cpu":
+        recipes = [dataclasses.replace(recipe, compile="none") for recipe in recipes]
 
     _rises(*_tiny(recipes, config), ranks)
     rises = _rises(recipes, config, ranks)
-    worst = torch.tensor(list(rises.values()))
+    worst = torch.tensor(list(rises.values()), device=ranks.device)
     dist.all_reduce(worst, dist.ReduceOp.MAX)
     model = _model(recipes, config, ranks)
     return [Comparison(what, model[what], run) for what, run in zip(rises, worst.tolist(), strict=True)]
@@ -97,8 +102,8 @@ def _tiny(recipes: list[Recipe], config: PreTrainedConfig) -> tuple[list[Recipe]
 
 
 def _rises(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dict[str, int]:
-    """Bytes by which this process's resident memory is higher than at the call, at each stage of a run."""
-    recipe, start = recipes[0], _resident()
+    """Bytes by which this process's memory is higher than at the call, at each stage of a run."""
+    recipe, start = recipes[0], _held(ranks.device)
     *earlier, layer = layers = teacher_layers(recipes)
     cut, _ = empty_encoder(config, layer, earlier=tuple(earlier))
     shapes = {name: p.shape for name, p in cut.named_parameters()}
@@ -108,17 +113,17 @@ def _rises(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dic
         return torch.randn(shapes[name], generator=generator).mul_(0.02)
 
     teach, _ = host_teacher(recipe, ranks, cut, choose_hosting(recipe, ranks, cut), random_weights)
-    rises = {"teacher hosted": _resident() - start}
+    rises = {"teacher hosted": _held(ranks.device) - start}
 
     trainees = [_trainee(own, config, layers, ranks) for own in recipes]
-    rises["students' engines made"] = _resident() - start
+    rises["students' engines made"] = _held(ranks.device) - start
 
     vocabulary, samples = min(config.vocab_size, 1000), recipe.batch // ranks.world
-    inputs = Inputs(torch.randint(5, vocabulary, (samples, recipe.length), generator=generator))
+    inputs = Inputs(torch.randint(5, vocabulary, (samples, recipe.length), generator=generator)).to(ranks.device)
     for step in range(STEPS):
-        peaks = Peaks()
-        update(trainees, teach, inputs, step, ranks, peaks)
-        rises["between steps"] = _resident() - start
+        peaks = Peaks(ranks.device)
+        update(trainees, Ahead(teach), inputs, step, ranks, peaks)
+        rises["between steps"] = _held(ranks.device) - start
     return rises | {part: peak - start for part, peak in peaks.by_part().items()}
 
 
@@ -126,21 +131,27 @@ def _trainee(recipe: Recipe, config: PreTrainedConfig, layers: tuple[int, ...], 
     model = build_student(student_config_of(recipe, config), recipe.seed)
     student, names, tail = trained_part(recipe, model, config.hidden_size)
     engine = student_engine(recipe, ranks, student)
-    return Trainee(recipe, engine, names=names, tail=tail, teacher_layers=layers)
+    fused, _ = takes_kernel(recipe, config.hidden_size, ranks)
+    return Trainee(recipe, engine, divergence_of(recipe), fused, names, tail, layers)
 
 
 class Peaks(Clock):
-    """A clock that takes memory, not time: the highest resident memory in each part of an update."""
+    """A clock that takes memory, not time: the highest in each part of an update."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__(torch.device("cpu"))
+        self._gpu = device if device.type == "cuda" else None
         self._peaks: list[tuple[str, int]] = []
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        if self._gpu:
+            torch.cuda.reset_peak_memory_stats(self._gpu)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
         yield
-        self._peaks.append((part, process_status("VmHWM")))
+        highest = torch.cuda.max_memory_allocated(self._gpu) if self._gpu else process_status("VmHWM")
+        self._peaks.append((part, highest))
 
     def by_part(self) -> dict[str, int]:
         """Peaks by the model's parts: a student has a forward, the loss, and then a backward in each micro-batch."""
@@ -159,12 +170,14 @@ def _model(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dic
     recipe, number = recipes[0], DTYPES[recipes[0].precision].itemsize
     teacher = cut_of(config, recipe.teacher.layer)
     students = [cut_of(student_config_of(own, config), own.student.layers) for own in recipes]
+    cpu = ranks.device.type == "cpu"
     device = Device(
         number,
-        block=block_bytes(torch.device("cpu")),
-        blocks=UNCOMPILED_BLOCKS,
-        cpu=True,
-        widens=recipe.precision == "bf16" and lacks_bf16_units(torch.device("cpu")),
+        block=block_bytes(ranks.device),
+        blocks=UNCOMPILED_BLOCKS if recipe.compile == "none" else 3,
+        cpu=cpu,
+        widens=cpu and recipe.precision == "bf16" and lacks_bf16_units(ranks.device),
+        chip="" if cpu else _chip(recipe, config, ranks),
     )
     hosting = choose_hosting(recipe, ranks, empty_encoder(config, recipe.teacher.layer)[0])
     memory = memory_of(recipes, teacher, students, hosting, ranks.world, device)
@@ -180,9 +193,17 @@ def _model(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dic
     }
 
 
-def _resident() -> int:
-    """Bytes of this process that are in memory, once what it no longer needs has been given back."""
+def _chip(recipe: Recipe, config: PreTrainedConfig, ranks: Ranks) -> str:
+    """The GPU's chip as plan names it, or "" where the loss is not fused."""
+    major, minor = torch.cuda.get_device_capability(ranks.device)
+    return f"sm_{major}{minor}" if takes_kernel(recipe, config.hidden_size, ranks)[0] else ""
+
+
+def _held(device: torch.device) -> int:
+    """Bytes of this process that are in memory, or allocated on its GPU, once what it no longer needs has been given back."""
     gc.collect()
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pipeline.engines.hosting import Hosting
 from pipeline.pairs import VALUE_MSE
+from pipeline.plan.fused import is_fused
 from pipeline.plan.sizes import Cut, Device
 from pipeline.plan.zero import State, gathered, offloads, student_state
 from pipeline.settings.recipe import Recipe, teacher_layers
@@ -60,16 +61,24 @@ def teacher_pass(cut: Cut, batch: int, length: int, device: Device) -> int:
 
 
 def loss_memory(recipe: Recipe, teacher: Cut, student: Cut, device: Device) -> int:
-    """Bytes of relation_loss: its blocks of maps, fp32 copies for the sequences of a block, and the gradients it keeps."""
+    """Bytes of relation_loss: its blocks of maps, fp32 copies for the sequences of a block, and the gradients it keeps.
+
+    Fused it has no blocks and no copies, but two fp32 numbers a row, head and pair, and in backward of one pair two more.
+    """
     batch, length, heads = recipe.micro_batch * len(recipe.layers), recipe.length, recipe.relation_heads
-    maps = device.block // (4 * length**2)
-    sequences = max(1, min(batch, maps // heads))
-    block = min(device.block, 4 * batch * heads * length**2)
-    copies = 4 * sequences * length * (4 * teacher.width + 6 * student.width)
     gradients = sum(len(set(pair)) for pair in recipe.relations)  # of qq one, of qk two
     kept = gradients * device.number * batch * length * student.width
     if VALUE_MSE in recipe.pairs:  # projected values, and the difference in fp32 with its square
         kept += (device.number + 8) * batch * length * teacher.width
+    if is_fused(recipe, device.chip, teacher, student):
+        if len(recipe.layers) > 1:  # the teacher's q, k, v of these layers, put together
+            kept += 3 * device.number * batch * length * teacher.width
+        return kept + (len(recipe.relations) + 1) * 2 * 4 * batch * heads * length
+
+    maps = device.block // (4 * length**2)
+    sequences = max(1, min(batch, maps // heads))
+    block = min(device.block, 4 * batch * heads * length**2)
+    copies = 4 * sequences * length * (4 * teacher.width + 6 * student.width)
     return device.blocks * block + copies + kept
 
 

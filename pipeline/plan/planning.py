@@ -15,6 +15,7 @@ from pipeline.models.configs import planned_config
 from pipeline.models.counting import forward_flops
 from pipeline.models.fit import check_teacher, student_config_of, teacher_config_of
 from pipeline.models.precision import DTYPES
+from pipeline.plan.fused import is_fused
 from pipeline.plan.hardware import GIB, MIB, Cluster
 from pipeline.plan.memory import Memory, memory_of
 from pipeline.plan.sizes import UNCOMPILED_BLOCKS, Cut, Device, cut_of
@@ -79,6 +80,12 @@ class Plan:
     def fits(self) -> bool:
         return not self.missing
 
+    @property
+    def fused(self) -> bool:
+        """Whether the losses of all students run by the kernel."""
+        chip, pairs = self.cluster.gpu.chip, zip(self.recipes, self.models.students, strict=True)
+        return all(is_fused(recipe, chip, self.models.teacher, student) for recipe, student in pairs)
+
 
 def models_of(recipes: list[Recipe]) -> Models:
     """The shapes of a run's models, without their weights. Raises UserError for a recipe that does not suit its teacher."""
@@ -100,7 +107,8 @@ def plan_run(recipes: list[Recipe], models: Models, cluster: Cluster) -> Plan:
     check_batch(recipe, cluster)
     hosting = hosting_of(recipe, teacher.parameters, teacher.embeddings, cluster.memory, cluster.world, cluster.gpus)
     blocks = UNCOMPILED_BLOCKS if recipe.compile == "none" else 3
-    device = Device(DTYPES[recipe.precision].itemsize, max(2**25, cluster.gpu.cache * MIB), blocks)
+    block = max(2**25, cluster.gpu.cache * MIB)
+    device = Device(DTYPES[recipe.precision].itemsize, block, blocks, chip=cluster.gpu.chip)
 
     def memory_with(micro: int) -> Memory:
         changed = [with_micro_batch(each, micro) for each in recipes]

@@ -67,7 +67,7 @@ class Device:
 
     ``number``: bytes of a weight or activation. ``block``: bytes of a block of relation maps, of which ``blocks`` live at a
     time. On a ``cpu`` attention with dropout keeps its maps, and memory counts when it is first touched; one that ``widens``
-    takes bf16 products in fp32 (models/precision.py).
+    takes bf16 products in fp32 (models/precision.py). ``chip``: a GPU's, by which the relation loss may be fused.
     """
 
     number: int
@@ -75,3 +75,4 @@ class Device:
     blocks: int = 3
     cpu: bool = False
     widens: bool = False
+    chip: str = ""

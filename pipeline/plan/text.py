@@ -134,7 +134,21 @@ def about_time(plan: Plan) -> list[str]:
     }  # fmt: skip
     shown = ", ".join(f"{name} {seconds * 1e3:,.0f}" for name, seconds in parts.items() if seconds)
     speed = f"{times.tokens_per_second:,.0f} tokens/s; {plan.recipes[0].steps:,} steps in {times.days:.2f} days"
-    return [_labelled("Time", f"{times.step * 1e3:,.0f} ms a step: {shown}"), _labelled("", speed)]
+    return [
+        _labelled("Time", f"{times.step * 1e3:,.0f} ms a step: {shown}"),
+        _labelled("", speed),
+        _labelled("", about_loss(plan)),
+    ]
+
+
+def about_loss(plan: Plan) -> str:
+    """What the time of the relation loss rests on."""
+    share = plan.cluster.share
+    if plan.fused:
+        text = "the relation loss's by instructions of its compiled kernel at full rate, not measured"
+        return f"{text}; at {share:g} of it {plan.times.loss / share * 1e3:,.0f} ms"
+    text = f"the relation loss's by products in fp32 at {share:g} of the peak rate"
+    return f"{text}, and {MAP_BYTES} bytes of traffic for each entry of its maps"
 
 
 def table(plans: list[Plan]) -> list[str]:
@@ -177,8 +191,7 @@ def assumptions(plan: Plan) -> list[str]:
     return [
         _labelled(
             "Assumed",
-            f"products at {cluster.share:g} of the peak rate (--share-of-peak; narrow students reach less), those of the "
-            f"relation loss at as much of the fp32 rate, with {MAP_BYTES} bytes of memory traffic for each entry of its maps; "
+            f"products at {cluster.share:g} of the peak rate (--share-of-peak; narrow students reach less); "
             f"{cluster.nic:g} GB/s into a node (--nic); gradients averaged after backward; {FRAMEWORK / GIB:g} GiB for CUDA, "
             f"NCCL and cuBLAS; {SPARE:.0%} of the memory lost to fragments; GB of a GPU's memory are 2³⁰ bytes; reading, "
             "evaluation and checkpoints take no time. The memory model is checked by runs on CPUs (--measure), times are not.",
@@ -196,7 +209,8 @@ def as_json(plan: Plan, others: list[Plan], remedies: list[str]) -> str:
         "hosting": asdict(plan.hosting), "asked_micro_batch": plan.asked, "micro_batch": plan.recipes[0].micro_batch,
         "largest_micro_batch": plan.largest, "parts": plan.memory.parts, "phases": plan.memory.phases,
         "peak": plan.memory.peak, "gathers": asdict(plan.gathers) if plan.gathers else None,
-        "times": asdict(plan.times) | {"step": plan.times.step}, "disk": asdict(plan.disk) | {"data": plan.disk.data},
+        "times": asdict(plan.times) | {"step": plan.times.step}, "fused_loss": plan.fused,
+        "disk": asdict(plan.disk) | {"data": plan.disk.data},
         "gpus": {
             other.cluster.gpu.name: {
                 "fits": other.fits, "peak": other.memory.peak, "hosting": other.hosting.kind,
@@ -210,7 +224,7 @@ def as_json(plan: Plan, others: list[Plan], remedies: list[str]) -> str:
 
 def report_check(rows: Sequence[Comparison], ranks: int) -> str:
     """The memory model next to a run."""
-    lines = [f"Memory above the framework's own, {ranks} rank{'s' if ranks > 1 else ''} on this CPU, MiB"]
+    lines = [f"Memory above the framework's own, {ranks} rank{'s' if ranks > 1 else ''} on this machine, MiB"]
     lines.append(f"  {'':26} {'model':>9} {'run':>9} {'model / run':>12}")
     for row in rows:
         lines.append(f"  {row.what:26} {row.model / MIB:9.1f} {row.run / MIB:9.1f} {1 + row.error:12.3f}")

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from pipeline.engines.hosting import Hosting
 from pipeline.models.precision import DTYPES
+from pipeline.plan.fused import fused_seconds, is_fused
 from pipeline.plan.hardware import Cluster
 from pipeline.plan.sizes import Cut
 from pipeline.plan.zero import gathered_ahead, sent_size, zero_config
 from pipeline.settings.recipe import Recipe
 
-MAP_BYTES = 28  # memory traffic of the relation loss for an entry of a map: seven fp32 numbers written or read
+MAP_BYTES = (
+    28  # memory traffic of the loss that is not fused, for an entry of a map: seven fp32 numbers written or read
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ def times_of(
 
 
 def loss_seconds(recipe: Recipe, cluster: Cluster, teacher: Cut, student: Cut) -> float:
-    """Seconds of the relation loss of one sequence: its products, which are in fp32, and the traffic of its maps."""
+    """Seconds of the relation loss of one sequence: fused, or its products, which are in fp32, and the traffic of its maps."""
+    if is_fused(recipe, cluster.gpu.chip, teacher, student):
+        return fused_seconds(recipe, cluster.gpu, teacher, student)
     entries = recipe.length**2
     # Two models' logits, and two products for the gradients.
     products = 2 * entries * (teacher.width + 3 * student.width)

@@ -65,6 +65,8 @@ class Recipe:
     relation_heads: int = 12
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: Literal["none", "loss", "all"] = "loss"  # torch.compile: of the relation loss, or of the encoders as well
+    loss_kernel: Literal["auto", "triton", "torch"] = "auto"  # the relation loss: fused on GPUs, or by torch
+    deterministic: bool = False  # the same bits every time on a GPU too, more slowly; CPUs give them anyway
     weight_decay: float = 0.01
     adam_betas: tuple[float, ...] = (0.9, 0.999)
     adam_eps: float = 1e-6

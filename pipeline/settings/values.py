@@ -72,5 +72,5 @@ def _describe(kind: Any) -> str:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         return "a list of " + {"str": "strings", "float": "numbers"}[typing.get_args(kind)[0].__name__]
-    names = {int: "a whole number", float: "a number", str: "a string"}
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
     return names.get(kind, f"a table [{kind.__name__.lower()}]")

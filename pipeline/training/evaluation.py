@@ -68,9 +68,9 @@ class Evaluation:
             self._run.progress.moved()
             mine = first + ranks.rank
             part = parts[mine if mine < len(parts) else 0].to(ranks.device)
-            teacher = self._teach(part.ids, part.second)
+            teacher = self._teach(part.ids, part.second, part.padded)
             for trainee, sums, by_name in zip(trainees, total, of_source, strict=True):
-                output = trainee.engine(part.ids, second=part.second)
+                output = trainee.engine(part.ids, second=part.second, padded=part.padded)
                 losses = trainee.losses(teacher, output, part.lengths)
                 sums += torch.stack(list(losses.values())) * len(part) * (mine < len(parts))
                 if len(names) > 1 and mine < len(parts):

@@ -3,6 +3,7 @@
 from data_prep.machine import threads
 from pipeline.data.fits import notes
 from pipeline.data.reading import Heldout
+from pipeline.engines.ranks import Ranks
 from pipeline.models.units import lacks_bf16_units
 from pipeline.models.vocabulary import student_ids_of
 from pipeline.settings.recipe import Recipe
@@ -23,8 +24,12 @@ def introduce(
         monitor.say(about_student(student))
         resumed = student.checkpoint
         monitor.say(f"Resuming from {resumed.path}." if resumed else "Starting at step 0.")
+        for note in about_bits(student):
+            monitor.say(note)
         for note in about_vocabulary(student.recipe, heldout):
             monitor.say(note)
+    for note in about_attention(recipe, run.ranks):
+        everywhere(monitors, note)
     for note in notes(corpus, run.windows, run.order, recipe.batch, recipe.steps):
         everywhere(monitors, f"note: {note}")
     if heldout is None:
@@ -53,6 +58,8 @@ def shared(run: Run, teacher: HostedTeacher) -> list[str]:
     if ranks.device.type == "cpu":
         allowed = threads(ranks.local_world)
         arithmetic += f", {allowed.number} thread{'s' * (allowed.number > 1)} a rank ({allowed.why})"
+    elif recipe.deterministic:
+        arithmetic += ", deterministic algorithms alone, nothing compiled by Inductor"
     return [
         f"Teacher: {recipe.teacher.model}, layer {recipe.teacher.layer} of {teacher.config.num_hidden_layers}, "
         f"{hosting.parameters / 1e6:.2f} M parameters up to that layer; hosting {hosting.kind} ({hosting.reason}).",
@@ -71,6 +78,29 @@ def about_student(student: Built) -> str:
         f"Student: {shape.layers} layers × {shape.hidden}, {size / 1e6:.2f} M parameters, "
         f"weights {student.digest} on every rank."
     )
+
+
+def about_attention(recipe: Recipe, ranks: Ranks) -> list[str]:
+    """A note on what padding costs on a GPU."""
+    if recipe.layout != "doc" or ranks.device.type == "cpu":
+        return []
+    return [
+        "note: layout = 'doc' pads sequences, and torch's flash attention takes no mask: the attention of padded batches is "
+        "computed by another of its kernels (docs/guides/gpu.md says what that concerns)"
+    ]
+
+
+def about_bits(student: Built) -> list[str]:
+    """A note if a run is resumed with another ``deterministic`` than its checkpoint was made with."""
+    if student.checkpoint is None:
+        return []
+    before, now = student.checkpoint.info["recipe"].get("deterministic", False), student.recipe.deterministic
+    if before == now:
+        return []
+    return [
+        f"note: deterministic = {str(now).lower()}, but {student.checkpoint.path} was made with {str(before).lower()}: on GPUs "
+        "the run as a whole cannot be repeated bit for bit"
+    ]
 
 
 def about_vocabulary(recipe: Recipe, heldout: Heldout | None) -> list[str]:

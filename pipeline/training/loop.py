@@ -7,6 +7,7 @@ Models and engines are made in start.py.
 """
 
 from pipeline.training import guards, resuming, start
+from pipeline.training.ahead import ahead_of
 from pipeline.training.evaluation import Evaluation
 from pipeline.training.run import Run
 from pipeline.training.start import Pending
@@ -25,18 +26,20 @@ def train(run: Run, pending: list[Pending]) -> int:
     start.prepare_folders(run, models, trainees)
     evaluation = Evaluation(run, teacher)
     watch = Watch(run, models, teacher, trainees, evaluation)
+    ahead = ahead_of(run, teacher)  # its next pass is made while gradients are averaged
     first = min(trainee.start for trainee in trainees)
     if first == 0:
         beginners = [trainee for trainee in trainees if trainee.start == 0]
         watch.evaluated(0, beginners, evaluation.of(beginners, 0))
     watch.restart_clock(first)
 
-    for step, samples in run.reading(first):
+    for step, samples, following in run.reading(first):
         active = [trainee for trainee in trainees if trainee.start <= step]  # one that is ahead waits for the others
         watch.received(step, active)
         due = run.due(step)
+        coming = None if due.leaves else following
         with watch.update(due):
-            losses = update(active, teacher, samples, step, run.ranks, watch.clock)
+            losses = update(active, ahead, samples, step, run.ranks, watch.clock, coming)
         guards.note(active, losses, step, run.ranks)
 
         # once in a while

@@ -1,6 +1,6 @@
 """A run as each of its ranks sees it: what its students share, what is due in which step, and the hosted teacher."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from data_prep.shards import Corpus
 from pipeline.data.inputs import Inputs
 from pipeline.data.order import Order
-from pipeline.data.reading import filled, order_of, read_ahead, steps
+from pipeline.data.reading import filled, order_of, read_ahead, steps, with_following
 from pipeline.data.windows import Windows
 from pipeline.engines.hosting import Hosting
 from pipeline.engines.ranks import Ranks
@@ -63,11 +63,12 @@ class Run:
         """Real tokens in a step of all ranks, padding left out."""
         return filled(self.windows, self.order) * self.recipe.tokens_per_step
 
-    def reading(self, first: int) -> Iterable[tuple[int, Inputs]]:
-        """(step, this rank's samples) for the steps from ``first`` on, read ahead by a thread."""
+    def reading(self, first: int) -> Iterator[tuple[int, Inputs, Inputs | None]]:
+        """(step, this rank's samples, those of the next step) for the steps from ``first`` on, read ahead by a thread."""
         batch, ranks = self.recipe.batch, self.ranks
         read = steps(self.windows, self.order, first, self.last, batch, ranks.rank, ranks.world)
-        return enumerate(read_ahead(read, ranks.device), first)
+        ready = with_following(read_ahead(read, ranks.device))
+        return ((step, *samples) for step, samples in enumerate(ready, first))
 
     def due(self, step: int) -> Due:
         """Decide what follows update ``step`` (from 0), once before each. Waits neither for the device nor in a collective."""
@@ -84,7 +85,7 @@ class Run:
 
 @dataclass(frozen=True)
 class HostedTeacher:
-    """The hosted teacher, a function of input ids [B, T] and the second segment's tokens; ``digest``: hash of its weights."""
+    """The hosted teacher, a function of what engines.teacher.host_teacher says; ``digest``: hash of its weights."""
 
     forward: Callable[..., QKV]
     digest: str
@@ -92,5 +93,5 @@ class HostedTeacher:
     config: PreTrainedConfig
     history: list[dict]
 
-    def __call__(self, input_ids: Tensor, second: Tensor | None = None) -> QKV:
-        return self.forward(input_ids, second)
+    def __call__(self, input_ids: Tensor, second: Tensor | None = None, padded: bool | None = None) -> QKV:
+        return self.forward(input_ids, second, padded)

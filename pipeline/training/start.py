@@ -31,6 +31,7 @@ from pipeline.training import resuming
 from pipeline.training.progress import DOWNLOAD, LOAD
 from pipeline.training.run import HostedTeacher, Run
 from pipeline.training.trainee import Trainee, divergence_of
+from pipeline.training.which_loss import takes_kernel
 
 
 class Pending(NamedTuple):
@@ -132,7 +133,8 @@ def make_trainees(run: Run, models: Models, teacher: HostedTeacher) -> list[Trai
         cut, names, tail = trained_part(recipe, student.model, teacher.config.hidden_size, run.padding)
         state = resuming.matching_state(checkpoint, recipe, teacher.digest, cut, names) if checkpoint else {}
         engine = student_engine(recipe, run.ranks, cut)
-        trainee = Trainee(recipe, engine, divergence, names, tail, models.layers)
+        fused, note = takes_kernel(recipe, teacher.config.hidden_size, run.ranks)
+        trainee = Trainee(recipe, engine, divergence, fused, names, tail, models.layers, about_loss=note)
         if checkpoint:
             resuming.restore(trainee, state, checkpoint.step)
         made.append(trainee)

@@ -8,28 +8,32 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.data.inputs import Inputs
+from pipeline.engines.averaging import before_averaging
 from pipeline.engines.ranks import Ranks
 from pipeline.engines.state import set_learning_rate
-from pipeline.engines.teacher import Teach
+from pipeline.training.ahead import Ahead
 from pipeline.training.trainee import Trainee
 
 
 def update(
     trainees: list[Trainee],
-    teach: Teach,
+    ahead: Ahead,
     samples: Inputs,
     step: int,
     ranks: Ranks,
     clock: "Clock",
+    following: Inputs | None = None,
 ) -> list[Tensor]:
-    """Update ``step`` (from 0) of each trainee from this rank's ``samples``.
+    """Update ``step`` (from 0) of each trainee from this rank's ``samples``, which are on the device.
 
+    ``following``: those of the next update, if there is one; the teacher's pass of its first window is begun in this one.
     Returns for each trainee its losses [micro-batches, 1 + pairs], on the device: nothing here waits for it.
     """
     recipe = trainees[0].recipe
@@ -37,24 +41,28 @@ def update(
     for trainee in trainees:
         trainee.engine.train()
         set_learning_rate(trainee.engine, recipe.learning_rate_at(step))
-    for shared in samples.split(recipe.teacher_batch):
+    windows = samples.split(recipe.teacher_batch)
+    next_first = None if following is None else following.split(recipe.teacher_batch)[0]
+    for window, coming in zip(windows, [*windows[1:], next_first], strict=True):
         with clock("teacher"):
-            whole = shared.to(ranks.device)
-            teacher = teach(whole.ids, whole.second)
-        parts = [slice(i, i + recipe.micro_batch) for i in range(0, len(shared), recipe.micro_batch)]
-        batches = [batch.to(ranks.device) for batch in shared.split(recipe.micro_batch)]
+            teacher = ahead(window)
+        parts = [slice(i, i + recipe.micro_batch) for i in range(0, len(window), recipe.micro_batch)]
+        batches = window.split(recipe.micro_batch)
         for trainee, rows in zip(trainees, losses, strict=True):
             for part, batch in zip(parts, batches, strict=True):
                 seed_dropout(recipe.seed, step, len(rows), ranks.rank)
                 with clock("student"):
-                    output = trainee.engine(batch.ids, second=batch.second)
+                    output = trainee.engine(batch.ids, second=batch.second, padded=batch.padded)
                 with clock("loss"):
                     named = trainee.losses(teacher, output, batch.lengths, part)
                 rows.append(torch.stack([loss.detach() for loss in named.values()]))
-                with clock("student"):
+                last = trainee is trainees[-1] and batch is batches[-1]
+                with clock("student"), before_averaging(trainee.engine, partial(ahead.begin, coming if last else None)):
                     trainee.engine.backward(named["loss"])
                 with clock("optimizer"):
                     trainee.engine.step()
+    with clock("teacher"):
+        ahead.wait()
     return [torch.stack(rows) for rows in losses]
 
 

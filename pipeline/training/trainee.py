@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pipeline.engines.compiling import Compiled
@@ -15,17 +16,20 @@ from pipeline.settings.recipe import Recipe
 class Trainee:
     """A student in training: its recipe, its DeepSpeed engine, and the arithmetic of its loss.
 
-    ``names`` and ``tail`` are those of models.cut.split; ``teacher_layers`` those whose q, k, v the teacher's pass returns;
+    ``fused``: its loss is computed by the kernel, not by ``divergence``; ``about_loss`` says so, or why not. ``names`` and
+    ``tail`` are those of models.cut.split; ``teacher_layers`` those whose q, k, v the teacher's pass returns;
     ``start`` is the step it resumes from; ``unchecked`` losses, by step, are still to be found finite.
     """
 
     recipe: Recipe
     engine: Any
     divergence: Divergence = divergence_and_gradient
+    fused: bool = False
     names: dict[str, str] = field(default_factory=dict)
     tail: dict[str, Tensor] = field(default_factory=dict)
     teacher_layers: tuple[int, ...] = ()
     start: int = 0
+    about_loss: str = ""
     unchecked: dict[int, Tensor] = field(default_factory=dict)
 
     def losses(
@@ -39,9 +43,9 @@ class Trainee:
         targets = self.targets(teacher, part, output[0].shape[1])
         if lengths is not None:
             lengths = lengths.repeat_interleave(len(recipe.layers))
-        losses = relation_loss(
-            targets, QKV(*output[:3]), recipe.relations, recipe.relation_heads, lengths, self.divergence
-        )
+        student = QKV(*output[:3])
+        heads, divergence, fused = recipe.relation_heads, self.divergence, self.fused
+        losses = relation_loss(targets, student, recipe.relations, heads, lengths, divergence, fused)
         if VALUE_MSE in recipe.pairs:
             losses[VALUE_MSE] = value_mse(targets.v, output[3], lengths)
             losses["loss"] = losses["loss"] + losses[VALUE_MSE]
@@ -66,7 +70,7 @@ class Trainee:
         chosen = [self.teacher_layers.index(layer) for layer in self.recipe.layers.values()]
         layers = len(self.teacher_layers)
         by_layer = (x.unflatten(0, (-1, layers))[part, :, :length] for x in teacher)  # [b, layers, T, width]
-        return QKV(*(x[:, chosen].flatten(0, 1) for x in by_layer))
+        return QKV(*(torch.stack([x[:, i] for i in chosen], 1).flatten(0, 1) for x in by_layer))
 
 
 def divergence_of(recipe: Recipe) -> Divergence:

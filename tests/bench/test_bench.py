@@ -1,5 +1,6 @@
 """pipeline.bench: it compares like with like, and what it prints can be read by people and machines."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from transformers import BertConfig, Trainer
 
 from data_prep.cli import UserError
 from data_prep.shards import open_corpus, verify
+from pipeline import relations
 from pipeline.bench import __main__ as bench
 from pipeline.bench import data, loss
 from pipeline.bench import step as bench_step
@@ -25,11 +27,13 @@ from pipeline.models import precision
 from pipeline.models.counting import forward_flops
 from pipeline.models.students import student_config
 from pipeline.training import step as training_step
+from pipeline.training import which_loss
 from tests.parts import task_files
 from tests.parts.launching import ROOT, environment
 from tests.parts.literal_relations import literal_relation_loss
 from tests.parts.tiny import make_teacher
 
+TRITON = importlib.util.find_spec("triton") is not None
 SMALL = ["--length", "32", "--batch", "64", "--repeats", "2", "--at", "1000000"]
 
 
@@ -106,7 +110,7 @@ def test_for_machines_there_is_one_json_object_a_line_and_the_random_corpus_is_d
         (["data", "--batch", "0"], "argument --batch: '0' is not a whole number of at least 1"),
         (["data", "--length", "two"], "argument --length: 'two' is not a whole number of at least 3"),
         (["data", "--at", "inf"], "argument --at: 'inf' is not a whole number of at least 0"),
-        (["dta"], "invalid choice: 'dta' (choose from loss, step, data, teacher, finetune, all)"),
+        (["dta"], "invalid choice: 'dta' (choose from loss, step, data, teacher, finetune, kernel, gpu, all)"),
         ([], "the following arguments are required: WHAT"),
         (["data", "--data", "/no/such/corpus"], "/no/such/corpus: no such folder"),
         (["loss", "--length", "0"], "argument --length: '0' is not a whole number of at least 1"),
@@ -114,6 +118,9 @@ def test_for_machines_there_is_one_json_object_a_line_and_the_random_corpus_is_d
         (["loss", "--heads", "13"], "--heads 13: does not divide the teacher's width 768; use 12 or 16"),
         (["loss", "--heads", "1000"], "--heads 1000: does not divide the teacher's width 768; use 384"),
         (["step", "--student", "6*384"], "argument --student: '6*384' is not LAYERSxWIDTH"),
+        (["step", "--loss-kernel", "fast"], "argument --loss-kernel: invalid choice: 'fast'"),
+        (["gpu", "--parts", "kernels"], "argument --parts: invalid choice: 'kernels'"),
+        (["gpu", "--minutes", "0"], "argument --minutes: '0' is not a whole number of at least 1"),
         (["step", "--dropout", "1"], "argument --dropout: '1' is not a number from 0 to below 1"),
         (["step", "--student", "6x384", "2x100"], "--heads 12: does not divide the student 2x100's width 100; use 4"),
         (["step", "--layer", "13"], "teacher.layer = 13: must be one of the teacher's layers 1 to 12"),
@@ -163,6 +170,7 @@ def values(rows: list[dict], **case) -> dict[str, float]:
 def no_memory(monkeypatch):
     """Memory of known sizes, since a process of its own for each case takes seconds."""
     monkeypatch.setattr(loss, "extra_memory", lambda make, case, device: case.length * 2**20)
+    monkeypatch.setattr(loss, "runs_fused", lambda case: False)  # interpreted, so many heads take minutes
 
 
 @pytest.mark.slow
@@ -177,6 +185,30 @@ def test_loss_measures_every_number_of_heads_at_every_length(monkeypatch, capsys
             assert got["ours / products"] == pytest.approx(got["ours"] / got["products"])
             assert (got["memory of literal"], got["memory of ours"], got["memory ratio"]) == (length, length, 1)
         assert values([row for row in rows if "length" not in row], heads=heads) == {"growth of memory": 2}
+
+
+def test_the_fused_loss_is_measured_where_it_runs(monkeypatch, capsys, no_memory):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(loss, "runs_fused", lambda case: True)
+    monkeypatch.setattr(relations, "reason_against", lambda *_: "")  # its proof takes as long as all else here
+    few = ["--length", "16", "--heads", "2", "--pairs", "qq", "--widths", "16", "8"]
+    got = values(json_rows(run(monkeypatch, capsys, *LOSS, *few))[1])
+    assert got["ours / fused"] == pytest.approx(got["ours"] / got["fused"])
+    assert got["fused, a sequence"] == pytest.approx(1e3 * got["fused"] / 2)  # µs of one of two sequences
+
+
+def test_a_wrong_fused_loss_is_not_measured(monkeypatch, capsys):
+    right = loss.relation_loss
+
+    def wrong(*arguments):
+        *usual, fused = arguments
+        losses = right(*usual, False)
+        return {name: value * (1.01 if fused else 1) for name, value in losses.items()}
+
+    monkeypatch.setattr(loss, "runs_fused", lambda case: True)
+    monkeypatch.setattr(loss, "relation_loss", wrong)
+    with pytest.raises(RuntimeError, match="the loss differs from the literal one's by"):
+        run(monkeypatch, capsys, *LOSS, "--length", "16", "--heads", "12")
 
 
 def test_a_literal_loss_that_does_not_fit_the_memory_is_left_out(monkeypatch, capsys, no_memory):
@@ -254,6 +286,43 @@ def test_step_compares_an_update_with_its_floor(monkeypatch, capsys):
         100 * got["checkpoint"] / (got["checkpoint"] + 5000 * first["step"])
     )
     assert got["DeepSpeed's own"] == pytest.approx(100 * (got["DeepSpeed"] / got["plain torch"] - 1))
+
+
+@pytest.mark.slow
+def test_a_step_is_measured_with_what_computes_its_loss(monkeypatch, capsys):
+    asked = []
+    kernel = which_loss.reason_against
+    monkeypatch.setattr(
+        which_loss, "reason_against", lambda *words: (asked.append(words), "" if TRITON else kernel(*words))[1]
+    )
+    monkeypatch.setattr(relations, "reason_against", lambda *_: "")
+    kinds = ["literal", "torch", *(["triton"] if TRITON else [])]
+    few = ["--student", "1x24", "--heads", "2", "--pairs", "qk,vv", "--loss-kernel", *kinds]
+    _, rows = json_rows(run(monkeypatch, capsys, *STEP, *few))
+    notes = {row["loss_kernel"]: row["note"].partition("; the loss ")[2] for row in rows if row["measure"] == "step"}
+    wanted = {"literal": "by the formula, with whole maps", "torch": "over blocks of maps", "triton": "by its kernel"}
+    assert notes == {kind: wanted[kind] for kind in kinds} and len(asked) == TRITON
+
+
+@pytest.mark.slow
+def test_a_literal_update_that_does_not_fit_the_memory_is_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(bench_step, "free_memory", lambda device: 10_000)
+    few = ["--student", "1x24", "--heads", "2", "--pairs", "qk,vv", "--loss-kernel", "literal", "torch"]
+    _, rows = json_rows(run(monkeypatch, capsys, *STEP, *few))
+    assert [row["loss_kernel"] for row in rows if row["measure"] == "step"] == ["torch"]
+    assert values(rows, loss_kernel="literal") == {"literal needs": pytest.approx(8 * 4 * 2 * 2 * 8**2 / 2**20)}
+    with pytest.raises(UserError, match="--loss-kernel literal: its maps do not fit the memory; use a smaller --batch"):
+        run(monkeypatch, capsys, *STEP, *few[:-1])
+
+
+@pytest.mark.slow
+def test_the_literal_update_learns_what_ours_learns():
+    arguments = [*STEP, "--student", "1x24", "--heads", "2", "--dropout", "0", "--precision", "fp32"]
+    settings = [Setting(("qk", "vv"), 2, by) for by in ("literal", "torch")]
+    made = bench_step.Models(bench.parser().parse_args(arguments), settings, start_ranks())
+    teacher = made.teach(made.ids)
+    losses = [trainees[0].losses(teacher, trainees[0].engine(made.ids), None)["loss"] for trainees in made.trainees]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5) and losses[0].requires_grad
 
 
 @pytest.mark.slow
@@ -372,6 +441,27 @@ def test_the_ranks_of_a_sharded_teacher_keep_to_the_visible_devices(monkeypatch,
     assert content["module"] == "pipeline.bench" and content["arguments"][:-1] == [*small, "--ranks", "2", "--folder"]
     with pytest.raises(UserError, match=r"--ranks 4: more than the 3 GPUs that are visible"):
         run(monkeypatch, capsys, *small, "--ranks", "4")
+
+
+@pytest.mark.slow
+def test_a_teacher_on_one_rank_gathers_nothing():
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.bench",
+        "teacher",
+        "--ranks",
+        "1",
+        "--layers",
+        "2",
+        "--width",
+        "80",
+        "--json",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
+    assert result.returncode == 0, result.stderr[-2000:]
+    rows = {row["measure"]: row for row in map(json.loads, result.stdout.splitlines()) if row["bench"] == "teacher"}
+    assert rows["exact"]["value"] == 1 and rows["gathered"]["value"] == 0 and "gathered / formula" not in rows
 
 
 def test_a_teacher_of_no_whole_heads_is_rejected(monkeypatch, capsys):

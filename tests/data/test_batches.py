@@ -16,7 +16,16 @@ from pipeline.data import reading as reading_module
 from pipeline.data.documents import DocWindows
 from pipeline.data.inputs import Inputs
 from pipeline.data.order import Order
-from pipeline.data.reading import LAYOUTS, filled, heldout_of, order_of, read_ahead, read_of, training_windows
+from pipeline.data.reading import (
+    LAYOUTS,
+    filled,
+    heldout_of,
+    order_of,
+    read_ahead,
+    read_of,
+    training_windows,
+    with_following,
+)
 from pipeline.data.windows import Windows
 from tests.parts.tiny import SPECIAL, WORDS, fingerprint, make_corpus
 
@@ -287,6 +296,35 @@ def test_an_error_while_reading_ahead_is_raised_in_the_loop():
     next(reading)
     with pytest.raises(OSError, match="disk gone"):
         next(reading)
+
+
+def test_each_batch_comes_with_the_one_after_it():
+    batches = [Inputs(torch.full((1, 3), i)) for i in range(3)]
+    pairs = list(with_following(iter(batches)))
+    assert [batch for batch, _ in pairs] == batches
+    assert [following for _, following in pairs] == [*batches[1:], None]
+    assert list(with_following(iter([]))) == []
+
+
+def test_an_error_comes_where_its_own_batch_would_have_come():
+    def broken():
+        yield Inputs(torch.zeros(1, 3))
+        raise OSError("disk gone")
+
+    pairs = with_following(broken())
+    _, following = next(pairs)
+    assert following is None
+    with pytest.raises(OSError, match="disk gone"):
+        next(pairs)
+
+
+def test_lengths_stay_known_where_they_are_sent_and_tell_padding():
+    lengths = torch.tensor([4, 2])
+    inputs = Inputs(torch.zeros(2, 4), None, lengths).to(torch.device("meta"))
+    assert inputs.lengths.is_meta and inputs.known_lengths is lengths and inputs.padded
+    whole, cut = inputs.split(1)
+    assert not whole.padded and not cut.padded and cut.ids.shape == (1, 2)
+    assert not Inputs(torch.zeros(2, 4)).padded and not Inputs(torch.zeros(2, 4), None, torch.tensor([4, 4])).padded
 
 
 def test_leaving_the_loop_ends_the_reading_thread():

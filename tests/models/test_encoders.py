@@ -109,6 +109,19 @@ def test_padding_never_changes_the_output_at_real_positions(tmp_path, model_type
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
+def test_who_is_told_whether_anything_is_padded_computes_what_one_who_looks_does(tmp_path, model_type):
+    extra = FAMILIES[model_type]
+    pad = extra.get("pad_token_id", 0)
+    model = AutoModel.from_pretrained(make_teacher(tmp_path / "teacher", model_type, **extra))
+    cut = cut_encoder(model.eval(), 4, padding=pad)
+    ids, _ = padded_batch(pad)
+    for told, batch in ((True, ids), (False, ids[:1])):
+        assert bool((batch == pad).any()) == told
+        looked, answered = cut(batch), cut(batch, padded=told)
+        assert all(map(torch.equal, looked, answered))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_earlier_layers_tell_what_they_project_bit_for_bit(tmp_path, model_type):
     folder = make_teacher(tmp_path, model_type, **FAMILIES[model_type])
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()

@@ -5,9 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from data_prep.cli import UserError
-from pipeline.plan import comparison
+from pipeline.plan import comparison, measured
 from pipeline.plan.hardware import MIB
 from pipeline.plan.text import report_check
 from tests.parts import tiny
@@ -53,6 +54,26 @@ def test_measuring_needs_proc(monkeypatch):
     monkeypatch.setattr(comparison, "Path", lambda name: SimpleNamespace(exists=lambda: False))
     with pytest.raises(UserError, match="needs Linux's /proc"):
         comparison.compare("minilm_6x384", [], 1)
+
+
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="--ranks 2: more than the 1 GPUs that are visible"):
+        comparison.compare("minilm_6x384", [], 2)
+
+
+def test_on_a_gpu_memory_is_what_torch_has_allocated(monkeypatch):
+    highest = iter([0, 5, 7, 6])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: next(highest))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(highest))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3)
+    device = torch.device("cuda", 0)
+    peaks = measured.Peaks(device)
+    for part in ("teacher", "loss"):
+        with peaks(part):
+            pass
+    assert peaks.by_part() == {"teacher's pass": 5, "student's pass": 6, "peak": 6}
+    assert measured._held(device) == 3
 
 
 def test_the_check_is_printed_next_to_the_run():

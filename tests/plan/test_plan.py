@@ -28,7 +28,7 @@ def test_the_plan_is_readable_and_complete(capsys, monkeypatch):
         assert f"\n{label}" in text
     assert "\nAssumed" in text
     assert all(f"\n{name} " in text for name in GPUS)
-    assert "fp16; it has no bf16 units" in text
+    assert "no bf16 units: at fp32's rate" in text
     assert max(map(len, text.splitlines())) <= 120
 
 

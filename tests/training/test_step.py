@@ -132,7 +132,7 @@ def test_four_widths_and_a_teacher_are_all_compiled_in_both_layouts(monkeypatch,
                 sum(x.sum() for x in cut.train()(ids)).backward()
     programs = counters["stats"]["unique_graphs"]
     assert not any("recompile limit" in reason for reason in counters["unimplemented"]), f"{programs} programs"
-    assert 8 < programs <= 40 and "note:" not in capsys.readouterr().err
+    assert 8 < programs <= 50 and "note:" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("transfer, pairs", [("last", "qk,vv"), ("layer-to-layer", "qq,v_mse")])

@@ -1,0 +1,144 @@
+"""Whether the fused loss can run on a device, and whether it computes there what it should.
+
+Nothing here imports Triton before it is known to be there: torch's builds for CPUs do not bring it.
+"""
+
+import functools
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+WIDEST = 128  # a head
+WIDEST_FP32 = 96  # teacher's and student's heads together, each padded to what tensor cores take
+OLDEST_TRITON = (3, 5)
+OLDEST_NVIDIA = (8, 0)  # the first with bf16
+
+
+class Shape(NamedTuple):
+    """What a loss is of: relation ``heads``, ``widths`` of teacher and student, ``dtypes`` of both, ``pairs``."""
+
+    heads: int
+    widths: tuple[int, int]
+    dtypes: tuple[torch.dtype, torch.dtype]
+    pairs: tuple[str, ...]
+
+
+def reason_against(device: torch.device, shape: Shape) -> str:
+    """Why the fused loss does not run for ``shape`` on ``device``, in words that follow a colon; "" if it does.
+
+    The first time for a shape it is compiled, run and compared with the formula, which takes seconds.
+    """
+    return _reason_against(device, shape)
+
+
+@functools.cache
+def _reason_against(device: torch.device, shape: Shape) -> str:
+    return _machine(device) or _widths(shape) or _proof(device, shape)
+
+
+def interpreted() -> bool:
+    """Whether Triton was asked to interpret its kernels, on CPUs too."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _machine(device: torch.device) -> str:
+    if device.type != "cuda" and not interpreted():
+        return f"it is for GPUs, not for {device.type}"
+    if not importlib.util.find_spec("triton"):
+        return "Triton is not installed: pip install triton"
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < OLDEST_TRITON:
+        return f"Triton {triton.__version__} is older than {'.'.join(map(str, OLDEST_TRITON))}: pip install -U triton"
+    if device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) < OLDEST_NVIDIA:
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and it needs 8.0"
+    return ""
+
+
+def _widths(shape: Shape) -> str:
+    widths = [width // shape.heads for width in shape.widths]
+    if max(widths) > WIDEST:
+        return f"it takes heads of at most {WIDEST}, and these are {max(widths)} wide: use more relation_heads"
+    padded = sum(max(16, 1 << (width - 1).bit_length()) for width in widths)
+    if not set(shape.dtypes) <= {torch.bfloat16, torch.float16} and padded > WIDEST_FP32:
+        return f"in fp32 it takes heads of at most {WIDEST_FP32} together, these are {padded}: use bf16, or more relation_heads"
+    if not set(shape.dtypes) <= {torch.bfloat16, torch.float16, torch.float32}:
+        return "it takes bf16, fp16 and fp32"
+    return ""
+
+
+# --- the proof --------------------------------------------------------------------------------------------------------
+
+LENGTHS = (300, 137, 1)  # of the sequences of the proof: whole tiles, parts of tiles, and one token
+LOSS_ERROR = 1e-5  # nats
+GRADIENT_ERROR = 1 / 128  # of its norm: twice what bf16 rounds off
+
+
+def _proof(device: torch.device, shape: Shape) -> str:
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            loss_error, gradient_error = errors(device, shape)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        return f"it failed when it was tried here ({type(error).__name__}: {first[:160]})"
+    if not loss_error <= LOSS_ERROR or not gradient_error <= GRADIENT_ERROR:
+        return (
+            f"it differs from the formula when it is tried here, by {loss_error:.1e} nats and {gradient_error:.1e} of a "
+            "gradient's norm; please report this with your GPU's name and Triton's version"
+        )
+    return ""
+
+
+def errors(device: torch.device, shape: Shape, lengths: Sequence[int] = LENGTHS) -> tuple[float, float]:
+    """How far the fused loss is from the formula in fp64, on random input: in nats, and relative to a gradient's norm.
+
+    The largest over pairs, without padding and with ``lengths`` [tokens].
+    """
+    from pipeline.fused.loss import PairLoss, rows_of
+
+    generator = torch.Generator().manual_seed(0)
+    worst_loss, worst_gradient = 0.0, 0.0
+    for pair in shape.pairs:
+        for real in (None, torch.tensor(lengths, device=device)):
+            operands = [
+                torch.randn(len(lengths), max(lengths), width, generator=generator).to(device, dtype)
+                for width, dtype in zip(shape.widths, shape.dtypes, strict=True)
+                for _ in sorted(set(pair))
+            ]
+            half = len(operands) // 2
+            teacher, student = (x * (2 // half) for x in (operands[:half], operands[half:]))
+            for x in student:
+                x.requires_grad_()
+            rows = None if real is None else rows_of(real, max(lengths), shape.heads)
+            loss = PairLoss.apply(*teacher, *student, shape.heads, rows)
+            wanted = literal(teacher, student, shape.heads, real)
+            inputs = student[:half]
+            own = torch.autograd.grad(loss, inputs)
+            exact = torch.autograd.grad(wanted, inputs)
+            worst_loss = max(worst_loss, float((loss - wanted).detach().abs()))
+            for one, other in zip(own, exact, strict=True):
+                error = (one.double() - other.double()).norm() / other.double().norm()
+                worst_gradient = max(worst_gradient, float(error))
+    return worst_loss, worst_gradient
+
+
+def literal(teacher: Sequence[Tensor], student: Sequence[Tensor], heads: int, lengths: Tensor | None) -> Tensor:
+    """The loss of one pair by the papers' formula in fp64; operands a and b of each model [B, T, width]."""
+    batch, length, _ = student[0].shape
+    lengths = torch.full((batch,), length, device=student[0].device) if lengths is None else lengths
+    real = torch.arange(length, device=lengths.device) < lengths[:, None]  # [B, T]
+    logs = []
+    for a, b in (teacher, student):
+        a, b = (x.double().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (a, b))
+        logits = a @ b.mT / math.sqrt(a.shape[-1])
+        logs.append(logits.masked_fill(~real[:, None, None], -1e300).log_softmax(-1))
+    divergence = (logs[0].exp() * (logs[0] - logs[1])).sum(-1)  # [B, heads, T]
+    weight = real.double() / (batch * heads * lengths.clamp(min=1)[:, None])
+    return (divergence * weight[:, None]).sum()

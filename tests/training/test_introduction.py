@@ -1,0 +1,38 @@
+"""training.introduction: what a run says about a GPU before it starts."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pipeline.engines.ranks import Ranks
+from pipeline.settings.reading import load_recipe
+from pipeline.training.introduction import about_attention, shared
+
+
+def ranks(device):
+    return Ranks(0, 1, 1, torch.device(device))
+
+
+@pytest.mark.parametrize(
+    "device, layout, told", [("cuda", "doc", True), ("cuda", "full", False), ("cpu", "doc", False)]
+)
+def test_a_run_with_padding_on_a_gpu_is_told_what_its_attention_loses(device, layout, told):
+    notes = about_attention(load_recipe("minilm_6x384", [f"layout={layout}"]), ranks(device))
+    assert len(notes) == told and all("flash attention takes no mask" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "device, value, told", [("cuda", "true", True), ("cuda", "false", False), ("cpu", "true", False)]
+)
+def test_deterministic_algorithms_are_said_where_they_are_asked_for(device, value, told):
+    run = SimpleNamespace(
+        recipe=load_recipe("minilm_6x384", [f"deterministic={value}", "precision=fp32"]),
+        ranks=ranks(device),
+        corpus=SimpleNamespace(path="data", id="0" * 64, sources={}),
+        windows=SimpleNamespace(paired=False),
+        tokens_per_step=1,
+    )
+    hosting = SimpleNamespace(parameters=1, kind="replicate", reason="it fits")
+    teacher = SimpleNamespace(hosting=hosting, config=SimpleNamespace(num_hidden_layers=12))
+    assert ("deterministic algorithms alone" in " ".join(shared(run, teacher))) == told
