@@ -168,7 +168,7 @@ def test_the_twin_is_the_formula(lengths):
     teacher, student = operands(1, 130, (16, 8), 1, "qk", torch.float64)
     real = 130 if lengths is None else int(lengths)
     inside = torch.arange(130) < real
-    stop, weight = torch.where(inside, real, 0), inside / real
+    stop, weight = torch.where(inside, real, 0), inside.double() / real
     own = twin.passes(*(x[0].detach() for x in (*teacher, *student)), weight, torch.zeros_like(stop), stop)
     wanted = literal(teacher, student, 1, lengths)
     exact = torch.autograd.grad(wanted, student)
@@ -213,3 +213,26 @@ def test_exponentials_as_polynomials(degree, error):
     low = torch.full((4096,), -1e30)
     apply[(1,)](low, y, degree)
     assert float(y.max()) < 2e-38
+
+
+@pytest.mark.parametrize("place", [0, 20, 40, 60])
+@pytest.mark.parametrize("pair", ["qk", "vv"])
+def test_one_token_far_from_all_others(pair, place):
+    teacher, student = operands(1, 100, (16, 8), 1, pair, BF16)
+    with torch.no_grad():
+        for model in (teacher, student):
+            for x in model[: len(set(pair))]:
+                x[:, place] *= 8.0
+    loss_error, errors, roundings = compare(teacher, student, 1)
+    assert loss_error < 2e-5
+    assert max(errors) < 1.25 * max(roundings)
+
+
+def test_rows_of_the_last_tile_far_below_the_first():
+    teacher, student = operands(1, 100, (16, 8), 1, "vv", BF16)
+    with torch.no_grad():
+        for model in (teacher, student):
+            model[0][:, :70] += 12.0
+            model[0][:, 70:] *= 0.1
+    _, errors, _ = compare(teacher, student, 1)
+    assert errors[0] < 0.05
