@@ -104,7 +104,10 @@ def _takes_kernel(fused: bool | None, teacher: QKV, student: QKV, pairs: tuple[s
     if fused is False or (fused is None and student.q.device.type != "cuda"):
         return False
     widths, dtypes = (teacher.q.shape[2], student.q.shape[2]), (teacher.q.dtype, student.q.dtype)
-    reason = reason_against(student.q.device, Shape(heads, widths, dtypes, tuple(pairs)))
+    if any(len({x.dtype for x in model}) > 1 for model in (teacher, student)):
+        reason = "it takes q, k and v of one dtype"
+    else:
+        reason = reason_against(student.q.device, Shape(heads, widths, dtypes, tuple(pairs)))
     if fused and reason:
         raise ValueError(f"fused = True: {reason}")
     if reason:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from data_prep.cli import UserError
-from pipeline.bench.loss import log_relation
 from pipeline.bench.tools import Row, Setting
-from pipeline.fused.choice import interpreted
+from pipeline.fused.choice import interpreted, literal
 from pipeline.fused.loss import PairLoss, rows_of
 from pipeline.measuring import device_here
 from pipeline.relations import QKV
@@ -146,8 +145,8 @@ def by_formula(case: Case, teacher: QKV, student: QKV) -> tuple[Tensor, list[Ten
             of_student = [x.detach()[places[1]][None].double().requires_grad_() for x in student]
             for pair in case.setting.pairs:
                 a, b = ("qkv".index(letter) for letter in pair)
-                log_t, log_s = (log_relation(model[a], model[b], 1) for model in (of_teacher, of_student))
-                part = (log_t.exp() * (log_t - log_s)).sum(-1).mean() / (batch * heads)
+                operands = [(model[a], model[b]) for model in (of_teacher, of_student)]
+                part = literal(*operands, 1, None) / (batch * heads)
                 part.backward()
                 loss += part.detach()
             for gradient, x in zip(gradients, of_student, strict=True):

@@ -15,20 +15,17 @@ launches. It is a bound, not a measurement: no GPU has confirmed it.
 
 import functools
 import re
-import subprocess
-import tempfile
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import triton
 
 from data_prep.cli import UserError
 from pipeline.bench.tools import Row, Setting, settings_of
 from pipeline.fused.choice import WIDEST, interpreted
-from pipeline.fused.compiled import compiled
+from pipeline.fused.compiled import compiled, inspected
 from pipeline.fused.loss import constants
 from pipeline.plan.fused import NUMBER, passes_of, tensor_cycles, traffic
 from pipeline.plan.hardware import EXPONENTIALS, GPUS, LANES, RATES, SCHEDULERS, Gpu, find_gpu
@@ -166,7 +163,7 @@ def _constants(name: str, widths: tuple[int, int], chip: str) -> dict:
 @functools.cache
 def count(name: str, widths: tuple[int, int], chip: str) -> Counts:
     """Compile a pass in bf16, for sequences without padding and heads of these ``widths``, and count."""
-    opcodes = tile_loop(disassembled(compiled(_side(name), widths, "bf16", True, chip).asm["cubin"]))
+    opcodes = tile_loop(inspected(compiled(_side(name), widths, "bf16", True, chip), "nvdisasm", "-c"))
     fixed = _constants(name, widths, chip)
     return counts_of(opcodes, fixed["num_warps"], fixed["BM"] * fixed["BN"], chip)
 
@@ -214,16 +211,3 @@ def tile_loop(text: str) -> list[str]:
         if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops):
             return opcodes[first : last + 1]
     raise RuntimeError("the compiled kernel has no loop with products and exponentials")
-
-
-def disassembled(cubin: bytes) -> str:
-    """A compiled kernel as text, by the disassembler of Triton's wheel."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
-    if not tool.is_file():
-        raise UserError(
-            f"--static: {tool} is missing, which Triton's wheels have: pip install --force-reinstall triton"
-        )
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        return subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout

@@ -10,6 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from data_prep.cli import UserError
 from pipeline.fused import kernels
 from pipeline.fused.loss import constants
 
@@ -51,6 +52,17 @@ def target_of(chip: str) -> GPUTarget:
     return GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
 
 
+def inspected(kernel: Any, tool: str, option: str) -> str:
+    """What NVIDIA's ``tool``, which Triton's wheels bring, prints about a ``compiled`` kernel. Raises UserError without it."""
+    path = Path(triton.__file__).parent / "backends/nvidia/bin" / tool
+    if not path.is_file():
+        raise UserError(f"{path} is missing, which Triton's wheels have: pip install --force-reinstall triton")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        return subprocess.run([path, option, file.name], capture_output=True, text=True, check=True).stdout
+
+
 class Resources(NamedTuple):
     """What a program takes: ``registers`` of a thread, bytes of it that ``spilled`` to memory, bytes of ``shared`` memory."""
 
@@ -66,11 +78,7 @@ def resources(kernel: Any) -> Resources:
         registers = int(_number(r"\.vgpr_count: +(\d+)", text))
         spilled = int(_number(r"\.private_segment_fixed_size: +(\d+)", text))
     else:
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(kernel.asm["cubin"])
-            file.flush()
-            tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-            text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        text = inspected(kernel, "cuobjdump", "-res-usage")
         registers, spilled = (int(_number(rf"\b{name}:(\d+)", text)) for name in ("REG", "STACK"))
     return Resources(registers, spilled, kernel.metadata.shared)
 

@@ -1,8 +1,8 @@
 """The relation loss in two passes over tiles of the maps, in Triton. twin.py has the same in plain torch: read that first.
 
 A program takes a block of rows of one head of one sequence, and streams the tiles of their keys past. Products take the
-operands as they are and add up in fp32; logits are scaled afterwards, into powers of two. Nothing is written but three
-numbers a row and the gradients; sums have a fixed order, so the same input gives the same bits.
+operands as they are and add up in fp32; logits are scaled afterwards, into powers of two. Nothing is written but two numbers
+a row, one a program, and the gradients; sums have a fixed order, so the same input gives the same bits.
 
 Half of the work is exponentials. A GPU has units for them that do 16 a clock; up to an eighth of them is computed as
 polynomials on the units for sums and products, which are less busy.
@@ -27,7 +27,7 @@ SPREAD = tl.constexpr(100.0)
 
 @triton.jit
 def _load(x, rows, length, stride, D: tl.constexpr, P: tl.constexpr, ENDS: tl.constexpr):
-    """Rows [n, P] of a head; zeros beyond its width and, if the tile ``ENDS`` beyond the sequence, beyond its length."""
+    """Rows [n, P] of a head; zeros beyond its width and, if some may be beyond ``length`` (``ENDS``), there."""
     columns = tl.arange(0, P)
     places = x + rows[:, None] * stride + columns[None, :]
     if ENDS:
@@ -140,11 +140,27 @@ def _rows(pid, first, stop, weight, even, length, heads, WHOLE: tl.constexpr, BM
 
 
 @triton.jit
-def _logits(j, ta, sa, t_b, s_b, stride_t, stride_s, length, starts, stops, PRECISION: tl.constexpr,
+def _operands(
+    t_a, t_b, s_a, s_b, sequence, head, rows, stride_tb, stride_tt, stride_sb, stride_st, length,
+    D_T: tl.constexpr, P_T: tl.constexpr, D_S: tl.constexpr, P_S: tl.constexpr,
+):  # fmt: skip
+    """a of both models for a program's rows, [BM, P_T] and [BM, P_S], and where b of its head begins in both."""
+    teacher = sequence * stride_tb + head * D_T
+    student = sequence * stride_sb + head * D_S
+    ta = _load(t_a + teacher, rows, length, stride_tt, D_T, P_T, True)
+    sa = _load(s_a + student, rows, length, stride_st, D_S, P_S, True)
+    return ta, sa, t_b + teacher, s_b + student
+
+
+@triton.jit
+def _logits(j, ta, sa, t_b, s_b, stride_t, stride_s, high, starts, stops, PRECISION: tl.constexpr,
             D_T: tl.constexpr, P_T: tl.constexpr, D_S: tl.constexpr, P_S: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Unscaled logits [BM, BN] of both models against the keys ``j`` [BN], and the student's keys [BN, P_S]."""
-    tb = _load(t_b, j, length, stride_t, D_T, P_T, MASKED)
-    sb = _load(s_b, j, length, stride_s, D_S, P_S, MASKED)
+    """Unscaled logits [BM, BN] of both models against the keys ``j`` [BN], and the student's keys [BN, P_S].
+
+    Keys from ``high`` on are padding and not read: whatever they hold, even NaN, comes to nothing.
+    """
+    tb = _load(t_b, j, high, stride_t, D_T, P_T, MASKED)
+    sb = _load(s_b, j, high, stride_s, D_S, P_S, MASKED)
     nothing = tl.zeros([ta.shape[0], j.shape[0]], tl.float32)
     t = _dot(ta, tl.trans(tb), nothing, PRECISION)
     s = _dot(sa, tl.trans(sb), nothing, PRECISION)
@@ -191,18 +207,14 @@ def statistics(
     sequence, head, rows, starts, stops, real, weights, low, high, begin, end = _rows(
         pid, first, stop, weight, even, length, heads, WHOLE, BM, BN
     )
-    t_a += sequence * stride_tb + head * D_T
-    t_b += sequence * stride_tb + head * D_T
-    s_a += sequence * stride_sb + head * D_S
-    s_b += sequence * stride_sb + head * D_S
-    ta = _load(t_a, rows, length, stride_tt, D_T, P_T, True)
-    sa = _load(s_a, rows, length, stride_st, D_S, P_S, True)
+    ta, sa, t_b, s_b = _operands(t_a, t_b, s_a, s_b, sequence, head, rows, stride_tb, stride_tt, stride_sb, stride_st,
+                                 length, D_T, P_T, D_S, P_S)  # fmt: skip
 
     sum_t = tl.zeros([BM], tl.float32)
     sum_s = tl.zeros([BM], tl.float32)
     mixed = tl.zeros([BM], tl.float32)
     for start in tl.range(begin, end, BN, num_stages=STAGES):
-        t, s, _ = _logits(start + tl.arange(0, BN), ta, sa, t_b, s_b, stride_tt, stride_st, length, starts, stops,
+        t, s, _ = _logits(start + tl.arange(0, BN), ta, sa, t_b, s_b, stride_tt, stride_st, high, starts, stops,
                           PRECISION, D_T, P_T, D_S, P_S, False)  # fmt: skip
         x = t * c_t
         y = s * c_s
@@ -225,7 +237,7 @@ def statistics(
     before = (begin - low) // BN
     for number in tl.range(0, before + tl.cdiv(high - end, BN), num_stages=1):
         start = tl.where(number < before, low + number * BN, end + (number - before) * BN)
-        t, s, _ = _logits(start + tl.arange(0, BN), ta, sa, t_b, s_b, stride_tt, stride_st, length, starts, stops,
+        t, s, _ = _logits(start + tl.arange(0, BN), ta, sa, t_b, s_b, stride_tt, stride_st, high, starts, stops,
                           PRECISION, D_T, P_T, D_S, P_S, True)  # fmt: skip
         max_t, max_s, sum_t, sum_s, mixed = _statistics_tile(t, s, c_t, c_s, max_t, max_s, sum_t, sum_s, mixed)
 
@@ -237,6 +249,48 @@ def statistics(
     places = (sequence * heads + head) * length + rows
     tl.store(log_t + places, tl.where(real, max_t + log_sum_t - log_weight, float("inf")), mask=rows < length)
     tl.store(log_s + places, tl.where(real, max_s + log_sum_s - log_weight, float("inf")), mask=rows < length)
+
+
+@triton.jit
+def _spread(log_t, log_s, row_t, row_s, real, base_t, base_s, begin, end, BN: tl.constexpr):
+    """How far from the bases, in powers of two, are the sums of a program's own rows and of those from ``begin`` to ``end``."""
+    furthest = tl.zeros([BN], tl.float32)
+    for start in range(begin, end, BN):
+        j = start + tl.arange(0, BN)
+        furthest = tl.maximum(furthest, tl.abs(tl.load(log_t + j) - base_t))
+        furthest = tl.maximum(furthest, tl.abs(tl.load(log_s + j) - base_s))
+    own = tl.where(real, tl.maximum(tl.abs(row_t - base_t), tl.abs(row_s - base_s)), 0.0)
+    return tl.maximum(tl.max(furthest), tl.max(own))
+
+
+@triton.jit
+def _difference(t, s, j, row_t, row_s, log_t, log_s, own_t, own_s, share_t, share_s, base_t, base_s, c_t, c_s,
+                SIDE: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+    """d, or d + dᵀ for both sides, [BM, BN], in a tile that every row sees whole."""
+    if SIDE == "rows":
+        exp_t = _exp2_shared(tl.fma(t, c_t, -row_t[:, None]), SHARED, 4)
+        return tl.exp2(tl.fma(s, c_s, -row_s[:, None])) - exp_t
+    if SIDE == "columns":
+        exp_t = _exp2_shared(tl.fma(t, c_t, -tl.load(log_t + j)[None, :]), SHARED, 4)
+        return tl.exp2(tl.fma(s, c_s, -tl.load(log_s + j)[None, :])) - exp_t
+    exp_t = _exp2_shared(tl.fma(t, c_t, -base_t), SHARED, 4)
+    exp_s = tl.exp2(tl.fma(s, c_s, -base_s))
+    of_t = own_t[:, None] + tl.load(share_t + j)[None, :]
+    of_s = own_s[:, None] + tl.load(share_s + j)[None, :]
+    return exp_s * of_s - exp_t * of_t
+
+
+@triton.jit
+def _masked_difference(t, s, j, length, row_t, row_s, log_t, log_s, c_t, c_s, SIDE: tl.constexpr):
+    """The same in any other tile, each exponential for itself."""
+    d = tl.zeros(t.shape, tl.float32)
+    if SIDE != "columns":
+        d += tl.exp2(tl.fma(s, c_s, -row_s[:, None])) - tl.exp2(tl.fma(t, c_t, -row_t[:, None]))
+    if SIDE != "rows":
+        column_t = tl.load(log_t + j, mask=j < length, other=float("inf"))
+        column_s = tl.load(log_s + j, mask=j < length, other=float("inf"))
+        d += tl.exp2(tl.fma(s, c_s, -column_s[None, :])) - tl.exp2(tl.fma(t, c_t, -column_t[None, :]))
+    return d
 
 
 @triton.jit(do_not_specialize=["length", "heads"])
@@ -257,29 +311,20 @@ def gradient(
     sequence, head, rows, starts, stops, real, _, low, high, begin, end = _rows(
         pid, first, stop, weight, even, length, heads, WHOLE, BM, BN
     )
-    t_a += sequence * stride_tb + head * D_T
-    t_b += sequence * stride_tb + head * D_T
-    s_a += sequence * stride_sb + head * D_S
-    s_b += sequence * stride_sb + head * D_S
+    ta, sa, t_b, s_b = _operands(t_a, t_b, s_a, s_b, sequence, head, rows, stride_tb, stride_tt, stride_sb, stride_st,
+                                 length, D_T, P_T, D_S, P_S)  # fmt: skip
     of_head = (sequence * heads + head) * length
     log_t += of_head
     log_s += of_head
-    ta = _load(t_a, rows, length, stride_tt, D_T, P_T, True)
-    sa = _load(s_a, rows, length, stride_st, D_S, P_S, True)
     row_t = tl.load(log_t + rows, mask=rows < length, other=float("inf"))
     row_s = tl.load(log_s + rows, mask=rows < length, other=float("inf"))
+    own_t, own_s, base_t, base_s = row_t, row_s, 0.0, 0.0
     if SIDE == "both":
         share_t += of_head
         share_s += of_head
         base_t = tl.load(log_t)
         base_s = tl.load(log_s)
-        spread = tl.zeros([BN], tl.float32)
-        for start in range(begin, end, BN):
-            j = start + tl.arange(0, BN)
-            spread = tl.maximum(spread, tl.abs(tl.load(log_t + j) - base_t))
-            spread = tl.maximum(spread, tl.abs(tl.load(log_s + j) - base_s))
-        own = tl.where(real, tl.maximum(tl.abs(row_t - base_t), tl.abs(row_s - base_s)), 0.0)
-        if tl.maximum(tl.max(spread), tl.max(own)) > SPREAD:
+        if _spread(log_t, log_s, row_t, row_s, real, base_t, base_s, begin, end, BN) > SPREAD:
             begin = low
             end = low
         own_t = tl.load(share_t + rows, mask=rows < length, other=0.0)
@@ -288,41 +333,22 @@ def gradient(
     acc = tl.zeros([BM, P_S], tl.float32)
     for start in tl.range(begin, end, BN, num_stages=STAGES):
         j = start + tl.arange(0, BN)
-        t, s, sb = _logits(j, ta, sa, t_b, s_b, stride_tt, stride_st, length, starts, stops,
+        t, s, sb = _logits(j, ta, sa, t_b, s_b, stride_tt, stride_st, high, starts, stops,
                            PRECISION, D_T, P_T, D_S, P_S, False)  # fmt: skip
-        if SIDE == "rows":
-            exp_t = _exp2_shared(tl.fma(t, c_t, -row_t[:, None]), SHARED, 4)
-            d = tl.exp2(tl.fma(s, c_s, -row_s[:, None])) - exp_t
-        elif SIDE == "columns":
-            exp_t = _exp2_shared(tl.fma(t, c_t, -tl.load(log_t + j)[None, :]), SHARED, 4)
-            d = tl.exp2(tl.fma(s, c_s, -tl.load(log_s + j)[None, :])) - exp_t
-        else:
-            exp_t = _exp2_shared(tl.fma(t, c_t, -base_t), SHARED, 4)
-            exp_s = tl.exp2(tl.fma(s, c_s, -base_s))
-            of_t = own_t[:, None] + tl.load(share_t + j)[None, :]
-            of_s = own_s[:, None] + tl.load(share_s + j)[None, :]
-            d = exp_s * of_s - exp_t * of_t
+        d = _difference(t, s, j, row_t, row_s, log_t, log_s, own_t, own_s, share_t, share_s, base_t, base_s, c_t, c_s,
+                        SIDE, SHARED)  # fmt: skip
         acc = _add_product(acc, d, sb, PRECISION)
     before = (begin - low) // BN
     for number in tl.range(0, before + tl.cdiv(high - end, BN), num_stages=1):
         start = tl.where(number < before, low + number * BN, end + (number - before) * BN)
         j = start + tl.arange(0, BN)
-        t, s, sb = _logits(j, ta, sa, t_b, s_b, stride_tt, stride_st, length, starts, stops,
+        t, s, sb = _logits(j, ta, sa, t_b, s_b, stride_tt, stride_st, high, starts, stops,
                            PRECISION, D_T, P_T, D_S, P_S, True)  # fmt: skip
-        d = tl.zeros([BM, BN], tl.float32)
-        if SIDE != "columns":
-            d += tl.exp2(tl.fma(s, c_s, -row_s[:, None])) - tl.exp2(tl.fma(t, c_t, -row_t[:, None]))
-        if SIDE != "rows":
-            column_t = tl.load(log_t + j, mask=j < length, other=float("inf"))
-            column_s = tl.load(log_s + j, mask=j < length, other=float("inf"))
-            d += tl.exp2(tl.fma(s, c_s, -column_s[None, :])) - tl.exp2(tl.fma(t, c_t, -column_t[None, :]))
+        d = _masked_difference(t, s, j, length, row_t, row_s, log_t, log_s, c_t, c_s, SIDE)
         acc = _add_product(acc, d, sb, PRECISION)
 
     columns = tl.arange(0, P_S)
     places = grad + sequence * stride_gb + rows[:, None] * stride_gt + head * D_S + columns[None, :]
     acc = tl.where(real[:, None], acc, 0.0) * (factor * tl.load(upstream))
-    tl.store(
-        places,
-        _rounded(acc, grad.dtype.element_ty, PRECISION),
-        mask=(rows[:, None] < length) & (columns[None, :] < D_S),
-    )
+    inside = (rows[:, None] < length) & (columns[None, :] < D_S)
+    tl.store(places, _rounded(acc, grad.dtype.element_ty, PRECISION), mask=inside)

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.fused import kernels
+from pipeline.fused.choice import LOW, interpreted, padded_width
 
 LOG2_E, LN_2 = math.log2(math.e), math.log(2)
 LARGEST = 2**15  # a number that fp16 holds: a sequence of two tokens has entries of half of it in its gradient's map
-LOW = (torch.bfloat16, torch.float16)
 HOPPER, BLACKWELL = "sm_90", "sm_10"
-INTERPRETED = triton.knobs.runtime.interpret
 
 
 class Rows(NamedTuple):
@@ -68,14 +66,9 @@ def polynomials(side: str | None, padded: int, chip: str) -> int:
 
 def precision_of(low_precision: bool, chip: str) -> str:
     """How products are taken. Of fp32 in three of NVIDIA's tf32, which is as exact, and on AMD's units for it."""
-    if INTERPRETED:
+    if interpreted():
         return "widened"
     return "ieee" if low_precision or chip.startswith("gfx") else "tf32x3"
-
-
-def padded_width(width: int) -> int:
-    """A head's width as tensor cores take it: a power of two, at least 16."""
-    return max(16, 1 << (width - 1).bit_length())
 
 
 def constants(widths: tuple[int, int], low_precision: bool, whole: bool, side: str | None, chip: str) -> dict[str, Any]:
@@ -137,7 +130,8 @@ class PairLoss(torch.autograd.Function):
 
 
 def _readable(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """x with a last stride of 1, and sequences that 32 bits number."""
+    return x if x.stride(-1) == 1 and x.shape[1] * x.stride(1) < 2**31 else x.contiguous()
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 An entry is one of a T × T map of a relation head. cycles.py has what was counted; ``bench loss --static`` counts anew.
 """
 
+from pipeline.fused.choice import WIDEST, padded_width
 from pipeline.plan.cycles import CYCLES
 from pipeline.plan.hardware import RATES, Gpu
 from pipeline.plan.sizes import Cut
 from pipeline.settings.recipe import Recipe
 
 PASSES = ("statistics", "rows", "columns", "both")
-NARROWEST, WIDEST = 16, 128  # a head as tensor cores take it, and the widest that the kernel takes
 NUMBER = 2  # bytes of a bf16 number
 
 
@@ -18,15 +18,9 @@ def passes_of(pair: str) -> tuple[str, ...]:
     return ("statistics", "both") if len(set(pair)) == 1 else ("statistics", "rows", "columns")
 
 
-def padded(widths: tuple[int, int]) -> tuple[int, int]:
-    """Head widths of teacher and student as tensor cores take them: powers of two, at least 16."""
-    teacher, student = (max(NARROWEST, 1 << (width - 1).bit_length()) for width in widths)
-    return teacher, student
-
-
 def tensor_cycles(name: str, widths: tuple[int, int], chip: str) -> float:
     """Cycles an entry and multiprocessor of the products of a pass: two logits, and a gradient's, which are two."""
-    teacher, student = padded(widths)
+    teacher, student = map(padded_width, widths)
     numbers = teacher + student if name == "statistics" else teacher + 3 * student
     return 2 * numbers / RATES[chip].tensor
 
@@ -67,5 +61,5 @@ def fused_seconds(recipe: Recipe, gpu: Gpu, teacher: Cut, student: Cut) -> float
 
 def counted(name: str, widths: tuple[int, int], chip: str) -> float:
     """Cycles an entry and multiprocessor of a pass, by the table. The teacher's heads are taken to be no narrower."""
-    teacher, student = padded(widths)
+    teacher, student = map(padded_width, widths)
     return CYCLES[chip][max(teacher, student), student][PASSES.index(name)]

@@ -120,6 +120,9 @@ def memory_of(
     results = len(teacher_layers(recipes)) * qkv(teacher, recipe.teacher_batch, length, device)
     passing = max(teacher_pass(teacher, recipe.teacher_batch, length, device), results)
     previous = results if accumulates else 0  # those of the window before are replaced at the end of the new one's pass
+    replicated = hosting.kind == "replicate" and not device.cpu
+    ahead = passing if replicated and world > 1 else 0  # the next window's pass, made meanwhile (training/ahead.py)
+    graph = passing if replicated and recipe.compile == "all" else 0  # what a CUDA graph keeps (engines/graphs.py)
 
     states = [student_state(student, each, world, device) for student, each in pairs]
     tails = 4 * sum(cut.tail for cut in students) if device.cpu else 0  # kept outside the engine, on the host
@@ -129,7 +132,7 @@ def memory_of(
     losses = [loss_memory(each, teacher, student, device) for student, each in pairs]
     learning = [k + x + s.forward + s.bucket for k, x, s in zip(kept, losses, states, strict=True)]
 
-    standing = fixed + weights + tails + sum(state.standing for state in states)
+    standing = fixed + weights + graph + tails + sum(state.standing for state in states)
     between = sum(state.accumulated for state in states) if accumulates else 0
     others = [between - state.accumulated if accumulates else 0 for state in states]  # gradients of the other students
     reductions = [state.reduction + more for state, more in zip(states, others, strict=True)]
@@ -138,14 +141,15 @@ def memory_of(
         "between steps": standing,
         "teacher's pass": standing + between + layers + passing + previous,
         "student's pass": standing + between + results + max(learning),
-        "averaging gradients": standing + results + max(reductions),
-        "update": standing + results + max(updates),
+        "averaging gradients": standing + results + ahead + max(reductions),
+        "update": standing + results + ahead + max(updates),
     }
     parts = {
         "framework": fixed,
         "teacher's weights": weights,
         "teacher's gathered layers": layers,
         "teacher's pass": passing,
+        "teacher's CUDA graph": graph,
         "teacher's q, k, v": results,
         **parts_of_states(states),
         "student's activations": max(kept),

@@ -24,6 +24,8 @@ def introduce(
         monitor.say(about_student(student))
         resumed = student.checkpoint
         monitor.say(f"Resuming from {resumed.path}." if resumed else "Starting at step 0.")
+        if student.about_loss:
+            monitor.say(student.about_loss)
         for note in about_bits(student):
             monitor.say(note)
         for note in about_vocabulary(student.recipe, heldout):
@@ -91,15 +93,19 @@ def about_attention(recipe: Recipe, ranks: Ranks) -> list[str]:
 
 
 def about_bits(student: Built) -> list[str]:
-    """A note if a run is resumed with another ``deterministic`` than its checkpoint was made with."""
+    """Notes if a run is resumed with another ``deterministic``, or its loss computed otherwise, than before."""
     if student.checkpoint is None:
         return []
-    before, now = student.checkpoint.info["recipe"].get("deterministic", False), student.recipe.deterministic
-    if before == now:
-        return []
+    info, recipe = student.checkpoint.info, student.recipe
+    ways = {
+        "deterministic": (info["recipe"].get("deterministic", False), recipe.deterministic),
+        "the loss by the fused kernel": (info.get("fused", False), student.fused),
+    }
     return [
-        f"note: deterministic = {str(now).lower()}, but {student.checkpoint.path} was made with {str(before).lower()}: on GPUs "
+        f"note: {way} = {str(now).lower()}, but {student.checkpoint.path} was made with {str(before).lower()}: on GPUs "
         "the run as a whole cannot be repeated bit for bit"
+        for way, (before, now) in ways.items()
+        if before != now
     ]
 
 

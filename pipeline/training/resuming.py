@@ -132,13 +132,14 @@ def save(run: Run, teacher: HostedTeacher, trainees: list[Trainee], step: int) -
 def _save(run: Run, teacher: HostedTeacher, trainee: Trainee, step: int) -> None:
     recipe = trainee.recipe
     state = read_state(trainee.engine, trainee.names, run.ranks.first) | trainee.tail
-    info = checkpoint_info(run, teacher, recipe, step)
+    info = checkpoint_info(run, teacher, trainee, step)
     keep = recipe.keep_checkpoints, recipe.keep_every
     on_first_rank(run.ranks, checkpoints.save, Path(recipe.out), info, state, *keep)
 
 
-def checkpoint_info(run: Run, teacher: HostedTeacher, recipe: Recipe, step: int) -> dict:
+def checkpoint_info(run: Run, teacher: HostedTeacher, trainee: Trainee, step: int) -> dict:
     """The content of state.json without its hashes: where the run stands, what made it, and its teacher."""
+    recipe = trainee.recipe
     return {
         "step": step,
         "samples": step * recipe.batch,
@@ -155,5 +156,6 @@ def checkpoint_info(run: Run, teacher: HostedTeacher, recipe: Recipe, step: int)
         "student_ids": _vocabulary_hash(recipe),
         "ranks": run.ranks.world,
         "arithmetic": arithmetic_of(recipe.precision, run.ranks.device),
+        "fused": trainee.fused,
         "versions": VERSIONS,
     }

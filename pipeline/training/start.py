@@ -43,12 +43,17 @@ class Pending(NamedTuple):
 
 @dataclass(frozen=True)
 class Built:
-    """A pending student with its whole model, the same on every rank; ``digest`` is the hash of the model's weights."""
+    """A pending student with its whole model, the same on every rank; ``digest`` is the hash of the model's weights.
+
+    ``fused``: its loss is computed by the kernel; ``about_loss`` says so, or why not.
+    """
 
     recipe: Recipe
     checkpoint: Checkpoint | None
     model: PreTrainedModel
     digest: str
+    fused: bool
+    about_loss: str
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,11 @@ def build(run: Run, pending: list[Pending]) -> Models:
         elif student.recipe.student.init != "random":
             on_first_rank(ranks, initialise, model, student.recipe, config, weights)
             send_weights(ranks, model)
-    digests = [check_same_weights(ranks, model) for model in built]
     students = [
-        Built(student.recipe, student.checkpoint, model, digest)
-        for student, model, digest in zip(pending, built, digests, strict=True)
+        Built(
+            *student, model, check_same_weights(ranks, model), *takes_kernel(student.recipe, config.hidden_size, ranks)
+        )
+        for student, model in zip(pending, built, strict=True)
     ]
     return Models(teacher, layers, weights, in_file, history, students)
 
@@ -133,8 +139,7 @@ def make_trainees(run: Run, models: Models, teacher: HostedTeacher) -> list[Trai
         cut, names, tail = trained_part(recipe, student.model, teacher.config.hidden_size, run.padding)
         state = resuming.matching_state(checkpoint, recipe, teacher.digest, cut, names) if checkpoint else {}
         engine = student_engine(recipe, run.ranks, cut)
-        fused, note = takes_kernel(recipe, teacher.config.hidden_size, run.ranks)
-        trainee = Trainee(recipe, engine, divergence, fused, names, tail, models.layers, about_loss=note)
+        trainee = Trainee(recipe, engine, divergence, student.fused, names, tail, models.layers)
         if checkpoint:
             resuming.restore(trainee, state, checkpoint.step)
         made.append(trainee)

@@ -16,8 +16,8 @@ from pipeline.settings.recipe import Recipe
 class Trainee:
     """A student in training: its recipe, its DeepSpeed engine, and the arithmetic of its loss.
 
-    ``fused``: its loss is computed by the kernel, not by ``divergence``; ``about_loss`` says so, or why not. ``names`` and
-    ``tail`` are those of models.cut.split; ``teacher_layers`` those whose q, k, v the teacher's pass returns;
+    ``fused``: its loss is computed by the kernel, not by ``divergence``. ``names`` and ``tail`` are those of models.cut.split;
+    ``teacher_layers`` those whose q, k, v the teacher's pass returns;
     ``start`` is the step it resumes from; ``unchecked`` losses, by step, are still to be found finite.
     """
 
@@ -29,7 +29,6 @@ class Trainee:
     tail: dict[str, Tensor] = field(default_factory=dict)
     teacher_layers: tuple[int, ...] = ()
     start: int = 0
-    about_loss: str = ""
     unchecked: dict[int, Tensor] = field(default_factory=dict)
 
     def losses(

@@ -43,9 +43,6 @@ class Watch:
                 folder, trainee.start, recipe.steps, run.tokens_per_step, flops, label, shows_bar=number == 0
             )
         introduce(run, models, teacher, list(self._monitors.values()), evaluation.heldout)
-        for trainee in trainees:
-            if trainee.about_loss:
-                self._monitors[id(trainee)].say(trainee.about_loss)
 
     def received(self, step: int, trainees: list[Trainee]) -> None:
         """The samples of update ``step`` (from 0) of these students are here: before anything that may wait for the device."""

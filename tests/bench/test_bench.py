@@ -392,24 +392,17 @@ def test_all_is_each_with_its_defaults(monkeypatch, capsys):
 ROW = Row("measure", 1.0, "s", "a note")
 
 
-@pytest.mark.slow
-def test_a_sharded_teacher_is_exact_and_its_memory_and_traffic_are_those_of_the_formulas():
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.bench",
-        "teacher",
-        "--ranks",
-        "2",
-        "--layers",
-        "4",
-        "--width",
-        "640",
-        "--json",
-    ]
+def teacher_rows(options):
+    """The rows of ``bench teacher`` by what they measure."""
+    command = [sys.executable, "-m", "pipeline.bench", "teacher", *options.split(), "--json"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
     assert result.returncode == 0, result.stderr[-2000:]
-    rows = {row["measure"]: row for row in map(json.loads, result.stdout.splitlines()) if row["bench"] == "teacher"}
+    return {row["measure"]: row for row in map(json.loads, result.stdout.splitlines()) if row["bench"] == "teacher"}
+
+
+@pytest.mark.slow
+def test_a_sharded_teacher_is_exact_and_its_memory_and_traffic_are_those_of_the_formulas():
+    rows = teacher_rows("--ranks 2 --layers 4 --width 640")
     assert rows["exact"]["value"] == 1
     assert rows["gathered / formula"]["value"] == pytest.approx(1, abs=0.01)
     assert rows["peak / bound"]["value"] < 1 and rows["forward / bound"]["value"] < 1  # with prefetching it is 2.8
@@ -445,22 +438,7 @@ def test_the_ranks_of_a_sharded_teacher_keep_to_the_visible_devices(monkeypatch,
 
 @pytest.mark.slow
 def test_a_teacher_on_one_rank_gathers_nothing():
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.bench",
-        "teacher",
-        "--ranks",
-        "1",
-        "--layers",
-        "2",
-        "--width",
-        "80",
-        "--json",
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
-    assert result.returncode == 0, result.stderr[-2000:]
-    rows = {row["measure"]: row for row in map(json.loads, result.stdout.splitlines()) if row["bench"] == "teacher"}
+    rows = teacher_rows("--ranks 1 --layers 2 --width 80")
     assert rows["exact"]["value"] == 1 and rows["gathered"]["value"] == 0 and "gathered / formula" not in rows
 
 

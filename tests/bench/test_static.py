@@ -14,6 +14,7 @@ from tests.parts.launching import ROOT, environment
 
 pytest.importorskip("triton", reason="the fused loss needs Triton: pip install triton")
 from pipeline.bench import static
+from pipeline.fused import compiled
 
 # A loop without products before, a loop with products and one inside it for waiting, and a loop of masked tiles.
 SASS = """
@@ -97,9 +98,9 @@ def test_what_cannot_be_counted_is_refused_in_one_line(monkeypatch):
 
 
 def test_a_wheel_without_its_disassembler_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(static.triton, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(UserError, match=r"--static: .*/nvdisasm is missing, .*: pip install --force-reinstall triton"):
-        static.disassembled(b"")
+    monkeypatch.setattr(compiled.triton, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(UserError, match=r"/nvdisasm is missing, .*: pip install --force-reinstall triton"):
+        compiled.inspected(None, "nvdisasm", "-c")
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import os
 import types
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from pipeline.engines import deterministic as module
 from pipeline.engines.compiling import Compiled
 from pipeline.engines.deterministic import use_deterministic, without_an_algorithm
 from pipeline.settings.reading import load_recipe
-from pipeline.training.introduction import about_bits
 
 
 @pytest.fixture
@@ -77,17 +75,6 @@ def test_an_operation_without_a_deterministic_algorithm_is_a_users_error_in_one_
     assert "set deterministic = false" in line
     with pytest.raises(RuntimeError, match="another"), without_an_algorithm(wanted):
         raise RuntimeError("another trouble")
-
-
-def test_a_run_that_is_resumed_with_another_value_is_told():
-    student = lambda before, now: types.SimpleNamespace(  # noqa: E731
-        checkpoint=before and types.SimpleNamespace(info={"recipe": before}, path="runs/x"),
-        recipe=replace(load_recipe("minilm_6x384"), deterministic=now),
-    )
-    assert about_bits(student(None, True)) == about_bits(student({"deterministic": True}, True)) == []
-    assert about_bits(student({"steps": 1}, False)) == []  # of before there was this key
-    [note] = about_bits(student({"steps": 1}, True))
-    assert note.startswith("note: deterministic = true, but runs/x was made with false")
 
 
 def test_the_key_is_true_or_false():

@@ -22,9 +22,9 @@ SHAPE = Shape(2, (32, 16), (BF16, BF16), ("qk", "vv"))
 
 @pytest.fixture(autouse=True)
 def forget():
-    choice._reason_against.cache_clear()
+    reason_against.cache_clear()
     yield
-    choice._reason_against.cache_clear()
+    reason_against.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -58,11 +58,11 @@ def test_no_gpu_no_triton_an_old_one(monkeypatch):
     with monkeypatch.context() as patch:
         patch.delenv("TRITON_INTERPRET")
         assert reason_against(CPU, SHAPE) == "it is for GPUs, not for cpu"
-    choice._reason_against.cache_clear()
+    reason_against.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         assert reason_against(CPU, SHAPE) == "Triton is not installed: pip install triton"
-    choice._reason_against.cache_clear()
+    reason_against.cache_clear()
     monkeypatch.setattr(triton, "__version__", "3.2.0")
     assert "Triton 3.2.0 is older than 3.5" in reason_against(CPU, SHAPE)
 

@@ -236,3 +236,28 @@ def test_rows_of_the_last_tile_far_below_the_first():
             model[0][:, 70:] *= 0.1
     _, errors, _ = compare(teacher, student, 1)
     assert errors[0] < 0.05
+
+
+@pytest.mark.parametrize("pair", ["qk", "vv"])
+@pytest.mark.parametrize("held", [float("nan"), float("inf"), 1e30])
+def test_padding_may_hold_anything(pair, held):
+    lengths = torch.tensor([100, 40])
+    teacher, student = operands(2, 100, (16, 8), 1, pair, BF16)
+    clean = PairLoss.apply(*teacher, *student, 1, rows_of(lengths, 100, 1))
+    inputs = student[: len(set(pair))]
+    gradients = torch.autograd.grad(clean, inputs)
+    with torch.no_grad():
+        for x in (*teacher, *student):
+            x[1, 40:] = held
+    loss = PairLoss.apply(*teacher, *student, 1, rows_of(lengths, 100, 1))
+    assert torch.equal(loss, clean)
+    for own, other in zip(torch.autograd.grad(loss, inputs), gradients, strict=True):
+        assert torch.equal(own, other)
+
+
+def test_a_student_whose_queries_are_its_keys_and_a_teacher_whose_are_not():
+    teacher, _ = operands(1, 70, (16, 8), 1, "qk", FP32)
+    _, student = operands(1, 70, (16, 8), 1, "qq", FP32)
+    gradient = torch.autograd.grad(PairLoss.apply(*teacher, *student, 1, None), student[0])[0]
+    exact = torch.autograd.grad(literal(teacher, student, 1, None), student[0])[0]
+    torch.testing.assert_close(gradient, exact, rtol=1e-4, atol=1e-7)

@@ -1,7 +1,8 @@
 """Count the fused loss's cycles anew: ``python -m tests.parts.count_cycles > pipeline/plan/cycles.py``. Takes minutes."""
 
 from pipeline.bench.static import count
-from pipeline.plan.fused import NARROWEST, PASSES, WIDEST
+from pipeline.fused.choice import WIDEST, padded_width
+from pipeline.plan.fused import PASSES
 from pipeline.plan.hardware import RATES
 
 HEAD = '''"""Cycles an entry and multiprocessor of the fused relation loss, as ``bench loss --static`` counts them for bf16.
@@ -15,7 +16,7 @@ CYCLES = {{'''
 
 def classes() -> list[tuple[int, int]]:
     """Padded head widths of teacher and student that the table has."""
-    widths = [NARROWEST]
+    widths = [padded_width(1)]
     while widths[-1] < WIDEST:
         widths.append(2 * widths[-1])
     return [(teacher, student) for teacher in widths for student in widths if student <= teacher]

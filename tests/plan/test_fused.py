@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
+from pipeline.fused.choice import WIDEST, padded_width
 from pipeline.models.precision import DTYPES
 from pipeline.plan.cycles import CYCLES
-from pipeline.plan.fused import NARROWEST, WIDEST, counted, passes_of, tensor_cycles
+from pipeline.plan.fused import counted, passes_of, tensor_cycles
 from pipeline.plan.hardware import GPUS, RATES
 from pipeline.plan.planning import Plan, models_of, plan_run
 from pipeline.plan.text import as_json, report
@@ -102,7 +103,7 @@ def test_the_table_has_every_chip_and_width():
         assert list(table) == classes()
         assert all(0.05 < cycles < 1 for row in table.values() for cycles in row)
     assert counted("rows", (6, 17), "sm_90") == CYCLES["sm_90"][32, 32][1]  # as wide as the student's
-    assert classes()[0][0] == NARROWEST and classes()[-1][0] == WIDEST
+    assert classes()[0][0] == padded_width(1) and classes()[-1][0] == WIDEST
 
 
 FRESH = {"sm_90": [(16, 8), (16, 6), (64, 32)], "sm_80": [(16, 8)], "sm_89": [(16, 8)], "sm_100": [(16, 8)]}

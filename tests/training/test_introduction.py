@@ -7,7 +7,7 @@ import torch
 
 from pipeline.engines.ranks import Ranks
 from pipeline.settings.reading import load_recipe
-from pipeline.training.introduction import about_attention, shared
+from pipeline.training.introduction import about_attention, about_bits, shared
 
 
 def ranks(device):
@@ -36,3 +36,29 @@ def test_deterministic_algorithms_are_said_where_they_are_asked_for(device, valu
     hosting = SimpleNamespace(parameters=1, kind="replicate", reason="it fits")
     teacher = SimpleNamespace(hosting=hosting, config=SimpleNamespace(num_hidden_layers=12))
     assert ("deterministic algorithms alone" in " ".join(shared(run, teacher))) == told
+
+
+@pytest.mark.parametrize(
+    ("made_with", "now", "told"),
+    [
+        ({}, {}, []),
+        ({"deterministic": True}, {}, ["deterministic = false"]),
+        ({}, {"fused": True}, ["the loss by the fused kernel = true"]),
+        ({"fused": True}, {"deterministic": True}, ["deterministic = true", "the loss by the fused kernel = false"]),
+    ],
+)
+def test_a_run_that_is_resumed_another_way_says_that_its_bits_are_others(made_with, now, told):
+    info = {"recipe": {}} | made_with  # of before there were these keys
+    if "deterministic" in made_with:
+        info["recipe"] = {"deterministic": info.pop("deterministic")}
+    student = SimpleNamespace(
+        checkpoint=SimpleNamespace(info=info, path="runs/x/checkpoints/10"),
+        recipe=SimpleNamespace(deterministic=now.get("deterministic", False)),
+        fused=now.get("fused", False),
+    )
+    notes = about_bits(student)
+    assert len(notes) == len(told)
+    assert all(
+        words in note and "runs/x/checkpoints/10 was made with" in note for words, note in zip(told, notes, strict=True)
+    )
+    assert about_bits(SimpleNamespace(checkpoint=None)) == []
