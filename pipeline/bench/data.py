@@ -19,7 +19,7 @@ from transformers import BertConfig
 from data_prep.shards import open_corpus, write_manifest, write_shard
 from pipeline.bench.tools import VOCABULARY, Row
 from pipeline.data.order import BLOCK, Order, Samples
-from pipeline.data.reading import order_of, read_ahead, steps, training_windows
+from pipeline.data.reading import ReadAhead, order_of, steps, training_windows
 from pipeline.data.windows import Windows
 from pipeline.models.cut import split
 from pipeline.models.students import build_student
@@ -136,7 +136,7 @@ def training_wait(windows: Windows, order: Order, at: int) -> tuple[float, float
     reading = steps(windows, order, first, first + _STEPS + 1, _STEP_BATCH, 0, 1)
     train = _small_training(windows)
     waits, whole = [], []
-    with contextlib.closing(read_ahead(reading, torch.device("cpu"))) as ready:
+    with contextlib.closing(ReadAhead(reading, torch.device("cpu"))) as ready:
         train(next(ready).ids)  # the first is the warm-up
         for _ in range(_STEPS):
             begin = time.perf_counter()

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from data_prep.cli import UserError
 from pipeline.bench.tools import Row, Setting
-from pipeline.fused.choice import interpreted, literal
+from pipeline.fused.choice import literal
+from pipeline.fused.limits import interpreted
 from pipeline.fused.loss import PairLoss, rows_of
 from pipeline.measuring import device_here
 from pipeline.relations import QKV
@@ -145,8 +146,8 @@ def by_formula(case: Case, teacher: QKV, student: QKV) -> tuple[Tensor, list[Ten
             of_student = [x.detach()[places[1]][None].double().requires_grad_() for x in student]
             for pair in case.setting.pairs:
                 a, b = ("qkv".index(letter) for letter in pair)
-                operands = [(model[a], model[b]) for model in (of_teacher, of_student)]
-                part = literal(*operands, 1, None) / (batch * heads)
+                of_pair = (of_teacher[a], of_teacher[b]), (of_student[a], of_student[b])
+                part = literal(*of_pair, 1, None) / (batch * heads)
                 part.backward()
                 loss += part.detach()
             for gradient, x in zip(gradients, of_student, strict=True):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pipeline.bench.tools import Row, Setting, settings_of
-from pipeline.fused.choice import Shape, interpreted, reason_against
+from pipeline.fused.choice import Shape, reason_against
+from pipeline.fused.limits import interpreted
 from pipeline.measuring import device_here, extra_memory, free_memory, interleaved_times, median_ratio
 from pipeline.relations import QKV, block_bytes, block_shape, relation_loss, slices
 from pipeline.settings.recipe import Recipe

@@ -24,8 +24,8 @@ import triton
 
 from data_prep.cli import UserError
 from pipeline.bench.tools import Row, Setting, settings_of
-from pipeline.fused.choice import WIDEST, interpreted
 from pipeline.fused.compiled import compiled, inspected
+from pipeline.fused.limits import WIDEST, interpreted
 from pipeline.fused.loss import constants
 from pipeline.plan.fused import NUMBER, passes_of, tensor_cycles, traffic
 from pipeline.plan.hardware import EXPONENTIALS, GPUS, LANES, RATES, SCHEDULERS, Gpu, find_gpu

@@ -27,7 +27,7 @@ from pipeline.bench.launches import as_on_gpus, launch_rows
 from pipeline.bench.loss import Case, literal_bytes, literal_loss
 from pipeline.bench.tools import Row, Setting, settings_of
 from pipeline.data.inputs import Inputs
-from pipeline.data.reading import order_of, read_ahead, steps, training_windows
+from pipeline.data.reading import ReadAhead, order_of, steps, training_windows
 from pipeline.engines.both import fit
 from pipeline.engines.memory import choose_hosting
 from pipeline.engines.ranks import Ranks, communication_backend, start_ranks
@@ -305,7 +305,7 @@ def shares(trainees: list[Trainee], teach: Teach, ranks: Ranks) -> dict[str, flo
         windows = training_windows(open_corpus(Path(folder)), recipe.length)
         order = order_of(windows, 1.0, SEED)
         reading = steps(windows, order, 0, _SHARE_STEPS + 1, recipe.batch, ranks.rank, ranks.world)
-        with contextlib.closing(read_ahead(reading, ranks.device)) as ready:
+        with contextlib.closing(ReadAhead(reading, ranks.device)) as ready:
             for number in range(_SHARE_STEPS + 1):
                 begin = time.perf_counter()
                 samples = next(ready)

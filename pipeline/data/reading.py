@@ -1,8 +1,10 @@
 """Input ids of steps, held-out sequences, and what has been read of each source."""
 
+import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -104,13 +106,54 @@ def steps(
         yield read(windows, order, first, first + share)
 
 
-def read_ahead(batches: Iterator[Inputs], device: torch.device, depth: int = 4) -> Generator[Inputs, None, None]:
-    """The same batches on ``device``, read by a background thread up to ``depth`` ahead; its errors are raised here.
+class ReadAhead(Iterator[Inputs]):
+    """The same batches on ``device``, read by a background thread up to ``depth`` ahead; its errors are raised here, in turn.
 
     To a GPU each is sent as a whole and from pinned memory, so that nothing waits for the copy.
     """
-    ready: queue.Queue[Inputs | Exception | None] = queue.Queue(depth)
-    stopped = threading.Event()
+
+    def __init__(self, batches: Iterator[Inputs], device: torch.device, depth: int = 4):
+        self._device = device
+        self._ready: queue.Queue[Inputs | Exception | None] = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._held: list[Inputs | Exception | None] = []  # the next one, if it was asked for before its turn
+        work = partial(_read_into, self._ready, self._stopped, batches, device)  # which does not know of this object
+        threading.Thread(target=work, name="read-ahead", daemon=True).start()
+
+    def __next__(self) -> Inputs:
+        item = self._held.pop() if self._held else self._sent(self._ready.get())
+        if isinstance(item, Inputs):
+            return item
+        self._held.append(None)
+        if item is None:
+            raise StopIteration
+        raise item
+
+    def coming(self) -> Inputs | None:
+        """The next batch, if it has been read by now."""
+        if not self._held:
+            with contextlib.suppress(queue.Empty):
+                self._held.append(self._sent(self._ready.get_nowait()))
+        item = self._held[0] if self._held else None
+        return item if isinstance(item, Inputs) else None
+
+    def _sent(self, item: Inputs | Exception | None) -> Inputs | Exception | None:
+        return item.to(self._device) if isinstance(item, Inputs) else item
+
+    def close(self) -> None:
+        """Read no more."""
+        self._stopped.set()
+
+    __del__ = close
+
+
+def _read_into(
+    ready: "queue.Queue[Inputs | Exception | None]",
+    stopped: threading.Event,
+    batches: Iterator[Inputs],
+    device: torch.device,
+) -> None:
+    """Put the batches, None after the last, or what failed, into ``ready`` until ``stopped``."""
 
     def put(item: Inputs | Exception | None) -> bool:
         while not stopped.is_set():
@@ -121,37 +164,12 @@ def read_ahead(batches: Iterator[Inputs], device: torch.device, depth: int = 4) 
                 continue
         return False
 
-    def work() -> None:
-        try:
-            if device.type == "cuda":
-                torch.cuda.set_device(device)  # a thread of its own starts on device 0
-            for batch in batches:
-                if not put(batch.pin_memory() if device.type == "cuda" else batch):
-                    return
-            put(None)
-        except Exception as error:
-            put(error)
-
-    threading.Thread(target=work, name="read-ahead", daemon=True).start()
     try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item.to(device)
-    finally:
-        stopped.set()
-
-
-def with_following(batches: Iterator[Inputs]) -> Iterator[tuple[Inputs, Inputs | None]]:
-    """Each batch and the one after it, None after the last. An error is raised where its own batch would have come."""
-    current = next(batches, None)
-    while current is not None:
-        following, failure = None, None
-        try:
-            following = next(batches, None)
-        except Exception as error:
-            failure = error
-        yield current, following
-        if failure:
-            raise failure
-        current = following
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # a thread of its own starts on device 0
+        for batch in batches:
+            if not put(batch.pin_memory() if device.type == "cuda" else batch):
+                return
+        put(None)
+    except Exception as error:
+        put(error)

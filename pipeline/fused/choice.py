@@ -6,18 +6,13 @@ Nothing here imports Triton before it is known to be there: torch's builds for C
 import functools
 import importlib.util
 import math
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-WIDEST = 128  # a head
-WIDEST_FP32 = 96  # teacher's and student's heads together, each padded to what tensor cores take
-OLDEST_TRITON = (3, 5)
-OLDEST_NVIDIA = (8, 0)  # the first with bf16
-LOW = (torch.bfloat16, torch.float16)
+from pipeline.fused.limits import LOW, OLDEST_NVIDIA, OLDEST_TRITON, WIDEST, WIDEST_FP32, interpreted, padded_width
 
 
 class Shape(NamedTuple):
@@ -36,16 +31,6 @@ def reason_against(device: torch.device, shape: Shape) -> str:
     The first time for a shape it is compiled, run and compared with the formula, which takes seconds.
     """
     return _machine(device) or _shape(shape) or _proof(device, shape)
-
-
-def padded_width(width: int) -> int:
-    """A head's width as tensor cores take it: a power of two, at least 16."""
-    return max(16, 1 << (width - 1).bit_length())
-
-
-def interpreted() -> bool:
-    """Whether Triton was asked to interpret its kernels, on CPUs too."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _machine(device: torch.device) -> str:
@@ -79,6 +64,7 @@ def _shape(shape: Shape) -> str:
 # --- the proof --------------------------------------------------------------------------------------------------------
 
 LENGTHS = (300, 137, 1)  # of the sequences of the proof: whole tiles, parts of tiles, and one token
+INTERPRETED_LENGTHS = (70, 17, 1)  # a tile takes milliseconds there
 LOSS_ERROR = 1e-5  # nats
 FAR = 6.0  # times as long as the others
 GRADIENT_ERROR = 1 / 128  # of its norm: twice what bf16 rounds off
@@ -87,7 +73,7 @@ GRADIENT_ERROR = 1 / 128  # of its norm: twice what bf16 rounds off
 def _proof(device: torch.device, shape: Shape) -> str:
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            loss_error, gradient_error = errors(device, shape)
+            loss_error, gradient_error = errors(device, shape, INTERPRETED_LENGTHS if interpreted() else LENGTHS)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         return f"it failed when it was tried here ({type(error).__name__}: {first[:160]})"
@@ -99,7 +85,7 @@ def _proof(device: torch.device, shape: Shape) -> str:
     return ""
 
 
-def errors(device: torch.device, shape: Shape, lengths: Sequence[int] = LENGTHS) -> tuple[float, float]:
+def errors(device: torch.device, shape: Shape, lengths: Sequence[int]) -> tuple[float, float]:
     """How far the fused loss is from the formula in fp64, on random input: in nats, and relative to a gradient's norm.
 
     The largest over pairs, without padding and with ``lengths`` [tokens]. One token is far from all others, as some are in

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.fused import kernels
-from pipeline.fused.choice import LOW, interpreted, padded_width
+from pipeline.fused.limits import LOW, interpreted, padded_width
 
 LOG2_E, LN_2 = math.log2(math.e), math.log(2)
 LARGEST = 2**15  # a number that fp16 holds: a sequence of two tokens has entries of half of it in its gradient's map

@@ -7,8 +7,8 @@ For one pair of one head of one sequence. With logits S = a bᵀ / √D of a mod
     pass 2, over the same tiles:                    d = w (2^(S_S − log2 Z_S) − 2^(S_T − log2 Z_T))
             ∂loss/∂a = d b / √D     ∂loss/∂b = dᵀ a / √D             [∂KL/∂S in nats is R_S − R_T]
 
-Between the passes three numbers a row are kept. Sums are taken relative to the greatest logit so far, which the kernels do only
-where sums without it would leave fp32's range.
+Between the passes the logarithms of both sums are kept for each row. Sums are taken relative to the greatest logit so far, as
+the kernels do only where sums without it would leave fp32's range.
 """
 
 import math

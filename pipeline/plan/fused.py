@@ -3,7 +3,7 @@
 An entry is one of a T × T map of a relation head. cycles.py has what was counted; ``bench loss --static`` counts anew.
 """
 
-from pipeline.fused.choice import WIDEST, padded_width
+from pipeline.fused.limits import WIDEST, padded_width
 from pipeline.plan.cycles import CYCLES
 from pipeline.plan.hardware import RATES, Gpu
 from pipeline.plan.sizes import Cut

@@ -120,9 +120,7 @@ def memory_of(
     results = len(teacher_layers(recipes)) * qkv(teacher, recipe.teacher_batch, length, device)
     passing = max(teacher_pass(teacher, recipe.teacher_batch, length, device), results)
     previous = results if accumulates else 0  # those of the window before are replaced at the end of the new one's pass
-    replicated = hosting.kind == "replicate" and not device.cpu
-    ahead = passing if replicated and world > 1 else 0  # the next window's pass, made meanwhile (training/ahead.py)
-    graph = passing if replicated and recipe.compile == "all" else 0  # what a CUDA graph keeps (engines/graphs.py)
+    ahead, graph = another_pass(recipe, hosting, world, device, passing)
 
     states = [student_state(student, each, world, device) for student, each in pairs]
     tails = 4 * sum(cut.tail for cut in students) if device.cpu else 0  # kept outside the engine, on the host
@@ -157,6 +155,14 @@ def memory_of(
         "untrained tail, on the host": tails,
     }
     return Memory(parts, phases, states)
+
+
+def another_pass(recipe: Recipe, hosting: Hosting, world: int, device: Device, passing: int) -> tuple[int, int]:
+    """Bytes of the next window's pass, made while gradients are averaged (training/ahead.py), and of one that a CUDA graph
+    keeps (engines/graphs.py); ``passing`` is one pass."""
+    if hosting.kind != "replicate" or device.cpu:
+        return 0, 0
+    return passing if world > 1 else 0, passing if recipe.compile == "all" else 0
 
 
 def parts_of_states(states: list[State]) -> dict[str, float]:

@@ -15,9 +15,7 @@ from pipeline.engines.teacher import Teach
 from pipeline.relations import QKV
 from pipeline.training.run import HostedTeacher, Run
 
-Begin = Callable[
-    [Callable[[], QKV]], Callable[[], QKV]
-]  # begins work, and returns a function that waits for its result
+Begin = Callable[[Callable[[], QKV]], Callable[[], QKV]]  # begins work, and returns what waits for its result
 
 
 class Ahead:
@@ -31,8 +29,9 @@ class Ahead:
         self._teach, self._begin = teach, begin
         self._result: Callable[[], QKV] | None = None
 
-    def begin(self, window: Inputs | None) -> None:
-        """Begin the pass of the next window, if there is one."""
+    def begin(self, coming: Callable[[], Inputs | None] | None) -> None:
+        """Begin the pass of the window that ``coming`` gives, if it gives one."""
+        window = coming() if self._begin and coming else None
         if self._begin and window is not None:
             self._result = self._begin(partial(self._teach, window.ids, window.second, window.padded))
 

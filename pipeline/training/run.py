@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from data_prep.shards import Corpus
 from pipeline.data.inputs import Inputs
 from pipeline.data.order import Order
-from pipeline.data.reading import filled, order_of, read_ahead, steps, with_following
+from pipeline.data.reading import ReadAhead, filled, order_of, steps
 from pipeline.data.windows import Windows
 from pipeline.engines.hosting import Hosting
 from pipeline.engines.ranks import Ranks
@@ -63,12 +63,12 @@ class Run:
         """Real tokens in a step of all ranks, padding left out."""
         return filled(self.windows, self.order) * self.recipe.tokens_per_step
 
-    def reading(self, first: int) -> Iterator[tuple[int, Inputs, Inputs | None]]:
-        """(step, this rank's samples, those of the next step) for the steps from ``first`` on, read ahead by a thread."""
+    def reading(self, first: int) -> Iterator[tuple[int, Inputs, Callable[[], Inputs | None]]]:
+        """(step, this rank's samples, what gives those of the next one if they have been read), from step ``first`` on."""
         batch, ranks = self.recipe.batch, self.ranks
         read = steps(self.windows, self.order, first, self.last, batch, ranks.rank, ranks.world)
-        ready = with_following(read_ahead(read, ranks.device))
-        return ((step, *samples) for step, samples in enumerate(ready, first))
+        ready = ReadAhead(read, ranks.device)
+        return ((step, samples, ready.coming) for step, samples in enumerate(ready, first))
 
     def due(self, step: int) -> Due:
         """Decide what follows update ``step`` (from 0), once before each. Waits neither for the device nor in a collective."""

@@ -29,12 +29,13 @@ def update(
     step: int,
     ranks: Ranks,
     clock: "Clock",
-    following: Inputs | None = None,
+    following: Callable[[], Inputs | None] | None = None,
 ) -> list[Tensor]:
     """Update ``step`` (from 0) of each trainee from this rank's ``samples``, which are on the device.
 
-    ``following``: those of the next update, if there is one; the teacher's pass of its first window is begun in this one.
-    Returns for each trainee its losses [micro-batches, 1 + pairs], on the device: nothing here waits for it.
+    ``following`` gives those of the next update, if there is one and they are there; the teacher's pass of its first window
+    is begun in this one. Returns for each trainee its losses [micro-batches, 1 + pairs], on the device, for which nothing here
+    waits.
     """
     recipe = trainees[0].recipe
     losses: list[list[Tensor]] = [[] for _ in trainees]
@@ -42,8 +43,8 @@ def update(
         trainee.engine.train()
         set_learning_rate(trainee.engine, recipe.learning_rate_at(step))
     windows = samples.split(recipe.teacher_batch)
-    next_first = None if following is None else following.split(recipe.teacher_batch)[0]
-    for window, coming in zip(windows, [*windows[1:], next_first], strict=True):
+    for number, window in enumerate(windows):
+        coming = partial(_window_after, number, windows, following, recipe.teacher_batch)
         with clock("teacher"):
             teacher = ahead(window)
         parts = [slice(i, i + recipe.micro_batch) for i in range(0, len(window), recipe.micro_batch)]
@@ -64,6 +65,16 @@ def update(
     with clock("teacher"):
         ahead.wait()
     return [torch.stack(rows) for rows in losses]
+
+
+def _window_after(
+    number: int, windows: list[Inputs], following: Callable[[], Inputs | None] | None, size: int
+) -> Inputs | None:
+    """The window after this one: of this update, or the first one of the next, of ``size`` sequences."""
+    if number + 1 < len(windows):
+        return windows[number + 1]
+    samples = following() if following else None
+    return None if samples is None else samples.split(size)[0]
 
 
 def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:

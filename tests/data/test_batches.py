@@ -18,13 +18,12 @@ from pipeline.data.inputs import Inputs
 from pipeline.data.order import Order
 from pipeline.data.reading import (
     LAYOUTS,
+    ReadAhead,
     filled,
     heldout_of,
     order_of,
-    read_ahead,
     read_of,
     training_windows,
-    with_following,
 )
 from pipeline.data.windows import Windows
 from tests.parts.tiny import SPECIAL, WORDS, fingerprint, make_corpus
@@ -284,7 +283,7 @@ def test_held_out_samples_are_the_same_each_time_and_capped(corpus):
 
 def test_reading_ahead_gives_the_same_batches_in_order():
     source = [Inputs(torch.full((2, 3), i)) for i in range(50)]
-    assert [int(batch.ids[0, 0]) for batch in read_ahead(iter(source), CPU)] == list(range(50))
+    assert [int(batch.ids[0, 0]) for batch in ReadAhead(iter(source), CPU)] == list(range(50))
 
 
 def test_an_error_while_reading_ahead_is_raised_in_the_loop():
@@ -292,30 +291,47 @@ def test_an_error_while_reading_ahead_is_raised_in_the_loop():
         yield Inputs(torch.zeros(1, 3))
         raise OSError("disk gone")
 
-    reading = read_ahead(broken(), CPU)
+    reading = ReadAhead(broken(), CPU)
     next(reading)
     with pytest.raises(OSError, match="disk gone"):
         next(reading)
 
 
-def test_each_batch_comes_with_the_one_after_it():
-    batches = [Inputs(torch.full((1, 3), i)) for i in range(3)]
-    pairs = list(with_following(iter(batches)))
-    assert [batch for batch, _ in pairs] == batches
-    assert [following for _, following in pairs] == [*batches[1:], None]
-    assert list(with_following(iter([]))) == []
+def test_the_next_batch_is_given_before_its_turn_if_it_has_been_read():
+    allowed = threading.Semaphore(0)
 
-
-def test_an_error_comes_where_its_own_batch_would_have_come():
-    def broken():
-        yield Inputs(torch.zeros(1, 3))
+    def slow():
+        for number in range(3):
+            allowed.acquire()
+            yield Inputs(torch.full((1, 3), number))
         raise OSError("disk gone")
 
-    pairs = with_following(broken())
-    _, following = next(pairs)
-    assert following is None
+    def waited_for():
+        deadline = time.monotonic() + 5
+        while (batch := reading.coming()) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return batch
+
+    reading = ReadAhead(slow(), CPU)
+    assert reading.coming() is None
+    allowed.release()
+    first = next(reading)
+    assert reading.coming() is None  # nothing waits for it
+    allowed.release(2)
+    second = waited_for()
+    assert reading.coming() is second is next(reading)
+    third = waited_for()
+    assert [int(batch.ids[0, 0]) for batch in (first, second, third)] == [0, 1, 2]
+    assert next(reading) is third
+    assert reading.coming() is None
     with pytest.raises(OSError, match="disk gone"):
-        next(pairs)
+        next(reading)
+    assert reading.coming() is None
+
+
+def test_reading_ends_once_and_for_all():
+    reading = ReadAhead(iter([Inputs(torch.zeros(1, 3))]), CPU)
+    assert [len(list(reading)) for _ in range(2)] == [1, 0]
 
 
 def test_lengths_stay_known_where_they_are_sent_and_tell_padding():
@@ -332,7 +348,7 @@ def test_leaving_the_loop_ends_the_reading_thread():
         while True:
             yield Inputs(torch.zeros(1, 3))
 
-    reading = read_ahead(endless(), CPU)
+    reading = ReadAhead(endless(), CPU)
     next(reading)
     reading.close()
     deadline = time.monotonic() + 5

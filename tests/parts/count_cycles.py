@@ -1,7 +1,7 @@
 """Count the fused loss's cycles anew: ``python -m tests.parts.count_cycles > pipeline/plan/cycles.py``. Takes minutes."""
 
 from pipeline.bench.static import count
-from pipeline.fused.choice import WIDEST, padded_width
+from pipeline.fused.limits import WIDEST, padded_width
 from pipeline.plan.fused import PASSES
 from pipeline.plan.hardware import RATES
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 DEVICE = torch.device("cpu", 0)  # ``.to(DEVICE)`` sends; ``.to("cpu")`` fetches
 
 _READS = {Tensor.cpu, Tensor.tolist, Tensor.numpy, Tensor.__array__}
+_INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
 _FACTORIES = {
     torch.tensor, torch.as_tensor, torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.rand, torch.randn,
     torch.randint, torch.from_numpy,
@@ -117,6 +118,8 @@ class _Functions(TorchFunctionMode):
                 self._device.wait("a copy to the host")
         if function in _READS and not host:
             self._device.wait(f"Tensor.{function.__name__}")
+        if function in _INDEXING and not host and any(type(x) is list for x in (arguments[1], *_parts(arguments[1]))):
+            self._device.wait("a list as an index, which is sent")
         if function in _FACTORIES and not isinstance(first, Tensor):
             if function in (torch.tensor, torch.as_tensor) and options.get("device"):
                 self._device.wait("a copy of numbers to the device")
@@ -125,6 +128,10 @@ class _Functions(TorchFunctionMode):
                 self._device.hosts(result)
             return result
         return function(*arguments, **options)
+
+
+def _parts(index: Any) -> tuple:
+    return index if type(index) is tuple else ()
 
 
 def _places(arguments: tuple, options: dict) -> list:

@@ -54,7 +54,7 @@ def rank(blocks: int, each: int, arguments: list[str]) -> None:
 
     def once(ahead: Ahead, clock: Clock) -> float:
         begin = time.perf_counter()
-        update(trainees, ahead, samples, 0, ranks, clock, samples)
+        update(trainees, ahead, samples, 0, ranks, clock, lambda: samples)
         return time.perf_counter() - begin
 
     once(aheads["at its own time"], Clock(ranks.device))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline.fused.choice import WIDEST, padded_width
+from pipeline.fused.limits import WIDEST, padded_width
 from pipeline.models.precision import DTYPES
 from pipeline.plan.cycles import CYCLES
 from pipeline.plan.fused import counted, passes_of, tensor_cycles

@@ -87,7 +87,7 @@ def test_a_pass_is_begun_in_a_thread_that_computes_as_this_one_does():
     try:
         ahead = Ahead(noting(notes), beside(CPU))
         assert ahead(WINDOWS[0]) is WINDOWS[0].ids
-        ahead.begin(WINDOWS[1])
+        ahead.begin(lambda: WINDOWS[1])
         ahead.wait()
         assert ahead(WINDOWS[1]) is WINDOWS[1].ids
         ahead.begin(None)
@@ -100,7 +100,7 @@ def test_a_pass_is_begun_in_a_thread_that_computes_as_this_one_does():
 def test_nothing_is_begun_where_nothing_is_to_be_hidden():
     notes = []
     ahead = Ahead(noting(notes))
-    ahead.begin(WINDOWS[0])
+    ahead.begin(lambda: WINDOWS[0])
     ahead.wait()
     assert not notes and ahead(WINDOWS[0]) is WINDOWS[0].ids
 
@@ -111,7 +111,7 @@ def test_an_error_in_a_pass_that_was_begun_is_raised_here(ask):
         raise MemoryError("full")
 
     ahead = Ahead(broken, beside(CPU))
-    ahead.begin(WINDOWS[1])
+    ahead.begin(lambda: WINDOWS[1])
     with pytest.raises(MemoryError, match="full"):
         ask(ahead)
 
@@ -138,7 +138,7 @@ def test_passes_are_begun_where_gradients_travel_and_the_teacher_does_not(monkey
     ranks = Ranks(0, sum(map(len, nodes)), len(nodes[0]), device, nodes)
     teacher = noting([])
     teacher.hosting = SimpleNamespace(kind=hosting)
-    ahead_of(SimpleNamespace(ranks=ranks), teacher).begin(WINDOWS[0])
+    ahead_of(SimpleNamespace(ranks=ranks), teacher).begin(lambda: WINDOWS[0])
     assert len(begun) == hides
 
 
@@ -162,7 +162,7 @@ def test_on_a_gpu_the_pass_has_a_stream_of_its_own_and_each_stream_waits_for_the
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream(current[-1]))
     ahead = Ahead(lambda *_: order.append(f"a pass in {current[-1]}"), beside(CUDA))
-    ahead.begin(WINDOWS[0])
+    ahead.begin(lambda: WINDOWS[0])
     assert order == ["side waits for main", "a pass in side"]
     ahead.wait()
     assert order[2:] == ["main waits for side"]

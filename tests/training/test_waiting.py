@@ -7,7 +7,7 @@ import torch
 
 from pipeline import relations
 from pipeline.data.inputs import Inputs
-from pipeline.data.reading import read_ahead
+from pipeline.data.reading import ReadAhead
 from pipeline.engines import both
 from pipeline.training import guards, loop
 from tests.parts import launching
@@ -97,6 +97,7 @@ WAITS = {
         by_hand(device, [[1, 2], [3, 4]]).pin_memory()[:, :1].to(DEVICE, non_blocking=True)
     ),
     "a copy into a tensor": lambda device, x: x.copy_(torch.zeros(6, dtype=torch.long)),
+    "a list as an index": lambda device, x: x.view(2, 3)[:, [0, 2]],
     "an index on the host": lambda device, x: x[by_hand(device, [1, 2])],
 }
 
@@ -128,6 +129,6 @@ def test_what_is_read_ahead_is_sent_whole_and_pinned(monkeypatch):
     monkeypatch.setattr(
         torch.Tensor, "to", lambda x, device, non_blocking=False: calls.append(("to", non_blocking)) or x
     )
-    (read,) = read_ahead(iter(batches), torch.device("cuda"))
+    (read,) = ReadAhead(iter(batches), torch.device("cuda"))
     assert calls == [("pin", True)] * 3 + [("to", True)] * 3
     assert read.known_lengths is batches[0].lengths
