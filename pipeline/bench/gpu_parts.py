@@ -78,34 +78,10 @@ def full(gpu: str, ranks: int) -> dict[str, tuple[list[str], ...]]:
 
 def toy(gpu: str, triton: bool) -> dict[str, tuple[list[str], ...]]:
     """The same at the smallest sizes, with the kernel where there is ``triton``."""
-    loss = ["pipeline.bench", "loss", "--json", "--length", "24", "--heads", "2", "--pairs", "qk,vv"]
-    loss += ["--widths", "32", "16"]
-    step = [
-        "pipeline.bench",
-        "step",
-        "--json",
-        "--teacher",
-        "2x24",
-        "--student",
-        "2x24",
-        "--batch",
-        "2",
-        "--length",
-        "8",
-    ]
-    step += [
-        "--heads",
-        "2",
-        "--pairs",
-        "qk,vv",
-        "--compile",
-        "none",
-        "--repeats",
-        "1",
-        "--loss-kernel",
-        "literal",
-        "torch",
-    ]
+    small = "--heads 2 --pairs qk,vv"
+    loss = f"pipeline.bench loss --json --length 24 --widths 32 16 {small}".split()
+    sizes = "--teacher 2x24 --student 2x24 --batch 2 --length 8 --compile none --repeats 1"
+    step = f"pipeline.bench step --json {sizes} {small} --loss-kernel literal torch".split()
     measured = ["batch=2", "micro_batch=2", "length=32", "teacher.layer=2", "student.layers=2", "--measure", "--json"]
     teacher = ["--ranks", "1", "--layers", "3", "--width", "160", "--length", "16"]
     return {
@@ -122,14 +98,8 @@ def demo(size: str, folder: Path) -> tuple[list[str], ...]:
     """What ./run.sh demo runs, below ``folder``; at toy size a few steps."""
     data, run, student = (str(folder / "demo" / name) for name in ("data", "run", "student"))
     prepare = ["data_prep", "prepare", "--out", data, "--tokenizer", f"{TEACHER}/teacher", "--workers", "2"]
-    prepare += [
-        "--unit-mib",
-        "1",
-        "--heldout",
-        "0.05",
-        "--source",
-        f"wikipedia=wikipedia:{TEACHER}/enwiki-sample.xml.bz2",
-    ]
+    prepare += ["--unit-mib", "1", "--heldout", "0.05", "--source"]
+    prepare += [f"wikipedia=wikipedia:{TEACHER}/enwiki-sample.xml.bz2"]
     launch, half = ["pipeline.launch", "demo", f"data={data}", f"out={run}"], "60"
     if size == "toy":
         launch, half = [*launch, "steps=4", "warmup_steps=1", "length=32", "eval_samples=4", "eval_every=2"], "2"

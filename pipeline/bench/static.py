@@ -37,19 +37,8 @@ UNITS = {
     "tensor": ("HMMA", "HGMMA", "UTCHMMA"),
     "memory": ("LD", "ST", "SHFL", "UTMA", "UBLKCP", "RED.", "ATOM"),
     "integer": (
-        "IADD",
-        "VIADD",
-        "IMAD",
-        "LEA",
-        "LOP3",
-        "SHF.",
-        "FMNMX",
-        "FSEL",
-        "SEL",
-        "ISETP",
-        "FSETP",
-        "PRMT",
-        "F2FP",
+        *("IADD", "VIADD", "IMAD", "LEA", "LOP3", "SHF.", "PRMT", "F2FP"),
+        *("FMNMX", "FSEL", "SEL", "ISETP", "FSETP"),
     ),
 }
 PASS_NAMES = {"statistics": "first pass", "rows": "rows", "columns": "columns", "both": "rows and columns"}

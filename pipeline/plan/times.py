@@ -13,9 +13,7 @@ from pipeline.plan.sizes import Cut
 from pipeline.plan.zero import gathered_ahead, sent_size, zero_config
 from pipeline.settings.recipe import Recipe
 
-MAP_BYTES = (
-    28  # memory traffic of the loss that is not fused, for an entry of a map: seven fp32 numbers written or read
-)
+MAP_BYTES = 28  # memory traffic of the loss in blocks, for an entry of a map: seven fp32 numbers written or read
 
 
 @dataclass(frozen=True)
