@@ -48,6 +48,7 @@ def test_torch_and_a_run_without_compilers_try_nothing(monkeypatch, tmp_path):
         assert which_loss.takes_kernel(recipe, 32, Ranks(0, 1, 1, torch.device("cuda"))) == (False, "")
 
 
+SMALL = ("steps=2", "batch=4", "micro_batch=2", "warmup_steps=1", "eval_samples=2")  # a tile takes milliseconds
 RUNS = {
     "last": (),
     "layers": ("layout=doc", "transfer=layer-to-layer", "student.layers=2", "pairs=qq,kk,vv"),
@@ -60,7 +61,7 @@ def test_two_ranks_by_the_kernel_learn_as_by_torch(tmp_path):
     for name, overrides in RUNS.items():
         for kernel in ("triton", "torch"):
             out = f"out={tmp_path / name / kernel}"
-            jobs.append({"recipe": recipe, "overrides": ["steps=3", f"loss_kernel={kernel}", out, *overrides]})
+            jobs.append({"recipe": recipe, "overrides": [*SMALL, f"loss_kernel={kernel}", out, *overrides]})
     launching.finish_jobs(tmp_path, 2, jobs)
     for name in RUNS:
         own, other = (_losses(tmp_path / name / kernel) for kernel in ("triton", "torch"))
