@@ -1,22 +1,24 @@
-"""The command ``python -m data_prep``: plan | prepare | status | verify | stats | extend | bench."""
+"""The command ``python -m data_prep``: plan | prepare | pack | status | verify | stats | extend | bench."""
 
 import argparse
 import math
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from data_prep import bench
-from data_prep.cli import Parser, UserError, run_command, whole_number
+from data_prep.cli import Parser, UserError, aligned, run_command, whole_number
 from data_prep.description import Description, parse_source, read_description, select, shipped
 from data_prep.files import REMEDY
 from data_prep.forecast import amount, forecast, free_bytes, measure_all, table
 from data_prep.formats.by_name import FORMATS
 from data_prep.machine import cores
+from data_prep.packing import index_folder, packing_findings, packing_of
 from data_prep.prepare import Share, asked_plan, budget, extend, planned_again, prepare, say
 from data_prep.roundtrip import roundtrip
-from data_prep.shards import verify
+from data_prep.shards import SIDES, open_corpus, verify
 from data_prep.stats import stats_lines
 from data_prep.status import status_lines
 
@@ -88,9 +90,31 @@ def _extend(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _pack(arguments: argparse.Namespace) -> int:
+    begun = time.monotonic()
+    corpus, frame = open_corpus(arguments.data), 3 if arguments.pairs else 2
+    folder = index_folder(corpus, arguments.length, frame)
+    verdict = "was there" if folder.exists() else "made"
+    table = [["side", "rows", "pieces", "pieces a row", "filled"]]
+    for side, sources in zip(SIDES, (corpus.sources, corpus.heldout), strict=True):
+        packing = packing_of(
+            corpus, side, arguments.length, frame, lambda line: print(f"pack: {line}", file=sys.stderr)
+        )
+        rows, pieces = int(packing.rows.sum()), int(packing.pieces.sum())
+        tokens = sum(source.tokens - source.documents for source in sources.values())
+        filled = (tokens + frame * pieces) / max(rows * arguments.length, 1)
+        table.append([side, f"{rows:,}", f"{pieces:,}", f"{pieces / max(rows, 1):.2f}", f"{filled:.2%}"])
+    print("\n".join(aligned(table)))
+    print(f"{folder}: {verdict}, {time.monotonic() - begun:.1f} s")
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     findings = verify(arguments.data, arguments.deep)
     compared, remedy = "", REMEDY
+    if not findings:
+        findings = packing_findings(open_corpus(arguments.data), arguments.deep)
+        remedy = "the corpus itself is whole"
     if arguments.roundtrip and not findings:
         count, findings = roundtrip(arguments.data, arguments.roundtrip)
         compared = f"; {count:,} documents compared with their source"
@@ -164,6 +188,15 @@ def parser() -> Parser:
     _add_prepare(
         verb("prepare", _prepare, "read, clean, encode and write a corpus; resumes where an earlier run stopped")
     )
+
+    packing = verb(
+        "pack", _pack, "pack whole documents into rows, for layout = 'packed'; a run does it by itself if need be"
+    )
+    packing.add_argument("--data", type=Path, required=True, metavar="DIR", help="the corpus folder")
+    packing.add_argument(
+        "--length", type=whole_number(1), required=True, metavar="N", help="positions of a row, as the recipe's length"
+    )
+    packing.add_argument("--pairs", action="store_true", help="for pieces that are read as pairs of segments")
 
     extending = verb("extend", _extend, "add sources or a larger budget to a corpus; existing shards are kept")
     _add_corpus(extending)

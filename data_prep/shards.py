@@ -137,8 +137,8 @@ class ShardWriter:
     def __init__(self, folder: Path, stem: str, dtype: np.dtype):
         self._folder, self._stem = folder, stem
         folder.mkdir(parents=True, exist_ok=True)
-        self._tokens = _GrowingArray(folder / f"{stem}.tokens.npy", dtype)
-        self._docs = _GrowingArray(folder / f"{stem}.docs.npy", ENDS_DTYPE)
+        self._tokens = GrowingArray(folder / f"{stem}.tokens.npy", dtype)
+        self._docs = GrowingArray(folder / f"{stem}.docs.npy", ENDS_DTYPE)
 
     def extend(self, tokens: np.ndarray, ends: np.ndarray) -> None:
         """Append documents: tokens [n], separators included, and their ends [documents] within these."""
@@ -322,7 +322,7 @@ def _content_findings(shard: Shard, vocab_size: int, separator: int) -> list[str
     return findings
 
 
-class _GrowingArray:
+class GrowingArray:
     """A one-dimensional .npy file that grows aside. Its header has a fixed length and is rewritten at the end."""
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:

@@ -119,7 +119,7 @@ def check(recipes: list[Recipe]) -> tuple[list[Recipe], Corpus, Windows, PreTrai
     recipes = [with_segments(student, teacher_config, tokenizer) for student in recipes]
     paired = recipes[0].segments == "pairs"
     windows = training_windows(corpus, recipe.length, recipe.layout, paired)
-    framing = ("cls", "sep", "pad") if recipe.layout == "doc" else ("cls", "sep")
+    framing = ("cls", "sep") if recipe.layout == "full" else ("cls", "sep", "pad")
     check_tokenizer(corpus, tokenizer, recipe.teacher.model, framing)
     if corpus.tokenizer["vocab_size"] > teacher_config.vocab_size:
         raise UserError(

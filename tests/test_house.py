@@ -23,7 +23,7 @@ FLOORS = (
     ("pipeline.artifacts", "pipeline.models"),
     ("pipeline.settings", "pipeline.data", "pipeline.relations"),
     ("pipeline.fused",),
-    ("pipeline.paper", "pipeline.pairs", "pipeline.processes"),
+    ("pipeline.paper", "pipeline.pairs", "pipeline.bounds", "pipeline.processes"),
 )
 VERBS = (
     *("distill", "export", "recipe", "speed", "assets", "multilingual"),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_prep.cli import UserError
 from pipeline.bench.tools import Row, Setting
+from pipeline.bounds import bounds_of_lengths
 from pipeline.fused.choice import literal
 from pipeline.fused.limits import interpreted
 from pipeline.fused.loss import PairLoss, rows_of
@@ -123,7 +124,7 @@ def inputs(case: Case, device: torch.device) -> tuple[QKV, QKV]:
 def by_kernel(case: Case, teacher: QKV, student: QKV) -> tuple[Tensor, list[Tensor]]:
     """The fused loss, and its gradients by q, k and v."""
     heads, lengths = case.setting.heads, torch.tensor(case.lengths, device=student.q.device)
-    rows = rows_of(lengths, max(case.lengths), heads) if len(set(case.lengths)) > 1 else None
+    rows = rows_of(bounds_of_lengths(lengths, max(case.lengths)), heads) if len(set(case.lengths)) > 1 else None
     losses = []
     for pair in case.setting.pairs:
         a, b = ("qkv".index(letter) for letter in pair)

@@ -59,11 +59,11 @@ def _update(trainee: Trainee, teach: Teach, samples: Inputs, parts: Mapping[str,
     engine = trainee.engine
     engine.train()
     with parts["teacher"]:
-        teacher = teach(samples.ids, None, False)
+        teacher = teach(samples.ids, **samples.told)
     with parts["student"]:
-        output = engine(samples.ids)
+        output = engine(samples.ids, **samples.told)
     with parts["loss"]:
-        loss = trainee.losses(teacher, output, None)["loss"]
+        loss = trainee.losses(teacher, output, samples.bounds())["loss"]
     with parts["backward"]:
         engine.backward(loss)
     with parts["engine.step"]:

@@ -26,6 +26,7 @@ from pipeline.bench.data import make_corpus
 from pipeline.bench.launches import as_on_gpus, launch_rows
 from pipeline.bench.loss import Case, literal_bytes, literal_loss
 from pipeline.bench.tools import Row, Setting, settings_of
+from pipeline.bounds import Bounds
 from pipeline.data.inputs import Inputs
 from pipeline.data.reading import ReadAhead, order_of, steps, training_windows
 from pipeline.engines.both import fit
@@ -212,9 +213,9 @@ class LiteralTrainee(Trainee):
     """One whose loss is the papers' formula with every map whole, and gradients by autograd."""
 
     def losses(
-        self, teacher: QKV, output: tuple[Tensor, ...], lengths: Tensor | None, part: slice = slice(None)
+        self, teacher: QKV, output: tuple[Tensor, ...], bounds: Bounds | None, part: slice = slice(None)
     ) -> dict[str, Tensor]:
-        assert lengths is None
+        assert bounds is None
         targets, setting = self.targets(teacher, part, output[0].shape[1]), self.recipe
         loss = literal_loss(targets, QKV(*output[:3]), Setting(setting.relations, setting.relation_heads))
         return {"loss": loss}

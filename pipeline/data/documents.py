@@ -17,6 +17,16 @@ _NOT_PADDING = (
 )
 
 
+def check_padding(layout: str, special: dict[str, int]) -> None:
+    """Raise UserError if the tokenizer of these ``special`` ids pads with one that sequences hold."""
+    for role, name, what in _NOT_PADDING:
+        if special["pad"] == special.get(role):
+            raise UserError(
+                f"layout = {layout!r}: the tokenizer pads with its {name} (id {special['pad']}), so {what} would look like "
+                "padding; use layout = 'full'"
+            )
+
+
 class DocWindows(Windows):
     """The windows of several sources in the ``doc`` layout: ceil(n / inner) of a document of n tokens.
 
@@ -28,13 +38,8 @@ class DocWindows(Windows):
     def __init__(self, sources: dict[str, Source], tokenizer: dict[str, Any], length: int, paired: bool = False):
         """As of Windows. Raises UserError for a tokenizer that pads with an id that sequences hold."""
         super().__init__(sources, tokenizer, length, paired)
+        check_padding("doc", self.special)
         self.padding = self.special["pad"]
-        for role, name, what in _NOT_PADDING:
-            if self.padding == self.special.get(role):
-                raise UserError(
-                    f"layout = 'doc': the tokenizer pads with its {name} (id {self.padding}), so {what} would look like "
-                    "padding; use layout = 'full'"
-                )
         self._ends = functools.cache(lambda shard: mapped(self.shards[shard].ends()))
 
     def _cut(self, shard: Shard) -> np.ndarray:

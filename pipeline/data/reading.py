@@ -11,14 +11,25 @@ import numpy as np
 import torch
 
 from data_prep.cli import UserError
+from data_prep.packing import packing_of
 from data_prep.shards import Corpus
 from pipeline.data.documents import DocWindows
 from pipeline.data.inputs import Inputs
 from pipeline.data.order import Order
+from pipeline.data.packed import PackedWindows
 from pipeline.data.segments import read_pairs
 from pipeline.data.windows import Windows
 
-LAYOUTS: dict[str, type[Windows]] = {"full": Windows, "doc": DocWindows}
+LAYOUTS = ("full", "doc", "packed")
+
+
+def windows_of(corpus: Corpus, side: str, length: int, layout: str = "full", paired: bool = False) -> Windows:
+    """The windows of one side of a corpus, "train" or "heldout", in a layout. An index that it needs is made if need be."""
+    sources = corpus.sources if side == "train" else corpus.heldout
+    if layout == "packed":
+        packing = partial(packing_of, corpus, side, length)
+        return PackedWindows(sources, corpus.tokenizer, length, paired, packing)
+    return {"full": Windows, "doc": DocWindows}[layout](sources, corpus.tokenizer, length, paired)
 
 
 def filled(windows: Windows, order: Order) -> float:
@@ -48,7 +59,7 @@ def read_of(windows: Windows, order: Order, samples: int) -> dict[str, Reading]:
 
 def training_windows(corpus: Corpus, length: int, layout: str = "full", paired: bool = False) -> Windows:
     """The windows to train on, to be cut in two segments if ``paired``. Raises UserError if there are none."""
-    windows = LAYOUTS[layout](corpus.sources, corpus.tokenizer, length, paired)
+    windows = windows_of(corpus, "train", length, layout, paired)
     if not len(windows):
         raise UserError(
             f"{corpus.path}: no shard holds the {windows.inner} tokens of one window; use a shorter length, or layout = 'doc'"
@@ -56,8 +67,13 @@ def training_windows(corpus: Corpus, length: int, layout: str = "full", paired: 
     return windows
 
 
-def read(windows: Windows, order: Order, start: int, stop: int) -> Inputs:
-    """Samples ``start`` … ``stop`` − 1 of the order, as a model reads them. Raises UserError for a damaged shard."""
+def read(windows: Windows, order: Order, start: int, stop: int, whole: tuple[int, int] | None = None) -> Inputs:
+    """Samples ``start`` … ``stop`` − 1 of the order, as a model reads them. Raises UserError for a damaged shard.
+
+    ``whole``: the samples of all ranks over which a loss is the mean, None: these.
+    """
+    if isinstance(windows, PackedWindows):
+        return windows.rows(order, start, stop, whole or (start, stop))
     if windows.paired:
         return read_pairs(windows, order, start, stop)
     source, _, window = order(start, stop)
@@ -77,7 +93,7 @@ def heldout_of(
     corpus: Corpus, length: int, samples: int, alpha: float, seed: int, layout: str = "full", paired: bool = False
 ) -> Heldout | None:
     """The first ``samples`` held-out sequences of the sampling order, or None if there are none."""
-    windows = LAYOUTS[layout](corpus.heldout, corpus.tokenizer, length, paired)
+    windows = windows_of(corpus, "heldout", length, layout, paired)
     count = min(samples, len(windows))
     if not count:
         return None
@@ -103,7 +119,7 @@ def steps(
     share = batch // ranks
     for step in range(start, stop):
         first = step * batch + rank * share
-        yield read(windows, order, first, first + share)
+        yield read(windows, order, first, first + share, (step * batch, (step + 1) * batch))
 
 
 class ReadAhead(Iterator[Inputs]):

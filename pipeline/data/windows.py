@@ -2,11 +2,12 @@
 
 Where two segments are read (segments.py), a window has a token less, for the [SEP] between them.
 
-The shards are the same for both layouts; how they are cut is decided here, at read time:
+The shards are the same for all layouts; how they are cut is decided here, at read time:
 
 * ``full``: windows run across documents (their separators are in the shards), so nothing is ever padded: how RoBERTa and
   XLM-R were trained. The tail of a shard that fills no window is left out.
 * ``doc`` (documents.py): a window never leaves its document. The last one of a document is shorter, and padded on the right.
+* ``packed`` (packed.py): a window is a row of such pieces, as many as fit, each framed for itself.
 """
 
 import functools

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipeline.data.inputs import Pieces
 from pipeline.engines.hosting import Hosting
 from pipeline.relations import QKV
 from pipeline.settings.recipe import Recipe
@@ -24,10 +25,10 @@ def graphed(teach: Callable[..., QKV], recipe: Recipe, hosting: Hosting, device:
 class Graphed:
     """``teach``, the frozen teacher's pass, replayed from a graph for the shapes that come first three times.
 
-    Other shapes and padded batches run as they are. The graph counts only if its first replay gives ``teach``'s own output bit
-    for bit; otherwise, or where capturing fails, one line says so and ``teach`` itself runs from then on. A replay writes
-    over the graph's output, so that what is returned is a copy: it may be kept while the next batch is on its way.
-    The graph keeps the memory of a pass for itself.
+    Other shapes, padded batches and packed rows run as they are. The graph counts only if its first replay gives ``teach``'s
+    own output bit for bit; otherwise, or where capturing fails, one line says so and ``teach`` itself runs from then on. A
+    replay writes over the graph's output, so that what is returned is a copy: it may be kept while the next batch is on its
+    way. The graph keeps the memory of a pass for itself.
     """
 
     def __init__(self, teach: Callable[..., QKV]):
@@ -39,8 +40,12 @@ class Graphed:
         self._output: QKV | None = None
         self._failed = False
 
-    def __call__(self, ids: Tensor, second: Tensor | None = None, padded: bool | None = None) -> QKV:
+    def __call__(
+        self, ids: Tensor, second: Tensor | None = None, padded: bool | None = None, pieces: Pieces | None = None
+    ) -> QKV:
         """q, k, v of input ids [B, T] and, of pairs, the second segment's tokens, bool [B, T]."""
+        if pieces is not None:
+            return self._teach(ids, second, padded, pieces)
         inputs = [ids] if second is None else [ids, second]
         shapes = tuple(x.shape for x in inputs)
         if self._output is not None and padded is False and shapes == self._shapes:

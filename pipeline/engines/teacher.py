@@ -11,6 +11,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from pipeline.data.inputs import Pieces
 from pipeline.engines.both import QUIET, fit, made, precision_config
 from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.graphs import graphed
@@ -21,7 +22,7 @@ from pipeline.models.precision import DTYPES
 from pipeline.relations import QKV
 from pipeline.settings.recipe import Recipe
 
-Teach = Callable[..., QKV]  # input ids [B, T], of pairs the tokens of the second segment, and whether any is padding
+Teach = Callable[..., QKV]  # input ids [B, T], and what Inputs.told says of them
 
 
 def host_teacher(
@@ -29,7 +30,8 @@ def host_teacher(
 ) -> tuple[Teach, str]:
     """The frozen teacher as a function on this rank's device, and the hash of its fp32 weights.
 
-    It takes input ids [B, T], the second segment's tokens, bool [B, T] or None, and whether any position is padding.
+    It takes input ids [B, T], the second segment's tokens, bool [B, T] or None, whether any position is padding, and the pieces
+    of packed rows.
 
     ``teacher`` needs no memory for its parameters (see models.cut.empty_encoder): ``read(name)`` gives them, asked on one rank
     of those that share a teacher, which sends each to the others. They are taken layer by layer, so a rank holds no
@@ -80,8 +82,10 @@ def host_teacher(
         body.eval()
 
     @torch.no_grad()
-    def forward(input_ids: Tensor, second: Tensor | None = None, padded: bool | None = None) -> QKV:
-        return body(*teacher.embed(input_ids, second=second, padded=padded))
+    def forward(
+        input_ids: Tensor, second: Tensor | None = None, padded: bool | None = None, pieces: Pieces | None = None
+    ) -> QKV:
+        return body(*teacher.embed(input_ids, second=second, padded=padded, pieces=pieces))
 
     return graphed(forward, recipe, hosting, ranks.device), on_first_rank(ranks, digest.hexdigest)[:16]
 

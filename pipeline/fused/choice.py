@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.bounds import bounds_of_lengths
 from pipeline.fused.limits import LOW, OLDEST_NVIDIA, OLDEST_TRITON, WIDEST, WIDEST_FP32, interpreted, padded_width
 
 
@@ -89,8 +90,8 @@ def errors(device: torch.device, shape: Shape, lengths: Sequence[int]) -> tuple[
     """How far the fused loss is from the formula in fp64, on random input: in nats, and relative to a gradient's norm.
 
     The largest over pairs, without padding and with ``lengths`` [tokens], of two heads: programs are the same for any number
-    of them. One token is far from all others, as some are in
-    models; with it the kernel takes its careful ways, and without padding, where it is left out, the quick ones.
+    of them. One token is far from all others, as some are in models; with it the kernel takes its careful ways, and without
+    padding, where it is left out, the quick ones.
     """
     from pipeline.fused.loss import PairLoss, rows_of
 
@@ -111,7 +112,7 @@ def errors(device: torch.device, shape: Shape, lengths: Sequence[int]) -> tuple[
             teacher, student = (x * (2 // half) for x in (operands[:half], operands[half:]))
             for x in student:
                 x.requires_grad_()
-            rows = None if real is None else rows_of(real, max(lengths), heads)
+            rows = None if real is None else rows_of(bounds_of_lengths(real, max(lengths)), heads)
             loss = PairLoss.apply(*teacher, *student, heads, rows)
             wanted = literal(teacher, student, heads, real)
             inputs = student[:half]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pipeline.bounds import Bounds
 from pipeline.fused import kernels
 from pipeline.fused.limits import LOW, interpreted, padded_width
 
@@ -18,9 +19,9 @@ HOPPER, BLACKWELL = "sm_90", "sm_10"
 
 
 class Rows(NamedTuple):
-    """Of each row of a batch [B, T] its range of keys ``first`` … ``stop`` − 1, int32, and its ``weight``, fp32.
+    """Of each row of a batch [B, T] its range of keys ``first`` … ``stop`` − 1, int32, and its ``weight`` in a head, fp32.
 
-    Documents in a row have ranges of their own, and all positions in a range have that range. Padding has an empty one.
+    Sequences in one row have ranges of their own, and all positions in a range have that range. Padding has an empty one.
     """
 
     first: Tensor
@@ -28,12 +29,10 @@ class Rows(NamedTuple):
     weight: Tensor
 
 
-def rows_of(lengths: Tensor, length: int, heads: int) -> Rows:
-    """The rows of right-padded sequences with ``lengths`` [B] real positions of ``length``, each the mean over its own."""
-    lengths = lengths[:, None]
-    real = torch.arange(length, device=lengths.device) < lengths
-    stop = torch.where(real, lengths, 0).int()
-    return Rows(torch.zeros_like(stop), stop, real / (len(lengths) * heads * lengths.clamp(min=1).float()))
+def rows_of(bounds: Bounds, heads: int) -> Rows:
+    """The rows of maps of sequences with these ``bounds``."""
+    first, stop = (x.contiguous() for x in (bounds.first, bounds.stop))
+    return Rows(first, stop, (bounds.weight(torch.float32) / heads).contiguous())
 
 
 class Tile(NamedTuple):

@@ -6,7 +6,7 @@ map is ever kept, and ``forward`` returns q, k and v, which is safe under ZeRO-3
 """
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from transformers import (
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
 from data_prep.cli import UserError
+from pipeline.data.inputs import Pieces
 from pipeline.models.families import GLOBAL, Family, Rotation, attention_kinds, family_of, knows_segments
+from pipeline.models.precision import attend_by
 from pipeline.pairs import VALUE_PROJECTION
 from pipeline.relations import QKV
 
@@ -51,6 +53,8 @@ class CutEncoder(nn.Module):
         self.value_projection: nn.Linear | None = None  # of a student that is compared by value_mse
         self.own_ids: Tensor | None  # [the teacher's vocabulary], of a student that has another
         self.register_buffer("own_ids", None, persistent=False)
+        for module in self.modules():
+            attend_by("plain_sdpa", module)
 
     def forward(
         self,
@@ -58,17 +62,20 @@ class CutEncoder(nn.Module):
         attention_mask: Tensor | None = None,
         second: Tensor | None = None,
         padded: bool | None = None,
+        pieces: Pieces | None = None,
     ) -> tuple[Tensor, ...]:
         """[B, T] ids -> QKV of [B, T, width]. The [B, T] mask of real positions follows from ``padding``.
 
         ``padded``: whether any position is padding. None: look at the ids, which waits for a GPU.
+
+        ``pieces`` of packed rows: attention stays within each, and positions are counted from its begin. There is no mask.
 
         ``second``, bool [B, T]: the tokens of a second segment (token type 1), which a model without segments ignores.
 
         With n − 1 earlier layers QKV of [B · n, T, width]: of each sequence one row for each layer, the last layer's last.
         With a value projection, (q, k, v, projected v).
         """
-        qkv = self.body(*self.embed(input_ids, attention_mask, second, padded))
+        qkv = self.body(*self.embed(input_ids, attention_mask, second, padded, pieces))
         return qkv if self.value_projection is None else (*qkv, self.value_projection(qkv.v))
 
     def embed(
@@ -77,34 +84,44 @@ class CutEncoder(nn.Module):
         attention_mask: Tensor | None = None,
         second: Tensor | None = None,
         padded: bool | None = None,
+        pieces: Pieces | None = None,
     ) -> tuple[Tensor, dict[str, dict]]:
         """Embedded ids [B, T, width], and a layer's other inputs by its kind of attention.
 
-        These are the mask in the form this model's attention wants, and the rotation if there is one.
+        These are the mask in the form this model's attention wants, or the pieces, and the rotation if there is one.
         """
-        if attention_mask is None and self.padding is not None and padded is not False:
+        if attention_mask is None and pieces is None and self.padding is not None and padded is not False:
             attention_mask = input_ids != self.padding
             attention_mask[:, 0] = True  # that is [CLS]; a query without a single key would have no attention
         own = input_ids if self.own_ids is None else self.own_ids[input_ids]
         embed, *project = self.embeddings
-        hidden = embed(own, token_type_ids=second.long()) if second is not None and self.has_segments else embed(own)
+        asked: dict[str, Tensor] = {}
+        if second is not None and self.has_segments:
+            asked["token_type_ids"] = second.long()
+        positions = torch.arange(own.shape[1], device=own.device)[None] if pieces is None else pieces.positions
+        if pieces is not None and self.rotary is None:
+            asked["position_ids"] = positions + self._family.first_position(self.config)
+        hidden = embed(own, **asked)
         for projection in project:
             hidden = projection(hidden)
         layer_inputs: dict[str, dict] = {}
         for kind in sorted(set(attention_kinds(self.config))):
-            # transformers leaves out a mask that hides nothing: it looks, unless it is told not to.
-            mask = _MASKS[kind](
-                config=self.config,
-                inputs_embeds=hidden,
-                attention_mask=attention_mask,
-                allow_is_bidirectional_skip=not padded,
-            )
-            layer_inputs[kind] = {"attention_mask": mask}
+            layer_inputs[kind] = {"attention_mask": None, "pieces": pieces}
+            if pieces is None:
+                layer_inputs[kind] = {"attention_mask": self._mask(kind, hidden, attention_mask, padded)}
             if self.rotary is not None:
-                positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
                 rotation = self._family.rotation(self.rotary, hidden, positions, kind)
                 layer_inputs[kind]["position_embeddings"] = rotation
         return hidden, layer_inputs
+
+    def _mask(self, kind: str, hidden: Tensor, attention_mask: Tensor | None, padded: bool | None) -> Tensor | None:
+        """The mask of a ``kind`` of attention. transformers leaves out one that hides nothing: it looks, unless it is told."""
+        return _MASKS[kind](
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            allow_is_bidirectional_skip=not padded,
+        )
 
 
 class CutBody(nn.Module):
@@ -142,13 +159,10 @@ class LayerWithQKV(nn.Module):
         super().__init__()
         self.layer, self._family = layer, family
 
-    def forward(
-        self, hidden: Tensor, attention_mask: Tensor | None = None, position_embeddings: Rotation | None = None
-    ) -> tuple[Tensor, ...]:
-        rotated = {} if position_embeddings is None else {"position_embeddings": position_embeddings}
+    def forward(self, hidden: Tensor, **inputs: Any) -> tuple[Tensor, ...]:
         normed = self._family.pre_norm(self.layer)(hidden)
-        qkv = _projected(normed, self._family.projections(self.layer), position_embeddings)
-        return self.layer(hidden, attention_mask=attention_mask, **rotated), *qkv
+        qkv = _projected(normed, self._family.projections(self.layer), inputs.get("position_embeddings"))
+        return self.layer(hidden, **inputs), *qkv
 
 
 class Projections(nn.Module):

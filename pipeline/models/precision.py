@@ -18,6 +18,7 @@ from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from pipeline.models.attention import by_pieces
 from pipeline.models.units import lacks_bf16_units
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -36,7 +37,7 @@ def fit_arithmetic(encoder: nn.Module, precision: str, device: torch.device) -> 
         for module in encoder.modules():
             if type(module) is nn.Dropout:
                 module.__class__ = BulkDropout
-            _attend_by("cpu_sdpa", module)
+            attend_by("cpu_sdpa", module)
     if precision == "bf16" and lacks_bf16_units(device):
         widen_products(encoder)
 
@@ -46,7 +47,7 @@ def use_torchs_own(encoder: nn.Module) -> None:
     for module in encoder.modules():
         torchs: dict[type, type[nn.Module]] = {BulkDropout: nn.Dropout, WideLinear: nn.Linear}
         module.__class__ = torchs.get(type(module), type(module))
-        _attend_by("sdpa", module)
+        attend_by("plain_sdpa", module)
 
 
 def widen_products(encoder: nn.Module) -> None:
@@ -54,10 +55,10 @@ def widen_products(encoder: nn.Module) -> None:
     for module in encoder.modules():
         if type(module) is nn.Linear:
             module.__class__ = WideLinear
-        _attend_by("wide_sdpa", module)
+        attend_by("wide_sdpa", module)
 
 
-def _attend_by(attention: str, module: nn.Module) -> None:
+def attend_by(attention: str, module: nn.Module) -> None:
     """Have a transformers module attend by this function of the AttentionInterface; its setter would check the name again."""
     if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
         config._attn_implementation = attention  # noqa: SLF001
@@ -145,7 +146,6 @@ def _float_mask(mask):
     return mask if mask is None or mask.dtype == torch.bool else mask.float()
 
 
-AttentionInterface.register("cpu_sdpa", cpu_sdpa)
-AttentionMaskInterface.register("cpu_sdpa", sdpa_mask)
-AttentionInterface.register("wide_sdpa", wide_sdpa)
-AttentionMaskInterface.register("wide_sdpa", sdpa_mask)
+for _name, _attend in {"plain_sdpa": sdpa_attention_forward, "cpu_sdpa": cpu_sdpa, "wide_sdpa": wide_sdpa}.items():
+    AttentionInterface.register(_name, by_pieces(_attend))
+    AttentionMaskInterface.register(_name, sdpa_mask)

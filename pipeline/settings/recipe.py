@@ -58,7 +58,9 @@ class Recipe:
     learning_rate: float  # at the end of the warm-up; then linear decay to zero
     warmup_steps: int
     length: int = 512
-    layout: Literal["full", "doc"] = "full"  # windows run across documents, or never do and are padded
+    layout: Literal["full", "doc", "packed"] = (
+        "full"  # windows run across documents; or never do: padded, or packed into rows
+    )
     segments: Literal["auto", "pairs", "single"] = "auto"  # pairs [CLS] A [SEP] B [SEP] where the teacher knows them
     pairs: tuple[str, ...] = ("qk", "vv")  # v_mse among them: values by their squared difference
     transfer: Literal["last", "layer-to-layer"] = "last"  # the last layer learns, or each from one of the teacher's

@@ -33,7 +33,7 @@ class Ahead:
         """Begin the pass of the window that ``coming`` gives, if it gives one."""
         window = coming() if self._begin and coming else None
         if self._begin and window is not None:
-            self._result = self._begin(partial(self._teach, window.ids, window.second, window.padded))
+            self._result = self._begin(partial(self._teach, window.ids, **window.told))
 
     def wait(self) -> None:
         """Wait for the pass that was begun, if any was; raises its errors. On a GPU it is the device's queue that waits."""
@@ -43,7 +43,7 @@ class Ahead:
     def __call__(self, window: Inputs) -> QKV:
         """q, k, v of ``window``."""
         result, self._result = self._result, None
-        return result() if result else self._teach(window.ids, window.second, window.padded)
+        return result() if result else self._teach(window.ids, **window.told)
 
 
 def ahead_of(run: Run, teacher: HostedTeacher) -> Ahead:

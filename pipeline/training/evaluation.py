@@ -68,14 +68,14 @@ class Evaluation:
             self._run.progress.moved()
             mine = first + ranks.rank
             part = parts[mine if mine < len(parts) else 0].to(ranks.device)
-            teacher = self._teach(part.ids, part.second, part.padded)
+            teacher = self._teach(part.ids, **part.told)
             for trainee, sums, by_name in zip(trainees, total, of_source, strict=True):
-                output = trainee.engine(part.ids, second=part.second, padded=part.padded)
-                losses = trainee.losses(teacher, output, part.lengths)
+                output = trainee.engine(part.ids, **part.told)
+                losses = trainee.losses(teacher, output, part.bounds())
                 sums += torch.stack(list(losses.values())) * len(part) * (mine < len(parts))
                 if len(names) > 1 and mine < len(parts):
                     sources = heldout.sources[mine * recipe.micro_batch :][: len(part)]
-                    for name, loss in zip(sources, trainee.loss_of_each(teacher, output, part.lengths), strict=True):
+                    for name, loss in zip(sources, trainee.loss_of_each(teacher, output, part.bounds()), strict=True):
                         by_name[names.index(name)] += loss
 
         if ranks.world > 1:
@@ -85,8 +85,9 @@ class Evaluation:
         means = [dict(zip(parts_of_loss, own, strict=True)) for own in (total / len(heldout.inputs)).tolist()]
         if len(names) == 1:
             return means, [{} for _ in trainees]
-        counts = torch.tensor([heldout.sources.count(name) for name in names], device=ranks.device)
-        return means, [dict(zip(names, own, strict=True)) for own in (of_source / counts).tolist()]
+        shares = list(zip(heldout.sources, heldout.inputs.shares(), strict=True))
+        counts = torch.tensor([sum(share for source, share in shares if source == name) for name in names])
+        return means, [dict(zip(names, own, strict=True)) for own in (of_source / counts.to(of_source)).tolist()]
 
     @torch.no_grad()
     def _maps(self, trainees: list[Trainee]) -> list[Tensor]:

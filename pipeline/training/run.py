@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -93,5 +93,5 @@ class HostedTeacher:
     config: PreTrainedConfig
     history: list[dict]
 
-    def __call__(self, input_ids: Tensor, second: Tensor | None = None, padded: bool | None = None) -> QKV:
-        return self.forward(input_ids, second, padded)
+    def __call__(self, input_ids: Tensor, **told: Any) -> QKV:
+        return self.forward(input_ids, **told)

@@ -53,9 +53,9 @@ def update(
             for part, batch in zip(parts, batches, strict=True):
                 seed_dropout(recipe.seed, step, len(rows), ranks.rank)
                 with clock("student"):
-                    output = trainee.engine(batch.ids, second=batch.second, padded=batch.padded)
+                    output = trainee.engine(batch.ids, **batch.told)
                 with clock("loss"):
-                    named = trainee.losses(teacher, output, batch.lengths, part)
+                    named = trainee.losses(teacher, output, batch.bounds(), part)
                 rows.append(torch.stack([loss.detach() for loss in named.values()]))
                 last = trainee is trainees[-1] and batch is batches[-1]
                 with clock("student"), before_averaging(trainee.engine, partial(ahead.begin, coming if last else None)):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.bounds import Bounds
 from pipeline.engines.compiling import Compiled
 from pipeline.pairs import VALUE_MSE
 from pipeline.relations import QKV, Divergence, divergence_and_gradient, relation_loss, value_mse
@@ -32,7 +33,7 @@ class Trainee:
     unchecked: dict[int, Tensor] = field(default_factory=dict)
 
     def losses(
-        self, teacher: QKV, output: tuple[Tensor, ...], lengths: Tensor | None, part: slice = slice(None)
+        self, teacher: QKV, output: tuple[Tensor, ...], bounds: Bounds | None, part: slice = slice(None)
     ) -> dict[str, Tensor]:
         """The loss of ``output``, what the student's engine returned for sequences ``part`` of the ``teacher``'s, by part.
 
@@ -40,26 +41,25 @@ class Trainee:
         """
         recipe = self.recipe
         targets = self.targets(teacher, part, output[0].shape[1])
-        if lengths is not None:
-            lengths = lengths.repeat_interleave(len(recipe.layers))
+        bounds = bounds and bounds.repeated(len(recipe.layers))
         student = QKV(*output[:3])
         heads, divergence, fused = recipe.relation_heads, self.divergence, self.fused
-        losses = relation_loss(targets, student, recipe.relations, heads, lengths, divergence, fused)
+        losses = relation_loss(targets, student, recipe.relations, heads, None, divergence, fused, bounds)
         if VALUE_MSE in recipe.pairs:
-            losses[VALUE_MSE] = value_mse(targets.v, output[3], lengths)
+            losses[VALUE_MSE] = value_mse(targets.v, output[3], bounds=bounds)
             losses["loss"] = losses["loss"] + losses[VALUE_MSE]
         return {name: losses[name] for name in ("loss", *recipe.pairs)}
 
-    def loss_of_each(self, teacher: QKV, output: tuple[Tensor, ...], lengths: Tensor | None) -> list[Tensor]:
-        """Compute the loss of each sequence alone, for looking at: scalars whose mean is ``losses``' of all."""
+    def loss_of_each(self, teacher: QKV, output: tuple[Tensor, ...], bounds: Bounds | None) -> list[Tensor]:
+        """Compute the loss of each row alone, for looking at: scalars whose mean is ``losses``' of all."""
         # A compiled divergence would be compiled for one sequence too.
         eager = replace(self, divergence=divergence_and_gradient)
         rows = len(self.recipe.layers)  # of the output for a sequence
         found = []
         for i in range(len(output[0]) // rows):
             own = tuple(x[i * rows : (i + 1) * rows] for x in output)
-            length = None if lengths is None else lengths[i : i + 1]
-            found.append(eager.losses(teacher, own, length, slice(i, i + 1))["loss"])
+            row = slice(i, i + 1)
+            found.append(eager.losses(teacher, own, bounds and bounds.rows(row), row)["loss"])
         return found
 
     def targets(self, teacher: QKV, part: slice, length: int) -> QKV:

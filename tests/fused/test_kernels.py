@@ -12,8 +12,9 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
+from pipeline.bounds import Bounds, bounds_of_lengths
 from pipeline.fused import kernels
-from pipeline.fused.loss import PairLoss, Rows, rows_of
+from pipeline.fused.loss import PairLoss, rows_of
 
 # NumPy's warnings, of what is computed of padding and thrown away.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -34,7 +35,7 @@ def operands(batch, length, widths, heads, pair, dtype, size=1.0, seed=0):
 
 def compare(teacher, student, heads, lengths=None):
     """(error of the loss in nats, of each gradient relative to its norm, what rounding the exact one costs)."""
-    rows = None if lengths is None else rows_of(lengths, student[0].shape[1], heads)
+    rows = None if lengths is None else rows_of(bounds_of_lengths(lengths, student[0].shape[1]), heads)
     loss = PairLoss.apply(*teacher, *student, heads, rows)
     wanted = literal(teacher, student, heads, lengths)
     inputs = student[:1] if student[0] is student[1] else student
@@ -111,8 +112,7 @@ def test_documents_in_a_row_are_as_each_alone():
     starts = torch.cat([torch.zeros(1, dtype=torch.long), ends])
     first = torch.where(real, starts[number.clamp(max=len(documents))], 0)
     stop = torch.where(real, torch.cat([ends, ends[:1]])[number], 0)
-    size = torch.where(real, stop - first, 1)
-    rows = Rows(*(x[None].int().contiguous() for x in (first, stop)), (real / (heads * size))[None])
+    rows = rows_of(Bounds(*(x[None].int() for x in (first, stop)), 1), heads)
     loss = PairLoss.apply(*teacher, *student, heads, rows)
     (gradient,) = torch.autograd.grad(loss, student[:1])
     for start, end in zip(starts[:-1], ends, strict=True):
@@ -243,13 +243,13 @@ def test_rows_of_the_last_tile_far_below_the_first():
 def test_padding_may_hold_anything(pair, held):
     lengths = torch.tensor([100, 40])
     teacher, student = operands(2, 100, (16, 8), 1, pair, BF16)
-    clean = PairLoss.apply(*teacher, *student, 1, rows_of(lengths, 100, 1))
+    clean = PairLoss.apply(*teacher, *student, 1, rows_of(bounds_of_lengths(lengths, 100), 1))
     inputs = student[: len(set(pair))]
     gradients = torch.autograd.grad(clean, inputs)
     with torch.no_grad():
         for x in (*teacher, *student):
             x[1, 40:] = held
-    loss = PairLoss.apply(*teacher, *student, 1, rows_of(lengths, 100, 1))
+    loss = PairLoss.apply(*teacher, *student, 1, rows_of(bounds_of_lengths(lengths, 100), 1))
     assert torch.equal(loss, clean)
     for own, other in zip(torch.autograd.grad(loss, inputs), gradients, strict=True):
         assert torch.equal(own, other)

@@ -56,11 +56,11 @@ def main() -> None:
                 ahead = ahead_of(run, teacher)
                 teach = ahead._teach
 
-                def noted(*inputs):
+                def noted(*inputs, **told):
                     if case == "left" and not made and ranks.first:
                         os.kill(os.getpid(), signal.SIGUSR1)
                     made.append("m" if threading.current_thread() is threading.main_thread() else "b")
-                    return teach(*inputs)
+                    return teach(*inputs, **told)
 
                 ahead._teach = noted
                 return ahead

@@ -73,7 +73,7 @@ def openmps_threads():
 def noting(notes):
     """A teacher that notes where it computes."""
 
-    def teach(ids, second, padded):
+    def teach(ids, second, padded, pieces):
         assert openmps_threads() == torch.get_num_threads()
         notes.append((threading.current_thread() is threading.main_thread(), torch.get_num_threads(), padded))
         return ids
@@ -107,7 +107,7 @@ def test_nothing_is_begun_where_nothing_is_to_be_hidden():
 
 @pytest.mark.parametrize("ask", [Ahead.wait, lambda ahead: ahead(WINDOWS[1])])
 def test_an_error_in_a_pass_that_was_begun_is_raised_here(ask):
-    def broken(*_):
+    def broken(*_, **__):
         raise MemoryError("full")
 
     ahead = Ahead(broken, beside(CPU))
@@ -161,7 +161,7 @@ def test_on_a_gpu_the_pass_has_a_stream_of_its_own_and_each_stream_waits_for_the
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: Stream("side"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream(current[-1]))
-    ahead = Ahead(lambda *_: order.append(f"a pass in {current[-1]}"), beside(CUDA))
+    ahead = Ahead(lambda *_, **__: order.append(f"a pass in {current[-1]}"), beside(CUDA))
     ahead.begin(lambda: WINDOWS[0])
     assert order == ["side waits for main", "a pass in side"]
     ahead.wait()

@@ -11,6 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import AutoConfig, AutoModel
 
+from pipeline.bounds import bounds_of_lengths
 from pipeline.engines import compiling
 from pipeline.engines.both import fit
 from pipeline.engines.compiling import Compiled
@@ -147,9 +148,9 @@ def test_the_mean_of_each_sequences_loss_is_the_loss_of_all(transfer, pairs, pad
         for width, count in ((24, 3), (12, 3))
     )
     output = (*student, teacher[2] + 1)
-    lengths = torch.tensor([7, 2, 5]) if padded else None
-    each = trainee.loss_of_each(QKV(*teacher), output, lengths)
-    whole = replace(trainee, divergence=divergence_and_gradient).losses(QKV(*teacher), output, lengths)
+    bounds = bounds_of_lengths(torch.tensor([7, 2, 5]), 7) if padded else None
+    each = trainee.loss_of_each(QKV(*teacher), output, bounds)
+    whole = replace(trainee, divergence=divergence_and_gradient).losses(QKV(*teacher), output, bounds)
     assert len(each) == 3 and torch.stack(each).mean().item() == pytest.approx(whole["loss"].item(), rel=1e-5)
     assert len({round(loss.item(), 6) for loss in each}) == 3
 
