@@ -189,14 +189,9 @@ def parser() -> Parser:
         verb("prepare", _prepare, "read, clean, encode and write a corpus; resumes where an earlier run stopped")
     )
 
-    packing = verb(
-        "pack", _pack, "pack whole documents into rows, for layout = 'packed'; a run does it by itself if need be"
+    _add_pack(
+        verb("pack", _pack, "pack whole documents into rows, for layout = 'packed'; a run does it by itself if need be")
     )
-    packing.add_argument("--data", type=Path, required=True, metavar="DIR", help="the corpus folder")
-    packing.add_argument(
-        "--length", type=whole_number(1), required=True, metavar="N", help="positions of a row, as the recipe's length"
-    )
-    packing.add_argument("--pairs", action="store_true", help="for pieces that are read as pairs of segments")
 
     extending = verb("extend", _extend, "add sources or a larger budget to a corpus; existing shards are kept")
     _add_corpus(extending)
@@ -243,6 +238,14 @@ def _add_prepare(to: argparse.ArgumentParser) -> None:
         action="store_true",
         help="accept files that have changed as they are now, and make their units again",
     )
+
+
+def _add_pack(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--data", type=Path, required=True, metavar="DIR", help="the corpus folder")
+    to.add_argument(
+        "--length", type=whole_number(1), required=True, metavar="N", help="positions of a row, as the recipe's length"
+    )
+    to.add_argument("--pairs", action="store_true", help="for pieces that are read as pairs of segments")
 
 
 def _add_bench(to: argparse.ArgumentParser) -> None:

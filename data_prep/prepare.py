@@ -15,6 +15,7 @@ from data_prep.forecast import check_start, with_units
 from data_prep.formats.readers import PIECE
 from data_prep.inputs import InputFile, describe_file, tokenizer_path
 from data_prep.locks import finishing, holders, node_of, one_of_nodes, sole_process
+from data_prep.packing import FOLDER
 from data_prep.plan import INPUTS, MIB, Budget, Plan, places_known, read_plan, software
 from data_prep.shards import HELDOUT, MANIFEST, PLAN, SIDES, open_corpus, shard_folder, write_manifest
 from data_prep.units import Job, Unit, finished
@@ -272,9 +273,10 @@ def _is_whole(data: Path, plan: Plan) -> bool:
 
 
 def _remove_leftovers(data: Path) -> None:
-    """Remove what killed processes left half-written."""
+    """Remove what killed processes left half-written. An index of packed rows may be in the making; it has its own lock."""
     for path in data.glob("**/.*.tmp"):
-        path.unlink(missing_ok=True)
+        if FOLDER not in path.relative_to(data).parts:
+            path.unlink(missing_ok=True)
 
 
 def _remove_strays(data: Path, plan: Plan, units: list[Unit]) -> None:

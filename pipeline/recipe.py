@@ -40,7 +40,7 @@ def describe(recipe: Recipe, teacher_config: PreTrainedConfig) -> str:
         lines.append(
             "# note: the teacher's config.json is not on this machine: this is its published shape, a run reads its own"
         )
-    padded = " (padding included)" if recipe.layout == "doc" else ""
+    padded = "" if recipe.layout == "full" else " (padding included)"
     lines.append(
         f"# one step: {recipe.batch} sequences × {recipe.length} = {recipe.tokens_per_step:,} tokens{padded}; "
         f"all {recipe.steps:,} steps: {recipe.tokens_per_step * recipe.steps:,} tokens"

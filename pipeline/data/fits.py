@@ -6,7 +6,7 @@ from typing import Any
 from data_prep.cli import UserError
 from data_prep.shards import Corpus, verify, vocabulary_hash
 from pipeline.data.order import BLOCK, Order
-from pipeline.data.reading import filled, read_of
+from pipeline.data.reading import filled, read_of, sequences_a_row
 from pipeline.data.windows import Windows
 
 MANY_EPOCHS = 20
@@ -35,7 +35,10 @@ def notes(corpus: Corpus, windows: Windows, order: Order, batch: int, steps: int
         left = tokens - len(windows) * windows.inner
         yield f"{left:,} of {tokens:,} tokens lie in shard tails that fill no window"
     else:
-        yield f"{1 - filled(windows, order):.1%} of the positions that are read are padding"
+        shared = (
+            "" if windows.a_row is None else f"a row has {sequences_a_row(windows, order):.1f} pieces in the mean; "
+        )
+        yield f"{shared}{1 - filled(windows, order):.1%} of the positions that are read are padding"
 
 
 _REHASHED = 2**30  # bytes; a larger corpus is not read whole at each start

@@ -57,7 +57,7 @@ class PackedWindows(Windows):
         pieces = [sum(self._pieces_of[shard.path] for shard in source.shards) for source in kept]
         self._before_pieces = np.cumsum([0, *own])
         self._source_pieces = np.cumsum([0, *pieces])
-        self.a_row = [count / rows for count, rows in zip(pieces, self.counts, strict=True)]  # pieces, of each source
+        self.a_row = [count / rows for count, rows in zip(pieces, self.counts, strict=True)]
 
     def _cut(self, shard: Shard) -> np.ndarray:
         return np.array([self._rows_of[shard.path]])

@@ -32,6 +32,11 @@ def windows_of(corpus: Corpus, side: str, length: int, layout: str = "full", pai
     return {"full": Windows, "doc": DocWindows}[layout](sources, corpus.tokenizer, length, paired)
 
 
+def sequences_a_row(windows: Windows, order: Order) -> float:
+    """How many sequences a row of what ``order`` draws from ``windows`` has in the mean."""
+    return 1.0 if windows.a_row is None else float(np.average(windows.a_row, weights=order.quotas))
+
+
 def filled(windows: Windows, order: Order) -> float:
     """The share of the positions of what ``order`` draws from ``windows`` that is not padding."""
     return float(np.average(windows.filled, weights=order.quotas))
@@ -39,12 +44,15 @@ def filled(windows: Windows, order: Order) -> float:
 
 class Reading(NamedTuple):
     """A run's reading of a source: real ``tokens``, their ``share`` of all, the share that it is to have in the long run
-    (``planned``, in proportion to the source's tokens ** α), and how often its windows were read (``epochs``)."""
+    (``planned``, in proportion to the source's tokens ** α), and how often its windows were read (``epochs``); where rows are
+    packed, the pieces in one (``a_row``) and the share of its positions that is not padding (``filled``), in the mean."""
 
     tokens: int
     share: float
     planned: float
     epochs: float
+    a_row: float | None = None
+    filled: float | None = None
 
 
 def read_of(windows: Windows, order: Order, samples: int) -> dict[str, Reading]:
@@ -52,7 +60,9 @@ def read_of(windows: Windows, order: Order, samples: int) -> dict[str, Reading]:
     drawn = order.drawn(samples)
     tokens = drawn * windows.length * np.asarray(windows.filled)
     planned = order.quotas * np.asarray(windows.filled)
-    columns = tokens / max(tokens.sum(), 1), planned / planned.sum(), drawn / np.asarray(windows.counts)
+    columns = [tokens / max(tokens.sum(), 1), planned / planned.sum(), drawn / np.asarray(windows.counts)]
+    if windows.a_row is not None:
+        columns += [np.asarray(windows.a_row), np.asarray(windows.filled)]
     found = zip(windows.names, tokens.round(), *columns, strict=True)
     return {name: Reading(int(count), *map(float, others)) for name, count, *others in found}
 

@@ -25,11 +25,13 @@ from data_prep.shards import Shard, Source
 class Windows:
     """The windows of several sources in the ``full`` layout. Sources without a single window are left out.
 
-    For each source: ``names``; ``counts`` of windows; ``sizes`` in tokens, which sampling weights go by; and ``filled``,
-    the share of its windows' positions that is not padding. ``padding`` is the id of the others, None if there are none.
+    For each source: ``names``; ``counts`` of windows; ``sizes`` in tokens, which sampling weights go by; ``filled``, the share
+    of its windows' positions that is not padding; and ``a_row``, how many sequences a window has in the mean, None if one.
+    ``padding`` is the id of the other positions, None if there are none.
     """
 
     padding: int | None = None
+    a_row: list[float] | None = None
 
     def __init__(self, sources: dict[str, Source], tokenizer: dict[str, Any], length: int, paired: bool = False):
         """``tokenizer`` is the manifest's fingerprint: it says which ids frame a window and how many ids there are.

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import deepspeed
 import torch
@@ -11,7 +12,6 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from pipeline.data.inputs import Pieces
 from pipeline.engines.both import QUIET, fit, made, precision_config
 from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.graphs import graphed
@@ -30,8 +30,7 @@ def host_teacher(
 ) -> tuple[Teach, str]:
     """The frozen teacher as a function on this rank's device, and the hash of its fp32 weights.
 
-    It takes input ids [B, T], the second segment's tokens, bool [B, T] or None, whether any position is padding, and the pieces
-    of packed rows.
+    It takes input ids [B, T], and by their names what CutEncoder.embed is told of them.
 
     ``teacher`` needs no memory for its parameters (see models.cut.empty_encoder): ``read(name)`` gives them, asked on one rank
     of those that share a teacher, which sends each to the others. They are taken layer by layer, so a rank holds no
@@ -82,10 +81,8 @@ def host_teacher(
         body.eval()
 
     @torch.no_grad()
-    def forward(
-        input_ids: Tensor, second: Tensor | None = None, padded: bool | None = None, pieces: Pieces | None = None
-    ) -> QKV:
-        return body(*teacher.embed(input_ids, second=second, padded=padded, pieces=pieces))
+    def forward(input_ids: Tensor, *arguments: Any, **told: Any) -> QKV:
+        return body(*teacher.embed(input_ids, *arguments, **told))
 
     return graphed(forward, recipe, hosting, ranks.device), on_first_rank(ranks, digest.hexdigest)[:16]
 

@@ -88,7 +88,11 @@ def about_batch(plan: Plan) -> list[str]:
     text = f"{recipe.batch} sequences = {world} GPUs × micro-batch {recipe.micro_batch} × {accumulation}; {most}"
     if recipe.micro_batch != plan.asked:
         text += f"; micro_batch = {plan.asked} of the recipe does not come out: run it with micro_batch={recipe.micro_batch}"
-    return [_labelled("Batch", text)]
+    lines = [_labelled("Batch", text)]
+    if recipe.layout == "packed":
+        short = "attention and loss as of one sequence in each row: with shorter ones both take less"
+        lines.append(_labelled("", f"planned with {short}"))
+    return lines
 
 
 def about_gathers(plan: Plan) -> list[str]:

@@ -117,14 +117,24 @@ def sources(run: Path, step: int) -> list[str]:
     if not found:
         return []
     (begin, first), (end, last) = found[0], found[-1]
-    rows = [
-        f"| source | tokens read | share | planned | epochs | held-out loss, step {begin} | step {end} |",
-        "|---|---|---|---|---|---|---|",
+    packed = any("a_row" in row for row in last.values())
+    more = ["pieces a row", "not padding"] if packed else []
+    columns = [
+        "source",
+        "tokens read",
+        "share",
+        "planned",
+        "epochs",
+        *more,
+        f"held-out loss, step {begin}",
+        f"step {end}",
     ]
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, row in sorted(last.items(), key=lambda named: -named[1].get("tokens", 0)):
-        read = ["–"] * 4
+        read = ["–"] * (4 + len(more))
         if "tokens" in row:
             read = [f"{row['tokens']:,}", f"{row['share']:.2%}", f"{row['planned']:.2%}", f"{row['epochs']:.2f}"]
+            read += [f"{row['a_row']:.1f}", f"{row['filled']:.1%}"] if packed else []
         shown = [f"{each[name]['loss']:.4f}" if "loss" in each.get(name, {}) else "–" for each in (first, last)]
         rows.append(f"| {' | '.join([name, *read, *shown])} |")
     return [*rows, ""]

@@ -59,7 +59,7 @@ class Recipe:
     warmup_steps: int
     length: int = 512
     layout: Literal["full", "doc", "packed"] = (
-        "full"  # windows run across documents; or never do: padded, or packed into rows
+        "full"  # windows run across documents; or never do, and are padded, or packed into rows
     )
     segments: Literal["auto", "pairs", "single"] = "auto"  # pairs [CLS] A [SEP] B [SEP] where the teacher knows them
     pairs: tuple[str, ...] = ("qk", "vv")  # v_mse among them: values by their squared difference

@@ -112,7 +112,10 @@ class Monitor:
 
     def of_sources(self, step: int, reading: dict[str, Reading], losses: dict[str, float]) -> None:
         """Write what was read of each source until now, and its held-out loss in nats where a sequence of it is held out."""
-        rows = {name: read._asdict() for name, read in reading.items()}
+        rows = {
+            name: {what: value for what, value in read._asdict().items() if value is not None}
+            for name, read in reading.items()
+        }
         for name, loss in losses.items():
             rows.setdefault(name, {})["loss"] = loss
         by_tag = {

@@ -98,9 +98,10 @@ def naive(sizes, length):
 
 def test_packing_is_best_fit_decreasing():
     dice = np.random.default_rng(0)
-    for _ in range(200):
+    for trial in range(400):
         length, count = int(dice.integers(4, 40)), int(dice.integers(1, 60))
-        sizes = dice.integers(1, length + 1, count)
+        among = 1 + dice.permutation(length)[: 4 if trial % 2 else length]  # few sizes: many rows with the same room
+        sizes = dice.choice(among, count)
         row = pack(sizes, length)
         assert sorted((length - np.bincount(row, sizes)).tolist()) == naive(sizes.tolist(), length)
         assert np.array_equal(np.unique(row), np.arange(row.max() + 1))
