@@ -90,8 +90,8 @@ def about_batch(plan: Plan) -> list[str]:
         text += f"; micro_batch = {plan.asked} of the recipe does not come out: run it with micro_batch={recipe.micro_batch}"
     lines = [_labelled("Batch", text)]
     if recipe.layout == "packed":
-        short = "attention and loss as of one sequence in each row: with shorter ones both take less"
-        lines.append(_labelled("", f"planned with {short}"))
+        short = "planned with the attention and the loss of one sequence in each row: with shorter ones both take less"
+        lines.append(_labelled("", short))
     return lines
 
 

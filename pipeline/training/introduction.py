@@ -88,7 +88,7 @@ def about_attention(recipe: Recipe, ranks: Ranks) -> list[str]:
         return []
     return [
         "note: layout = 'doc' pads sequences, and torch's flash attention takes no mask: the attention of padded batches is "
-        "computed by another of its kernels (docs/guides/gpu.md says what that concerns)"
+        "computed by another of its kernels (docs/guides/gpu.md says what that concerns); layout = 'packed' has no mask"
     ]
 
 

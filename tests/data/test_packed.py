@@ -7,8 +7,9 @@ import torch
 from data_prep.cli import UserError
 from data_prep.packing import packing_of
 from data_prep.shards import open_corpus
+from pipeline.data import fits
 from pipeline.data.packed import PackedWindows
-from pipeline.data.reading import filled, heldout_of, order_of, read, steps, training_windows
+from pipeline.data.reading import filled, heldout_of, order_of, read, read_of, steps, training_windows
 from pipeline.data.segments import cut
 from tests.data.conftest import LENGTHS
 from tests.parts.tiny import SPECIAL, make_corpus
@@ -120,6 +121,18 @@ def test_pairs_are_of_the_piece_itself_or_of_another_of_its_source(documents):
 
 def _holds(text, part):
     return any(text[i : i + len(part)] == part for i in range(len(text) - len(part) + 1))
+
+
+def test_what_is_read_has_the_fill_and_the_pieces_of_its_rows(documents):
+    corpus, _ = documents
+    windows = training_windows(corpus, 64, "packed")
+    order = order_of(windows, 0.5, 3)
+    for number, reading in enumerate(read_of(windows, order, 100).values()):
+        assert reading.a_row == windows.a_row[number] and reading.filled == windows.filled[number]
+    mean = np.average(windows.a_row, weights=order.quotas)
+    padding = 1 - filled(windows, order)
+    wanted = f"a row has {mean:.1f} pieces in the mean; {padding:.1%} of the positions that are read are padding"
+    assert wanted in list(fits.notes(corpus, windows, order, 8, 1))
 
 
 def test_heldout_rows_are_packed_as_well(tmp_path):

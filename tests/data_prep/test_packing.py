@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep import packing as packing_module
+from data_prep import prepare
 from data_prep.cli import UserError
 from data_prep.files import file_sha256, sealed
 from data_prep.packing import INDEX, index_folder, pack, packing_findings, packing_of
@@ -273,6 +274,16 @@ def test_a_killed_build_leaves_nothing_that_counts(tmp_path, number):
     packing_of(corpus, "train", 128, 2, quiet)  # another index removes the leftovers
     assert names(place) == [".lock", f"{corpus.id[:12]}-128-2"]
     check(corpus, "train", 64, 2)
+
+
+def test_a_prepare_in_the_meantime_leaves_a_build_alone(tmp_path):
+    growing = tmp_path / ".packed" / ".0-64-2.writing" / ".train.first.npy.host.1.tmp"
+    left = tmp_path / "a" / ".00000-00000.tokens.npy.host.1.tmp"
+    for path in (growing, left):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    prepare._remove_leftovers(tmp_path)
+    assert growing.exists() and not left.exists()
 
 
 def test_where_it_cannot_be_written_the_way_out_is_named(corpus):

@@ -48,6 +48,13 @@ def test_accumulated_gradients_stay_next_to_activations():
     )
 
 
+def test_packed_rows_are_planned_as_whole_ones_and_that_is_said():
+    whole, packed = (planned(cluster(), "minilm_6x384", f"layout={layout}") for layout in ("full", "packed"))
+    assert packed.times == whole.times and packed.memory.peak == whole.memory.peak
+    said = "planned with the attention and the loss of one sequence in each row"
+    assert said in report(packed, [], []) and said not in report(whole, [], [])
+
+
 # --- hosting ----------------------------------------------------------------------------------------------------------
 
 

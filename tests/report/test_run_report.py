@@ -59,6 +59,16 @@ def test_what_was_read_of_each_source_and_its_loss_are_a_table(tmp_path):
     ]
 
 
+def test_packed_rows_have_their_fill_in_the_table_of_sources(tmp_path):
+    monitor = Monitor(tmp_path, 0, 10, 100)
+    monitor.of_sources(8, {"de": Reading(2048, 0.25, 0.3, 0.5, 11.52, 0.984), "sw": Reading(9, 0.7, 0.7, 2, 1, 1)}, {})
+    monitor.close()
+    head, _, first, second, _ = run_report.sources(tmp_path, 10)
+    assert head.startswith("| source | tokens read | share | planned | epochs | pieces a row | not padding | held-out")
+    assert first == "| de | 2,048 | 25.00% | 30.00% | 0.50 | 11.5 | 98.4% | – | – |"
+    assert second.startswith("| sw | 9 |") and "| 1.0 | 100.0% |" in second
+
+
 @pytest.mark.slow
 def test_the_command_with_a_student_reports_its_run(run, student, monkeypatch, capsys):
     code, out, _ = run_main(monkeypatch, capsys, main, run, student)

@@ -15,11 +15,12 @@ def ranks(device):
 
 
 @pytest.mark.parametrize(
-    "device, layout, told", [("cuda", "doc", True), ("cuda", "full", False), ("cpu", "doc", False)]
+    "device, layout, told",
+    [("cuda", "doc", True), ("cuda", "full", False), ("cuda", "packed", False), ("cpu", "doc", False)],
 )
 def test_a_run_with_padding_on_a_gpu_is_told_what_its_attention_loses(device, layout, told):
     notes = about_attention(load_recipe("minilm_6x384", [f"layout={layout}"]), ranks(device))
-    assert len(notes) == told and all("flash attention takes no mask" in note for note in notes)
+    assert len(notes) == told and all("takes no mask" in note and "layout = 'packed'" in note for note in notes)
 
 
 @pytest.mark.parametrize(
