@@ -1,5 +1,6 @@
 """Which positions of a batch are one sequence, for the loss. Without any model."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,10 @@ class Bounds(NamedTuple):
     stop: Tensor
     sequences: float
 
+    def to(self, device: torch.device) -> "Bounds":
+        """The same on ``device``."""
+        return Bounds(self.first.to(device), self.stop.to(device), self.sequences)
+
     def weight(self, dtype: torch.dtype) -> Tensor:
         """What each query counts for in a loss, [B, T]: 1 / (sequences · queries of its sequence), 0 if it is padding."""
         size = self.stop - self.first
@@ -33,6 +38,16 @@ class Bounds(NamedTuple):
             return self
         first, stop = (x.repeat_interleave(times, 0) for x in (self.first, self.stop))
         return Bounds(first, stop, self.sequences * times)
+
+
+def bounds_in_a_row(lengths: Sequence[int], padding: int = 0) -> Bounds:
+    """Sequences of these ``lengths`` one after the other in a single row, and ``padding`` positions behind them."""
+    size = torch.tensor([*lengths, padding])
+    stop = size.cumsum(0)
+    first = stop - size
+    first[-1] = stop[-1] = 0
+    first, stop = (x.repeat_interleave(size)[None].int() for x in (first, stop))
+    return Bounds(first, stop, len(lengths))
 
 
 def bounds_of_lengths(lengths: Tensor, length: int) -> Bounds:

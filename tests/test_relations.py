@@ -1,12 +1,14 @@
 """pipeline.relations against the literal formula, and against a model's own attention."""
 
 import functools
+import itertools
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
 from pipeline import relations
+from pipeline.bounds import Bounds, bounds_of_lengths
 from pipeline.models.cut import cut_encoder
 from pipeline.pairs import PAIRS
 from pipeline.relations import QKV, divergence_and_gradient, relation, relation_loss, value_mse
@@ -239,3 +241,110 @@ def test_the_difference_of_values_is_a_mean_over_what_is_real():
         assert value_mse(teacher.float(), student.float()).dtype == torch.float32
     with pytest.raises(ValueError, match=r"the teacher's values are \(3, 7, 12\), the student's \(3, 7, 11\)"):
         value_mse(teacher, student[..., :11])
+
+
+# --- rows of several sequences ----------------------------------------------------------------------------------------
+
+PIECES = [[3, 4, 1], [8], [], [5, 1]]  # positions of each row's sequences; the rest of 8 is padding
+
+
+def bounds_of(rows=PIECES, length=8, sequences=None):
+    """Bounds of sequences one after the other in rows of ``length`` positions."""
+    first, stop = torch.zeros(len(rows), length, dtype=torch.int32), torch.zeros(len(rows), length, dtype=torch.int32)
+    for row, sizes in enumerate(rows):
+        for begin, end in itertools.pairwise(itertools.accumulate(sizes, initial=0)):
+            first[row, begin:end], stop[row, begin:end] = begin, end
+    return Bounds(first, stop, sequences or sum(map(len, rows)))
+
+
+def one_by_one(rows=PIECES):
+    """Row and positions of each sequence."""
+    return [
+        (slice(row, row + 1), slice(begin, end))
+        for row, sizes in enumerate(rows)
+        for begin, end in itertools.pairwise(itertools.accumulate(sizes, initial=0))
+    ]
+
+
+def of_packed(dtype, pairs, heads, bounds, divergence=divergence_and_gradient):
+    """Losses and gradients of random numbers by ``bounds``; what is padding is far off."""
+    teacher, student = (QKV(*(x.to(dtype) for x in random_qkv(4, 8, *of))) for of in ((24, 1), (16, 2)))
+    for x in (*teacher, *student):
+        x[bounds.stop == 0] = 37.0
+    student = QKV(*(x.requires_grad_() for x in student))
+    losses = relation_loss(teacher, student, pairs, heads, None, divergence, None, bounds)
+    return losses, torch.autograd.grad(losses["loss"], student, allow_unused=True, materialize_grads=True)
+
+
+@functools.cache
+def literal_of_packed(pairs, heads):
+    """The same by the literal formula, of each sequence alone."""
+    teacher, student = random_qkv(4, 8, 24, 1), random_qkv(4, 8, 16, 2, grad=True)
+    found = [
+        literal_relation_loss([x[where] for x in teacher], [x[where] for x in student], pairs, heads, [size])
+        for where in one_by_one()
+        for size in [where[1].stop - where[1].start]
+    ]
+    losses = {name: sum(each[name] for each in found) / len(found) for name in ("loss", *pairs)}
+    return losses, torch.autograd.grad(losses["loss"], student, allow_unused=True, materialize_grads=True)
+
+
+def assert_same(ours, theirs, tolerance):
+    for name, loss in theirs[0].items():
+        assert abs(float(ours[0][name]) - float(loss)) < tolerance
+    for grad, exact in zip(ours[1], theirs[1], strict=True):
+        assert (grad.double() - exact.double()).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("readable", [True, False], ids=["by sequence", "by mask"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("pairs, heads", [(("qk", "vv"), 2), (("qq", "kk", "vv"), 8), (("vq",), 4)])
+@pytest.mark.parametrize("block", [1, 100, 700, 2**22])
+def test_sequences_that_share_a_row_are_each_as_if_alone(monkeypatch, readable, dtype, tolerance, pairs, heads, block):
+    monkeypatch.setattr(relations, "block_bytes", lambda device: block)
+    monkeypatch.setattr(relations, "_readable", lambda x: readable)
+    found = of_packed(dtype, pairs, heads, bounds_of())
+    assert_same(found, literal_of_packed(pairs, heads), tolerance)
+    for grad in found[1]:
+        assert not grad[2].any() and not grad[3, 6:].any()
+
+
+@pytest.mark.parametrize("divergence", [divergence_and_gradient, COMPILED], ids=["eager", "compiled"])
+@pytest.mark.parametrize("lengths", [[8, 0, 3, 1], [0, 0, 5, 0]])
+def test_masks_give_what_sequences_cut_out_give(monkeypatch, divergence, lengths):
+    """A device whose numbers cannot be read without waiting is given masks."""
+    for bounds in (bounds_of(), bounds_of_lengths(torch.tensor(lengths), 8)):
+        found = {}
+        for readable in (True, False):
+            monkeypatch.setattr(relations, "_readable", lambda x, readable=readable: readable)
+            found[readable] = of_packed(torch.float32, ("qk", "vv"), 2, bounds, divergence)
+        assert_same(found[False], found[True], 1e-6)
+        assert all(not grad[bounds.stop == 0].any() for each in found.values() for grad in each[1])
+
+
+def test_sequences_of_a_step_are_counted_not_those_of_a_batch():
+    part, whole = (of_packed(torch.float64, ("qk", "vv"), 2, bounds_of(sequences=n)) for n in (3.5, 7))
+    assert_same(part, ({name: 2 * loss for name, loss in whole[0].items()}, [2 * x for x in whole[1]]), 1e-12)
+
+
+def test_bounds_that_do_not_fit_are_named():
+    teacher, student = random_qkv(4, 8, 24, 1), random_qkv(4, 8, 16, 2)
+    lengths = torch.tensor([8, 8, 8, 8])
+    for loss in (
+        lambda *told: relation_loss(teacher, student, ("qk",), 2, told[0], bounds=told[1]),
+        lambda *told: value_mse(student.q, student.v, *told),
+    ):
+        with pytest.raises(ValueError, match=r"^lengths and bounds: give one of them$"):
+            loss(lengths, bounds_of())
+        with pytest.raises(ValueError, match=r"^bounds are of \(4, 9\), the batch is \(4, 8\)$"):
+            loss(None, bounds_of(length=9))
+
+
+def test_the_difference_of_values_is_a_mean_over_each_sequence_that_shares_a_row():
+    teacher, student = random_qkv(4, 8, 12, 1).v, random_qkv(4, 8, 12, 2, grad=True).v
+    loss = value_mse(teacher, student, bounds=bounds_of())
+    alone = torch.stack([value_mse(teacher[where], student[where]) for where in one_by_one()]).mean()
+    torch.testing.assert_close(loss, alone, rtol=1e-12, atol=0)
+    ours, theirs = (torch.autograd.grad(each, student)[0] for each in (loss, alone))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+    assert not ours[2].any() and not ours[3, 6:].any()

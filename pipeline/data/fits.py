@@ -17,7 +17,8 @@ def notes(corpus: Corpus, windows: Windows, order: Order, batch: int, steps: int
     if len(windows) < batch:
         yield f"{corpus.path} has {len(windows)} windows of {windows.length} tokens, less than a batch: they repeat in a step"
     for name in sorted(corpus.sources.keys() - windows.names):
-        yield f"source {name} is left out: no shard of it fills a window of {windows.length} tokens"
+        why = f"fills a window of {windows.length} tokens" if windows.padding is None else "has a document with a token"
+        yield f"source {name} is left out: no shard of it {why}"
     for name, quota in zip(windows.names, order.quotas, strict=True):
         if not quota:
             yield f"source {name} is never read: its share of {BLOCK} samples rounds to none; lower sampling_alpha"

@@ -19,6 +19,8 @@ from pipeline.data.segments import another, cut
 from pipeline.data.windows import Windows, mapped
 
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # odd: other bits for each piece of a row
+_DRAWS = 4  # of another piece with as many tokens as there is room for
+_ELSEWHERE = np.uint64(1 << 63)  # the bit by which segments.another decides
 
 
 class Texts(NamedTuple):
@@ -51,6 +53,7 @@ class PackedWindows(Windows):
         self._pieces_of = {shard.path: int(pieces) for shard, pieces in zip(shards, packed.pieces, strict=True)}
         self._first, self._start, self._size = map(mapped, (packed.first, packed.start, packed.size))
         super().__init__(sources, tokenizer, length, paired)
+        self.watch(packed.paths)
         # The index numbers rows and pieces through all shards, those of sources that have none too.
         kept = [sources[name] for name in self.names]
         own = [self._pieces_of[shard.path] for shard in self.shards]
@@ -100,15 +103,24 @@ class PackedWindows(Windows):
     ) -> list[Texts]:
         """The first and the second segments of pieces, as segments.py says, each piece with bits of its own.
 
-        A second segment of another piece is cut off where it would take more room than the piece's own.
+        A second segment of another piece takes exactly the room of the piece's own, so that rows stay as full as they are.
+        Where none of the pieces that are drawn is so long, it is the piece's own.
         """
         source, number = np.repeat(source, counts), _ranges(np.zeros_like(counts), counts).astype(np.uint64)
         bits = mix(np.repeat(order.bits(start, stop), counts) + (number + np.uint64(1)) * _SPREAD)
         before, pieces = self._source_pieces[source], np.diff(self._source_pieces)[source]
-        other = before + another(piece - before, pieces, bits)
-        own, theirs = (self._size[which].astype(np.int64) for which in (piece, other))
-        first, begin = cut(own, bits), cut(theirs, bits)
-        return [self._texts(piece, None, first), self._texts(other, begin, np.minimum(theirs - begin, own - first))]
+        own, other = self._size[piece].astype(np.int64), piece.copy()
+        first = cut(own, bits)
+        room = own - first
+        wanted = np.flatnonzero((bits & _ELSEWHERE != 0) & (pieces > 1))
+        for draw in range(_DRAWS):
+            drawn_bits = mix(bits[wanted] + np.uint64(draw) * _SPREAD) | _ELSEWHERE
+            drawn = before[wanted] + another(piece[wanted] - before[wanted], pieces[wanted], drawn_bits)
+            fits = self._size[drawn] >= room[wanted]
+            other[wanted[fits]] = drawn[fits]
+            wanted = wanted[~fits]
+        theirs = self._size[other].astype(np.int64)
+        return [self._texts(piece, None, first), self._texts(other, np.minimum(cut(theirs, bits), theirs - room), room)]
 
     def _framed_rows(self, texts: list[Texts], counts: np.ndarray, a_row: float) -> Inputs:
         """[CLS] text [SEP], or [CLS] A [SEP] B [SEP], of ``counts`` [n] pieces in each row, one after the other."""

@@ -1,6 +1,7 @@
 """Input ids of steps, held-out sequences, and what has been read of each source."""
 
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ def windows_of(corpus: Corpus, side: str, length: int, layout: str = "full", pai
     """The windows of one side of a corpus, "train" or "heldout", in a layout. An index that it needs is made if need be."""
     sources = corpus.sources if side == "train" else corpus.heldout
     if layout == "packed":
-        packing = partial(packing_of, corpus, side, length)
+        first = os.environ.get("LOCAL_RANK", "0") == "0"  # each rank of a run waits for the index, one says so
+        say = partial(print, flush=True) if first else lambda _: None
+        packing = partial(packing_of, corpus, side, length, say=say)
         return PackedWindows(sources, corpus.tokenizer, length, paired, packing)
     return {"full": Windows, "doc": DocWindows}[layout](sources, corpus.tokenizer, length, paired)
 
@@ -70,6 +73,8 @@ def read_of(windows: Windows, order: Order, samples: int) -> dict[str, Reading]:
 def training_windows(corpus: Corpus, length: int, layout: str = "full", paired: bool = False) -> Windows:
     """The windows to train on, to be cut in two segments if ``paired``. Raises UserError if there are none."""
     windows = windows_of(corpus, "train", length, layout, paired)
+    if not len(windows) and windows.padding is not None:
+        raise UserError(f"{corpus.path}: no document to train on holds a token; prepare it from other text")
     if not len(windows):
         raise UserError(
             f"{corpus.path}: no shard holds the {windows.inner} tokens of one window; use a shorter length, or layout = 'doc'"

@@ -11,6 +11,7 @@ The shards are the same for all layouts; how they are cut is decided here, at re
 """
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ class Windows:
         tokens, rows, size = self._tokens(sources, windows)
         back = np.argsort(rows)
         return self._rows(tokens, size)[back], size[back]
+
+    def watch(self, paths: Iterable[Path]) -> None:
+        """Have ``changed`` look at these files too."""
+        self._marks |= {path: _mark(path) for path in paths}
 
     def changed(self) -> Path | None:
         """A file that is no longer the one that it was when this was made, by its size and time."""

@@ -45,12 +45,12 @@ class Graphed:
     ) -> QKV:
         """q, k, v of input ids [B, T] and, of pairs, the second segment's tokens, bool [B, T]."""
         if pieces is not None:
-            return self._teach(ids, second, padded, pieces)
+            return self._teach(ids, second=second, padded=padded, pieces=pieces)
         inputs = [ids] if second is None else [ids, second]
         shapes = tuple(x.shape for x in inputs)
         if self._output is not None and padded is False and shapes == self._shapes:
             return self._replayed(inputs)
-        output = self._teach(ids, second, padded)
+        output = self._teach(ids, second=second, padded=padded)
         if self._output is None and not self._failed and padded is False:
             self._seen[shapes] += 1
             if self._seen[shapes] > _PLAIN:
@@ -89,5 +89,5 @@ class Graphed:
         graph = torch.cuda.CUDAGraph()
         # Other threads go on meanwhile: one pins the next batches, NCCL's own asks for its events.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            output = self._teach(inputs[0], inputs[1] if len(inputs) > 1 else None, False)
+            output = self._teach(inputs[0], second=inputs[1] if len(inputs) > 1 else None, padded=False)
         return graph.replay, output

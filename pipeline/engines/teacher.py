@@ -81,8 +81,8 @@ def host_teacher(
         body.eval()
 
     @torch.no_grad()
-    def forward(input_ids: Tensor, *arguments: Any, **told: Any) -> QKV:
-        return body(*teacher.embed(input_ids, *arguments, **told))
+    def forward(input_ids: Tensor, **told: Any) -> QKV:
+        return body(*teacher.embed(input_ids, **told))
 
     return graphed(forward, recipe, hosting, ranks.device), on_first_rank(ranks, digest.hexdigest)[:16]
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.bounds import bounds_of_lengths
+from pipeline.bounds import bounds_in_a_row
 from pipeline.fused.limits import LOW, OLDEST_NVIDIA, OLDEST_TRITON, WIDEST, WIDEST_FP32, interpreted, padded_width
 
 
@@ -68,6 +69,7 @@ LENGTHS = (300, 137, 1)  # of the sequences of the proof: whole tiles, parts of 
 INTERPRETED_LENGTHS = (70, 17, 1)  # a tile takes milliseconds there
 LOSS_ERROR = 1e-5  # nats
 FAR = 6.0  # times as long as the others
+PADDING = 70  # positions behind the row: more than a tile
 GRADIENT_ERROR = 1 / 128  # of its norm: twice what bf16 rounds off
 
 
@@ -89,9 +91,9 @@ def _proof(device: torch.device, shape: Shape) -> str:
 def errors(device: torch.device, shape: Shape, lengths: Sequence[int]) -> tuple[float, float]:
     """How far the fused loss is from the formula in fp64, on random input: in nats, and relative to a gradient's norm.
 
-    The largest over pairs, without padding and with ``lengths`` [tokens], of two heads: programs are the same for any number
-    of them. One token is far from all others, as some are in models; with it the kernel takes its careful ways, and without
-    padding, where it is left out, the quick ones.
+    The largest over pairs, of sequences of one length and of some with ``lengths`` [tokens] packed into a row that ends in
+    padding; of two heads: programs are the same for any number of them. One token is far from all others, as some are in
+    models; with it the kernel takes its careful ways, and without padding, where it is left out, the quick ones.
     """
     from pipeline.fused.loss import PairLoss, rows_of
 
@@ -112,8 +114,12 @@ def errors(device: torch.device, shape: Shape, lengths: Sequence[int]) -> tuple[
             teacher, student = (x * (2 // half) for x in (operands[:half], operands[half:]))
             for x in student:
                 x.requires_grad_()
-            rows = None if real is None else rows_of(bounds_of_lengths(real, max(lengths)), heads)
-            loss = PairLoss.apply(*teacher, *student, heads, rows)
+            if real is None:
+                loss = PairLoss.apply(*teacher, *student, heads, None)
+            else:
+                rows = rows_of(bounds_in_a_row(lengths, PADDING).to(device), heads)
+                packed = {id(x): in_a_row(x, lengths) for x in (*teacher, *student)}  # where a is b it stays so
+                loss = PairLoss.apply(*(packed[id(x)] for x in (*teacher, *student)), heads, rows)
             wanted = literal(teacher, student, heads, real)
             inputs = student[:half]
             own = torch.autograd.grad(loss, inputs)
@@ -123,6 +129,12 @@ def errors(device: torch.device, shape: Shape, lengths: Sequence[int]) -> tuple[
                 error = (one.double() - other.double()).norm() / other.double().norm()
                 worst_gradient = max(worst_gradient, float(error))
     return worst_loss, worst_gradient
+
+
+def in_a_row(x: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The first ``lengths[i]`` positions of each x[i], [B, T, width], and padding, in one row: [1, all positions, width]."""
+    row = torch.cat([own[:length] for own, length in zip(x, lengths, strict=True)])
+    return F.pad(row, (0, 0, 0, PADDING))[None]
 
 
 def literal(teacher: Sequence[Tensor], student: Sequence[Tensor], heads: int, lengths: Tensor | None) -> Tensor:

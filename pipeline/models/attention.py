@@ -6,6 +6,7 @@ other: of short pieces that is far less than a whole row's attention.
 """
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -91,21 +92,29 @@ def flash(
 @functools.cache
 def _has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Whether the flash attention of ``device`` takes such operands; the first time it is compared with each piece alone."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or width % 8 or width > 256:
+    if device.type != "cuda":
         return False
+    reason = _refusal(device, dtype, width)
+    if reason and os.environ.get("LOCAL_RANK", "0") == "0":
+        note = f"note: packed rows are attended to piece by piece, not by flash attention, more slowly: {reason}"
+        print(note, file=sys.stderr, flush=True)
+    return not reason
+
+
+def _refusal(device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """Why flash attention does not run on ``device``, or ""."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return "it takes bf16 and fp16 (precision = 'bf16')"
+    if width % 8 or width > 256:
+        return f"it takes heads of a multiple of 8 up to 256, and these are {width} wide"
     if not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
-        return False
+        return "it needs compute capability 8.0"
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             difference = flash_error(device, dtype, width)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    else:
-        reason = "" if difference < _ERROR else f"it differs by {difference:.1e} of a norm from each piece alone"
-    if reason:
-        note = f"note: packed rows are attended to piece by piece, not by flash attention, more slowly: {reason}"
-        print(note, file=sys.stderr, flush=True)
-    return not reason
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return "" if difference < _ERROR else f"it differs by {difference:.1e} of a norm from each piece alone"
 
 
 _ERROR = 1 / 32  # of a norm: a few times what rounding to bf16 makes of it
@@ -113,10 +122,13 @@ _SIZES = 40, 0, 1, 87
 
 
 def flash_error(device: torch.device, dtype: torch.dtype, width: int) -> float:
-    """The greatest difference of flash attention and its gradients from torch's SDPA of each piece, relative to a norm."""
+    """The greatest difference of flash attention and its gradients from torch's SDPA of each piece, relative to a norm.
+
+    Two heads share keys and values. With dropout, which has no other to compare with, it must be finite.
+    """
     generator = torch.Generator().manual_seed(0)
-    shape = sum(_SIZES), 2, width
-    q, k, v = (torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for _ in "qkv")
+    shapes = [(sum(_SIZES), heads, width) for heads in (2, 1, 1)]
+    q, k, v = (torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes)
     offsets = torch.tensor([0, *torch.tensor(_SIZES).cumsum(0)], dtype=torch.int32, device=device)
     worst = 0.0
     for reach in (None, 5):
@@ -124,10 +136,14 @@ def flash_error(device: torch.device, dtype: torch.dtype, width: int) -> float:
         for own in zip(*(x.split(_SIZES) for x in (q, k, v)), strict=True):
             if size := len(own[0]):
                 one_q, one_k, one_v = (x.transpose(0, 1)[None] for x in own)
-                alone = F.scaled_dot_product_attention(one_q, one_k, one_v, _window(size, reach, device))
+                alone = F.scaled_dot_product_attention(
+                    one_q, one_k, one_v, _window(size, reach, device), enable_gqa=True
+                )
                 parts.append(alone[0].transpose(0, 1))
         both = flash((q, k, v), offsets, max(_SIZES), 0.0, None, reach), torch.cat(parts)
         gradients = [torch.autograd.grad(output.float().square().sum(), (q, k, v)) for output in both]
         for one, other in zip((both[0], *gradients[0]), (both[1], *gradients[1]), strict=True):
             worst = max(worst, float((one.float() - other.float()).norm() / other.float().norm()))
-    return worst
+    dropped = flash((q, k, v), offsets, max(_SIZES), 0.1, None, None)
+    finite = all(bool(x.isfinite().all()) for x in (dropped, *torch.autograd.grad(dropped.float().sum(), (q, k, v))))
+    return worst if finite else float("inf")

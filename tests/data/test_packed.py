@@ -1,18 +1,20 @@
 """data.packed: rows of whole pieces, each piece once in an epoch, the same rows whoever reads them."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from data_prep.cli import UserError
 from data_prep.packing import packing_of
-from data_prep.shards import open_corpus
+from data_prep.shards import open_corpus, write_manifest
 from pipeline.data import fits
 from pipeline.data.packed import PackedWindows
 from pipeline.data.reading import filled, heldout_of, order_of, read, read_of, steps, training_windows
 from pipeline.data.segments import cut
-from tests.data.conftest import LENGTHS
-from tests.parts.tiny import SPECIAL, make_corpus
+from tests.data.conftest import LENGTHS, write_documents
+from tests.parts.tiny import SPECIAL, fingerprint, make_corpus
 
 INNER = 14
 
@@ -121,6 +123,41 @@ def test_pairs_are_of_the_piece_itself_or_of_another_of_its_source(documents):
 
 def _holds(text, part):
     return any(text[i : i + len(part)] == part for i in range(len(text) - len(part) + 1))
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_fill_that_is_told_is_that_of_what_is_read(tmp_path, paired):
+    sizes = np.random.default_rng(0).lognormal(3, 0.8, 400).astype(int).clip(1, 300)
+    content = {"tokenizer": fingerprint(), "sources": {}, "heldout": {}}
+    texts = [tuple(np.random.default_rng(i).integers(5, 50, n).tolist()) for i, n in enumerate(sizes)]
+    row = write_documents(tmp_path / "a", 0, texts)
+    tokens = row["tokens"]
+    content["sources"]["a"] = {"documents": len(texts), "tokens": tokens, "size": tokens, "shards": [row]}
+    write_manifest(tmp_path, content)
+    windows = training_windows(open_corpus(tmp_path), 64, "packed", paired)
+    inputs = read(windows, order_of(windows, 1.0, 3), 0, windows.counts[0])
+    assert windows.filled == pytest.approx([float((inputs.pieces.stop > 0).double().mean())])
+    assert windows.filled[0] > 0.97
+
+
+@pytest.mark.parametrize("name", ["first", "start", "size"])
+def test_an_index_that_is_rewritten_while_it_is_read_is_noticed(tmp_path, name):
+    corpus = open_corpus(make_corpus(tmp_path / "data"))
+    windows = training_windows(corpus, 64, "packed")
+    assert windows.changed() is None
+    (path,) = (corpus.path / ".packed").glob(f"*/train.{name}.npy")
+    path.write_bytes(path.read_bytes())
+    os.utime(path, (1, 1))
+    assert windows.changed() == path
+
+
+def test_a_corpus_of_empty_documents_has_nothing_to_pack(tmp_path):
+    content = {"tokenizer": fingerprint(), "sources": {}, "heldout": {}}
+    row = write_documents(tmp_path / "a", 0, [(), ()])
+    content["sources"]["a"] = {"documents": 2, "tokens": 2, "size": 2, "shards": [row]}
+    write_manifest(tmp_path, content)
+    with pytest.raises(UserError, match="no document to train on holds a token; prepare it from other text"):
+        training_windows(open_corpus(tmp_path), 64, "packed")
 
 
 def test_what_is_read_has_the_fill_and_the_pieces_of_its_rows(documents):

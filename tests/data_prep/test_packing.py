@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -286,13 +287,21 @@ def test_a_prepare_in_the_meantime_leaves_a_build_alone(tmp_path):
     assert growing.exists() and not left.exists()
 
 
-def test_where_it_cannot_be_written_the_way_out_is_named(corpus):
+def test_where_it_cannot_be_written_the_way_out_is_named(corpus, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        for frame, more in ((2, ""), (3, " --pairs")):
+            with pytest.raises(UserError) as error:
+                packing_of(corpus, "train", 8, frame, quiet)
+            assert "cannot be written (Permission denied)" in str(error.value)
+            assert str(error.value).endswith(f"`python -m data_prep pack --data {corpus.path} --length 8{more}`")
     (corpus.path / ".packed").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written .*`python -m data_prep pack --data .* --length 8 --pairs`"):
-        packing_of(corpus, "train", 8, 3, quiet)
     done = run_cli("pack", "--data", corpus.path, "--length", 8)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert f"`python -m data_prep pack --data {corpus.path} --length 8`" in done.stderr
+    assert f"{corpus.path / '.packed'}: not a folder" in done.stderr and "remove it" in done.stderr
     assert packing_findings(corpus, deep=True) == verify(corpus.path, deep=True) == []
 
 

@@ -3,10 +3,14 @@
 import pytest
 import torch
 
+from pipeline.data.inputs import Inputs
 from pipeline.engines.graphs import Graphed, graphed
 from pipeline.engines.hosting import Hosting
+from pipeline.models.cut import cut_encoder
 from pipeline.relations import QKV
 from pipeline.settings.reading import load_recipe
+from tests.models.test_encoders import FAMILIES
+from tests.models.test_packed import model_of, packed
 
 
 def teach(ids, second=None, padded=None):
@@ -67,6 +71,24 @@ def test_other_shapes_padded_batches_and_batches_that_may_be_padded_run_as_they_
     ):
         assert all(map(torch.equal, graphed(ids, second, padded), teach(ids)))
     assert graphed.replays == replays > 0
+
+
+@pytest.mark.parametrize("model_type, told", [("bert", "second"), ("xlm-roberta", "pieces"), ("bert", "padded")])
+def test_an_encoder_is_told_what_the_graph_is_told(tmp_path, model_type, told):
+    cut = cut_encoder(model_of(tmp_path, model_type), 4, padding=FAMILIES[model_type].get("pad_token_id", 0))
+    inputs = packed(cut.padding)
+    if told == "second":
+        inputs = Inputs(inputs.ids[1:2], inputs.ids[1:2] > 20)
+    elif told == "padded":
+        inputs = Inputs(inputs.ids[2:], None, torch.tensor([20, 19]))
+
+    def forward(ids, **told):  # as host_teacher's
+        return cut.body(*cut.embed(ids, **told))
+
+    with torch.no_grad():
+        graphed = Graphed(forward)
+        assert all(map(torch.equal, graphed(inputs.ids, **inputs.told), cut(inputs.ids, **inputs.told)))
+        assert not torch.equal(cut(inputs.ids, **inputs.told).q, cut(inputs.ids, padded=False).q)
 
 
 class Wrong(Imagined):

@@ -145,8 +145,39 @@ def test_flash_attention_is_asked_in_terms_that_torch_takes():
         assert [x.shape for x in gradients] == [q.shape] * 3
 
 
-def test_who_cannot_use_flash_attention_goes_piece_by_piece():
+def test_who_cannot_use_flash_attention_goes_piece_by_piece_and_is_told_once(monkeypatch, capsys):
     has = attention._has_flash.__wrapped__
     assert not has(torch.device("cpu"), torch.bfloat16, 64)
-    assert not has(torch.device("cuda"), torch.float32, 64)
-    assert not has(torch.device("cuda"), torch.bfloat16, 12)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    for dtype, width, why in (
+        (torch.float32, 64, "it takes bf16 and fp16"),
+        (torch.bfloat16, 12, "these are 12 wide"),
+        (torch.bfloat16, 64, "it needs compute capability 8.0"),
+    ):
+        assert not has(torch.device("cuda"), dtype, width)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("note: packed rows are attended to piece by piece") and why in line
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not has(torch.device("cuda"), torch.float32, 64) and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["", "offsets", "gradient"])
+def test_flash_attention_is_compared_with_each_piece_alone(monkeypatch, wrong):
+    """By a flash attention for CPUs that is right, or sees one key too many, or has a gradient that is not its own."""
+
+    def flash(operands, offsets, longest, dropout, scaling, reach):
+        parts, bounds = [], offsets.tolist()
+        for begin, end in itertools.pairwise(bounds):
+            if end > begin:
+                q, *kv = (x[begin : end + (wrong == "offsets" and end < bounds[-1])] for x in operands)
+                mask = attention._window(len(q), reach, q.device)
+                own = (x.transpose(0, 1)[None] for x in (q, *kv))
+                out = torch.nn.functional.scaled_dot_product_attention(*own, mask, enable_gqa=True)
+                parts.append(out[0].transpose(0, 1)[: end - begin])
+        output = torch.cat(parts)
+        return output.detach() + 2 * (output - output.detach()) if wrong == "gradient" else output
+
+    monkeypatch.setattr(attention, "flash", flash)
+    error = attention.flash_error(torch.device("cpu"), torch.bfloat16, 16)
+    assert (error < attention._ERROR) == (not wrong)

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from pipeline import relations
-from pipeline.data.inputs import Inputs
+from pipeline.data.inputs import Inputs, Pieces
 from pipeline.data.reading import ReadAhead
 from pipeline.engines import both
+from pipeline.models import attention
 from pipeline.training import guards, loop
 from tests.parts import launching
+from tests.parts.by_hand import flash_by_hand
 from tests.parts.fake_device import DEVICE, FakeDevice, HostWaits
 from tests.parts.runs import job, make_recipe_of_several
 from tests.parts.tiny import make_recipe
@@ -23,6 +25,9 @@ CASES = {
     "pairs, MiniLMv2": ("segments=pairs", "layout=doc", "pairs=qq,kk,vv", "micro_batch=4"),
     "layers and values": ("layout=doc", "transfer=layer-to-layer", "student.layers=3", "pairs=qk,v_mse"),
     "sharded teacher": ("layout=doc", "teacher.hosting=zero3"),
+    "packed": ("layout=packed", "segments=pairs"),
+    "packed, accumulated": ("layout=packed", "length=40", "micro_batch=2", "teacher.micro_batch=4", "pairs=qq,kk,vv"),
+    "packed layers and values": ("layout=packed", "transfer=layer-to-layer", "pairs=qk,v_mse", "teacher.hosting=zero3"),
 }
 
 
@@ -30,13 +35,16 @@ CASES = {
 def watched(monkeypatch):
     """Every update, and the guards behind it, under a FakeDevice; gives the device's allowed waits, one for each update."""
     allowed, update = [], loop.update
-    # A GPU has no use for what suits CPUs, and relation_loss does not look at lengths that are on one.
+    # A GPU has no use for what suits CPUs, and relation_loss does not look at lengths or bounds that are on one.
     monkeypatch.setattr(both, "fit_arithmetic", lambda *_: None)
     monkeypatch.setattr(relations, "_check", lambda *_: None)
+    monkeypatch.setattr(relations, "_readable", lambda _: False)
 
     def under_watch(trainees, ahead, samples, step, ranks, clock, following):
         with FakeDevice() as device:
             device.hosts(samples.ids, samples.second, samples.lengths)
+            if pieces := samples.pieces:
+                device.hosts(pieces.first, pieces.stop, pieces.cuts, pieces.known_cuts)
             sent = samples.pin_memory().to(DEVICE)
             losses = update(trainees, ahead, sent, step, replace(ranks, device=DEVICE), clock, None)
             guards.note(trainees, losses, step, ranks)
@@ -53,6 +61,15 @@ def test_a_step_never_waits_for_the_device(tmp_path, watched, case):
     make_recipe(tmp_path)
     launching.finish_jobs(tmp_path, 1, [job(tmp_path, "run", "micro_batch=8", "steps=3", *CASES[case])])
     assert len(watched) == 3
+
+
+def test_nor_where_packed_rows_are_attended_to_at_once(tmp_path, watched, monkeypatch):
+    monkeypatch.setattr(attention, "_has_flash", lambda *_: True)
+    monkeypatch.setattr(attention, "flash", flash_by_hand)
+    make_recipe(tmp_path)
+    options = ("layout=packed", "length=40", "micro_batch=4", "steps=2", "warmup_steps=1")
+    launching.finish_jobs(tmp_path, 1, [job(tmp_path, "run", *options)])
+    assert len(watched) == 2
 
 
 def test_nor_with_several_students_at_other_stages(tmp_path, watched):
@@ -122,13 +139,17 @@ def test_the_device_of_the_imagination_lets_work_be_queued():
 
 def test_what_is_read_ahead_is_sent_whole_and_pinned(monkeypatch):
     made = torch.ones(4, 3, dtype=torch.long)
-    batches = [Inputs(made.t(), made.t() > 0, torch.tensor([4, 3, 4]))]
+    cuts = torch.tensor([[0, 2, 3, 4], [0, 4, 4, 4], [0, 3, 4, 4]], dtype=torch.int32)
+    pieces = Pieces.of(cuts, torch.tensor([3, 4, 4]), 4, 2.0)
+    batches = [Inputs(made.t(), made.t() > 0, torch.tensor([4, 3, 4])), Inputs(made.t(), made.t() > 0, pieces=pieces)]
     calls = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: calls.append(("pin", x.is_contiguous())) or x)
     monkeypatch.setattr(
         torch.Tensor, "to", lambda x, device, non_blocking=False: calls.append(("to", non_blocking)) or x
     )
-    (read,) = ReadAhead(iter(batches), torch.device("cuda"))
+    (padded,) = ReadAhead(iter(batches[:1]), torch.device("cuda"))
     assert calls == [("pin", True)] * 3 + [("to", True)] * 3
-    assert read.known_lengths is batches[0].lengths
+    (packed,) = ReadAhead(iter(batches[1:]), torch.device("cuda"))
+    assert calls[6:] == [("pin", True)] * 5 + [("to", True)] * 5  # ids, second, first, stop, cuts
+    assert padded.known_lengths is batches[0].lengths and packed.pieces.known_cuts is cuts
