@@ -241,7 +241,7 @@ def _add_prepare(to: argparse.ArgumentParser) -> None:
 
 
 def _add_pack(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--data", type=Path, required=True, metavar="DIR", help="the corpus folder")
+    to.add_argument("data", type=Path, metavar="DIR")
     to.add_argument(
         "--length", type=whole_number(1), required=True, metavar="N", help="positions of a row, as the recipe's length"
     )

@@ -30,6 +30,7 @@ VERSION = 1  # of the index on disk, and of how pieces are packed
 FOLDER = ".packed"
 INDEX = "index.json"
 STRETCH = 2**20  # tokens packed at a time
+LONGEST = 2**16  # positions of a row: of longer ones a stretch has too few
 
 _PATIENCE = 12 * 3600.0  # seconds to wait for another process that makes the index
 _REHASHED = 2**30  # bytes; a larger index is not read whole each time it is opened
@@ -122,6 +123,8 @@ def packing_of(corpus: Corpus, side: str, length: int, frame: int, say: Callable
     the others wait. Raises UserError if it is damaged or another corpus's, or cannot be written, or if ``length`` has no
     room for two tokens.
     """
+    if length > LONGEST:
+        raise UserError(f"length {length}: rows have at most {LONGEST} positions")
     if length < frame + 2:
         raise UserError(
             f"length {length}: a row needs room for {frame} special tokens and at least two others; "
@@ -178,7 +181,7 @@ def _make(corpus: Corpus, folder: Path, length: int, frame: int, say: Callable[[
         pairs = " --pairs" if frame == 3 else ""
         raise UserError(
             f"{place}: the index for length {length} is not there and cannot be written ({error.strerror}); make it where "
-            f"{corpus.path} can be written: `python -m data_prep pack --data {corpus.path} --length {length}{pairs}`"
+            f"{corpus.path} can be written: `python -m data_prep pack {corpus.path} --length {length}{pairs}`"
         ) from None
     with sole_process(place, say, _PATIENCE):
         names = {path.name for path in place.iterdir()}  # read anew: another node may have just made it

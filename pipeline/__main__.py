@@ -9,7 +9,7 @@ from data_prep.cli import UserError, run_command
 
 # verb: the module whose ``main`` it is, and what it does; the same verbs as run.sh's
 VERBS = {
-    "prep": ("data_prep.__main__", "text to token shards: plan, prepare, status, verify, stats, extend, bench"),
+    "prep": ("data_prep.__main__", "text to token shards: plan, prepare, status, verify, stats, extend, pack, bench"),
     "distill": ("pipeline.launch.__main__", "train a student, on this machine or on the hosts of a file"),
     "recipe": ("pipeline.recipe", "check a recipe and print what follows from it"),
     "plan": ("pipeline.plan.__main__", "estimate a run's memory, traffic, time and disk"),

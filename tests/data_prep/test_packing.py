@@ -229,7 +229,7 @@ run_command(main)
 
 def start_held(corpus, go, output):
     """A process that makes the index of length 64 and stops half-way; what it says goes to the file ``output``."""
-    command = [sys.executable, "-c", HELD, go, "pack", "--data", corpus.path, "--length", "64"]
+    command = [sys.executable, "-c", HELD, go, "pack", corpus.path, "--length", "64"]
     heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a background script's is ignored
     with output.open("w") as said:
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said, **heed)
@@ -297,9 +297,9 @@ def test_where_it_cannot_be_written_the_way_out_is_named(corpus, monkeypatch):
             with pytest.raises(UserError) as error:
                 packing_of(corpus, "train", 8, frame, quiet)
             assert "cannot be written (Permission denied)" in str(error.value)
-            assert str(error.value).endswith(f"`python -m data_prep pack --data {corpus.path} --length 8{more}`")
+            assert str(error.value).endswith(f"`python -m data_prep pack {corpus.path} --length 8{more}`")
     (corpus.path / ".packed").write_text("")
-    done = run_cli("pack", "--data", corpus.path, "--length", 8)
+    done = run_cli("pack", corpus.path, "--length", 8)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"{corpus.path / '.packed'}: not a folder" in done.stderr and "remove it" in done.stderr
     assert packing_findings(corpus, deep=True) == verify(corpus.path, deep=True) == []
@@ -444,7 +444,7 @@ def test_deep_verify_finds_a_piece_too_many(tmp_path):
 
 @pytest.mark.slow
 def test_the_verbs(corpus):
-    made = run_cli("pack", "--data", corpus.path, "--length", 8, "--pairs")
+    made = run_cli("pack", corpus.path, "--length", 8, "--pairs")
     assert made.returncode == 0, made.stderr
     folder = index_folder(corpus, 8, 3)
     table = [line.split() for line in made.stdout.splitlines()]
@@ -453,18 +453,20 @@ def test_the_verbs(corpus):
     filled = (int(packing.size.sum()) + 3 * pieces) / (8 * rows)
     assert table[1] == ["train", f"{rows}", f"{pieces}", f"{pieces / rows:.2f}", f"{filled:.2%}"]
     assert table[2][0] == "heldout" and made.stdout.splitlines()[-1].startswith(f"{folder}: made, ")
-    again = run_cli("pack", "--data", corpus.path, "--length", 8, "--pairs")
+    again = run_cli("pack", corpus.path, "--length", 8, "--pairs")
     assert again.stderr == "" and again.stdout.splitlines()[-1].startswith(f"{folder}: was there, ")
     assert again.stdout.splitlines()[:-1] == made.stdout.splitlines()[:-1]
     for deep in ([], ["--deep"]):
         assert run_cli("verify", corpus.path, *deep).returncode == 0
 
     flip("heldout.first.npy")(folder)
-    packed = run_cli("pack", "--data", corpus.path, "--length", 8, "--pairs")
+    packed = run_cli("pack", corpus.path, "--length", 8, "--pairs")
     assert packed.returncode == 2 and packed.stderr.count("\n") == 1
     assert "heldout.first.npy: sha256" in packed.stderr and f"delete the folder {folder}" in packed.stderr
     assert run_cli("verify", corpus.path).returncode == 0
     found = run_cli("verify", corpus.path, "--deep")
     assert found.returncode == 1 and found.stdout.count("\n") == 1 and "heldout.first.npy: sha256" in found.stdout
-    short = run_cli("pack", "--data", corpus.path, "--length", 3)
+    short = run_cli("pack", corpus.path, "--length", 3)
     assert short.returncode == 2 and "length 3: a row needs room" in short.stderr
+    long = run_cli("pack", corpus.path, "--length", 65537)
+    assert long.returncode == 2 and long.stderr == "error: length 65537: rows have at most 65536 positions\n"
