@@ -3,9 +3,10 @@
 
 ``loss`` compares the relation loss with the papers' formula and with its matrix products alone; with --static it counts the
 instructions of the fused one, for GPUs that need not be here. ``step`` compares a whole update with its indispensable parts,
-``data`` the reading of a corpus with the bare copying of the same rows; every number is a median of repetitions; each
-repetition runs every variant. ``teacher`` shards a large teacher over processes of this machine and measures their memory
-and traffic. ``finetune`` compares ``evaluate`` with a plain Trainer, ``kernel`` the fused loss with the formula in fp64.
+or, with --layout, updates that read a corpus in different layouts; ``data`` compares the reading of a corpus with the bare
+copying of the same rows; every number is a median of repetitions; each repetition runs every variant. ``teacher`` shards a
+large teacher over processes of this machine and measures their memory and traffic. ``finetune`` compares ``evaluate`` with a
+plain Trainer, ``kernel`` the fused loss with the formula in fp64.
 
 ``gpu`` runs all that only a GPU can show, in at most eight minutes on one, and writes a page of it.
 """
@@ -85,6 +86,11 @@ def _measured_loss(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def _step(options: argparse.Namespace) -> Iterator[Row]:
+    if options.layout or options.data:
+        from pipeline.bench.layouts import layouts
+
+        yield from layouts(options)
+        return
     from pipeline.bench.step import step
 
     yield from step(options)

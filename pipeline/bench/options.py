@@ -121,6 +121,9 @@ def _add_step(kind: argparse.ArgumentParser) -> None:
     kind.add_argument(
         "--launches", action="store_true", help="count what a GPU would be sent in an update, and measure nothing"
     )
+    layouts = "compare only these layouts, by the tokens of text of --data that an update reads in a second"
+    kind.add_argument("--layout", choices=("full", "doc", "packed"), nargs="+", default=[], help=layouts)
+    kind.add_argument("--data", type=Path, metavar="DIR", help="of --layout: a prepared corpus")
     _add_number(kind, "repeats", 5, 1, "repetitions; the median is reported")
 
 

@@ -4,7 +4,6 @@ The *floor* of an update is the teacher's pass and, in plain torch without DeepS
 trivial loss, and the optimizer. Models have random weights and BERT's shape; nothing is downloaded.
 """
 
-import contextlib
 import statistics
 import tempfile
 import time
@@ -13,28 +12,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import BertConfig, PreTrainedConfig
 
 from data_prep.cli import UserError
-from data_prep.shards import open_corpus
 from pipeline.artifacts import checkpoints
-from pipeline.bench.data import make_corpus
 from pipeline.bench.launches import as_on_gpus, launch_rows
 from pipeline.bench.loss import Case, literal_bytes, literal_loss
+from pipeline.bench.shares import communication, shares
 from pipeline.bench.tools import Row, Setting, settings_of
 from pipeline.bounds import Bounds
 from pipeline.data.inputs import Inputs
-from pipeline.data.reading import ReadAhead, order_of, steps, training_windows
 from pipeline.engines.both import fit
 from pipeline.engines.memory import choose_hosting
-from pipeline.engines.ranks import Ranks, communication_backend, start_ranks
+from pipeline.engines.ranks import Ranks, start_ranks
 from pipeline.engines.state import read_state
 from pipeline.engines.student import decay_groups, student_engine
-from pipeline.engines.teacher import Teach, host_teacher
+from pipeline.engines.teacher import host_teacher
 from pipeline.measuring import free_memory, interleaved_times, median_ratio, summed
 from pipeline.models.counting import forward_flops
 from pipeline.models.cut import CutEncoder, cut_encoder, split
@@ -49,8 +45,6 @@ from pipeline.training.trainee import Trainee, divergence_of
 from pipeline.training.which_loss import takes_kernel
 
 SEED = 42
-_SHARE_STEPS = 3
-_CORPUS = 1_000_000  # tokens
 _INTERVAL = Recipe.checkpoint_every  # steps
 
 
@@ -184,7 +178,7 @@ class Models:
 
     def works(self) -> dict[str, Callable[[], object]]:
         """The works to be timed, by name; numbers are those of settings and students."""
-        works: dict[str, Callable[[], object]] = {"teacher": partial(self.teach, self.ids, None, False)}
+        works: dict[str, Callable[[], object]] = {"teacher": partial(self.teach, self.ids, **self.samples.told)}
         for student in self.students:
             works[f"plain {student}"] = partial(self.plain[student], self.ids)
             works[f"engine {student}"] = partial(self.trivial_update, student)
@@ -197,9 +191,9 @@ class Models:
                     works[f"alone {number} {student}"] = partial(self.update, [trainee])
         return works
 
-    def update(self, trainees: list[Trainee]) -> None:
-        """An update of these students."""
-        update(trainees, Ahead(self.teach), self.samples, 0, self.ranks, Clock(self.ranks.device))
+    def update(self, trainees: list[Trainee], samples: Inputs | None = None) -> None:
+        """An update of these students, from random ids if no ``samples`` are given."""
+        update(trainees, Ahead(self.teach), samples or self.samples, 0, self.ranks, Clock(self.ranks.device))
 
     def trivial_update(self, student: int) -> None:
         """An update of a student by the trivial loss, under DeepSpeed."""
@@ -292,70 +286,6 @@ def save_times(models: Models, repeats: int) -> list[float]:
                     checkpoints.save(Path(folder, str(student)), {"step": number + 1}, state, 1)
             times.append(time.perf_counter() - begin)
     return times
-
-
-# --- where the time goes ----------------------------------------------------------------------------------------------
-
-
-def shares(trainees: list[Trainee], teach: Teach, ranks: Ranks) -> dict[str, float]:
-    """Each part's share of the time of consecutive updates that read a random corpus; the wait for data is a part."""
-    recipe, clock, waited = trainees[0].recipe, Clock(ranks.device), 0.0
-    clock.running = True
-    with tempfile.TemporaryDirectory(prefix="bench-step-") as folder:
-        make_corpus(Path(folder), 5, max(_CORPUS, 100 * recipe.length))
-        windows = training_windows(open_corpus(Path(folder)), recipe.length)
-        order = order_of(windows, 1.0, SEED)
-        reading = steps(windows, order, 0, _SHARE_STEPS + 1, recipe.batch, ranks.rank, ranks.world)
-        with contextlib.closing(ReadAhead(reading, ranks.device)) as ready:
-            for number in range(_SHARE_STEPS + 1):
-                begin = time.perf_counter()
-                samples = next(ready)
-                waited += time.perf_counter() - begin
-                update(trainees, Ahead(teach), samples, 0, ranks, clock)
-                _synchronize(ranks)
-                if not number:  # the first is the warm-up
-                    clock.seconds()
-                    waited = 0.0
-    spent = clock.seconds() | {"data wait": waited}
-    return {part: time / sum(spent.values()) for part, time in spent.items()}
-
-
-_COLLECTIVES = (
-    "all_reduce", "all_reduce_coalesced", "reduce", "broadcast", "all_gather", "all_gather_into_tensor",
-    "all_gather_coalesced", "reduce_scatter_tensor",
-)  # fmt: skip
-
-
-def communication(work: Callable, ranks: Ranks) -> float:
-    """Seconds that ``work`` spends in DeepSpeed's collectives, each waited for."""
-    spent = 0.0
-    backend = communication_backend()
-
-    def timed(collective: Callable) -> Callable:
-        def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal spent
-            _synchronize(ranks)
-            begin = time.perf_counter()
-            handle = collective(*arguments, **options)
-            if hasattr(handle, "wait"):
-                handle.wait()
-            _synchronize(ranks)
-            spent += time.perf_counter() - begin
-            return handle
-
-        return call
-
-    with contextlib.ExitStack() as stack:
-        for name in _COLLECTIVES:
-            setattr(backend, name, timed(getattr(backend, name)))
-            stack.callback(delattr, backend, name)
-        work()
-    return spent
-
-
-def _synchronize(ranks: Ranks) -> None:
-    if ranks.device.type == "cuda":
-        torch.cuda.synchronize(ranks.device)
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
