@@ -7,7 +7,8 @@ import numpy as np
 
 from data_prep.cli import UserError
 from data_prep.shards import Shard, Source
-from pipeline.data.windows import Windows, mapped
+from pipeline.data.arrays import mapped
+from pipeline.data.windows import Windows
 
 _PIECE = 256  # documents
 _NOT_PADDING = (

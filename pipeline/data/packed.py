@@ -12,11 +12,12 @@ import torch
 
 from data_prep.packing import Packing
 from data_prep.shards import Shard, Source
+from pipeline.data.arrays import mapped, ranges
 from pipeline.data.documents import check_padding
 from pipeline.data.inputs import Inputs, Pieces
 from pipeline.data.order import Order, mix
 from pipeline.data.segments import another, cut
-from pipeline.data.windows import Windows, mapped
+from pipeline.data.windows import Windows
 
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # odd: other bits for each piece of a row
 _DRAWS = 4  # of another piece with as many tokens as there is room for
@@ -41,10 +42,7 @@ class PackedWindows(Windows):
         paired: bool,
         packing: Callable[[int], Packing],
     ):
-        """``packing``: gives the index of these sources for so many special tokens around a piece.
-
-        Raises UserError for a tokenizer that pads with an id that sequences hold.
-        """
+        """``packing`` gives the index of these sources for a number of special tokens. Raises UserError as DocWindows does."""
         check_padding("packed", tokenizer["special"])
         self.padding = tokenizer["special"]["pad"]
         packed = packing(3 if paired else 2)
@@ -77,7 +75,7 @@ class PackedWindows(Windows):
         source, _, window = order(start, stop)
         first, last = self._bounds(source, window)
         counts = last - first
-        piece = _ranges(first, counts)
+        piece = ranges(first, counts)
         texts = self._pairs(order, start, stop, source, piece, counts) if self.paired else [self._texts(piece)]
         every = self._bounds(*np.asarray(order(*whole))[[0, 2]])
         return self._framed_rows(texts, counts, float(np.mean(every[1] - every[0])))
@@ -106,7 +104,7 @@ class PackedWindows(Windows):
         A second segment of another piece takes exactly the room of the piece's own, so that rows stay as full as they are.
         Where none of the pieces that are drawn is so long, it is the piece's own.
         """
-        source, number = np.repeat(source, counts), _ranges(np.zeros_like(counts), counts).astype(np.uint64)
+        source, number = np.repeat(source, counts), ranges(np.zeros_like(counts), counts).astype(np.uint64)
         bits = mix(np.repeat(order.bits(start, stop), counts) + (number + np.uint64(1)) * _SPREAD)
         before, pieces = self._source_pieces[source], np.diff(self._source_pieces)[source]
         own, other = self._size[piece].astype(np.int64), piece.copy()
@@ -134,22 +132,17 @@ class PackedWindows(Windows):
         second = np.zeros(len(ids), bool) if self.paired else None
         ids[begin], place = self.special["cls"], begin + 1
         for number, text in enumerate(texts):
-            ids[_ranges(place, text.size)] = text.tokens
+            ids[ranges(place, text.size)] = text.tokens
             if second is not None and number:
-                second[_ranges(place, text.size + 1)] = True
+                second[ranges(place, text.size + 1)] = True
             place = place + text.size + 1
             ids[place - 1] = self.special["sep"]
 
         ends = np.bincount(row, taken, len(counts)).astype(np.int64)
         cuts = np.full((len(counts), int(counts.max()) + 2), self.length, np.int32)
-        cuts[row, _ranges(np.zeros_like(counts), counts)] = inside
+        cuts[row, ranges(np.zeros_like(counts), counts)] = inside
         cuts[np.arange(len(counts)), counts] = ends
         pieces = Pieces.of(torch.from_numpy(cuts), torch.from_numpy(ends), self.length, a_row)
         shape = len(counts), self.length
         told = None if second is None else torch.from_numpy(second.reshape(shape))
         return Inputs(torch.from_numpy(ids.reshape(shape)), told, pieces=pieces)
-
-
-def _ranges(start: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """start[0] … start[0] + size[0] − 1, then the next: int64 [sum of sizes]."""
-    return np.repeat(start - (np.cumsum(size) - size), size) + np.arange(size.sum())

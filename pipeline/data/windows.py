@@ -1,8 +1,7 @@
 """Token shards to input ids. A window is up to ``length`` − 2 consecutive tokens of one shard in [CLS] … [SEP].
 
-Where two segments are read (segments.py), a window has a token less, for the [SEP] between them.
-
-The shards are the same for all layouts; how they are cut is decided here, at read time:
+Where two segments are read (segments.py), a window has a token less, for the [SEP] between them. The shards are the same
+for all layouts; how they are cut is decided here, at read time:
 
 * ``full``: windows run across documents (their separators are in the shards), so nothing is ever padded: how RoBERTa and
   XLM-R were trained. The tail of a shard that fills no window is left out.
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from data_prep.cli import UserError
 from data_prep.shards import Shard, Source
+from pipeline.data.arrays import mapped, mark_of
 
 
 class Windows:
@@ -35,10 +35,7 @@ class Windows:
     a_row: list[float] | None = None
 
     def __init__(self, sources: dict[str, Source], tokenizer: dict[str, Any], length: int, paired: bool = False):
-        """``tokenizer`` is the manifest's fingerprint: it says which ids frame a window and how many ids there are.
-
-        ``paired``: windows are cut in two and framed by three special tokens instead of two.
-        """
+        """``tokenizer``: the manifest's fingerprint. ``paired``: windows are cut in two and framed by three tokens, not two."""
         self.length, self.paired = length, paired
         self.frame = 3 if paired else 2  # special tokens
         self.inner = length - self.frame
@@ -54,7 +51,7 @@ class Windows:
         self._before_piece = np.cumsum(np.concatenate([[0], *pieces], dtype=np.int64))  # windows
         self._before_shard = np.cumsum([0, *map(len, pieces)])  # pieces
         self.shards = [shard for source in kept for shard in source.shards]
-        self._marks = {path: _mark(path) for shard in self.shards for path in (shard.path, shard.docs_path)}
+        self._marks = {path: mark_of(path) for shard in self.shards for path in (shard.path, shard.docs_path)}
         self.tokens = functools.cache(lambda shard: mapped(self.shards[shard].open()))
         self._grid = functools.cache(self._as_grid)
 
@@ -62,17 +59,14 @@ class Windows:
         return sum(self.counts)
 
     def read(self, sources: np.ndarray, windows: np.ndarray) -> Tensor:
-        """Input ids [n, length], int64, of window ``windows[i]`` of source ``sources[i]``.
-
-        Raises UserError naming the shard that holds an id outside the vocabulary.
-        """
+        """Input ids [n, length], int64, of window ``windows[i]`` of source ``sources[i]``. Raises UserError as ``texts``."""
         tokens, rows, size = self._tokens(sources, windows)
         return torch.from_numpy(self._framed(tokens, rows, size))
 
     def texts(self, sources: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The bare tokens [n, inner] of windows, of any value behind their end, and how many there are of each, int64 [n].
 
-        Raises UserError as ``read``.
+        Raises UserError naming the shard that holds an id outside the vocabulary.
         """
         tokens, rows, size = self._tokens(sources, windows)
         back = np.argsort(rows)
@@ -80,11 +74,11 @@ class Windows:
 
     def watch(self, paths: Iterable[Path]) -> None:
         """Have ``changed`` look at these files too."""
-        self._marks |= {path: _mark(path) for path in paths}
+        self._marks |= {path: mark_of(path) for path in paths}
 
     def changed(self) -> Path | None:
         """A file that is no longer the one that it was when this was made, by its size and time."""
-        return next((path for path, mark in self._marks.items() if _mark(path) != mark), None)
+        return next((path for path, mark in self._marks.items() if mark_of(path) != mark), None)
 
     def locate(self, sources: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, ...]:
         """Where windows lie, shard by shard and from front to back; [n] each.
@@ -151,20 +145,3 @@ class Windows:
             f"{self.shards[shard[row]].path}: token id {tokens.max()} near offset {start[row]} is outside the vocabulary of "
             f"{self.vocab_size}; the file is damaged: run `python -m data_prep verify --deep` on its folder"
         )
-
-
-def _mark(path: Path) -> tuple[int, int] | None:
-    """Size and time of change: whoever writes to a file, or puts another in its place, changes them."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def mapped(array: np.ndarray) -> np.ndarray:
-    """The same array, mapped without its file being held open: of open files a process may have about a thousand."""
-    assert isinstance(array, np.memmap)
-    size = array.offset + array.nbytes
-    whole = torch.from_file(str(array.filename), shared=False, size=size, dtype=torch.uint8).numpy()
-    return whole[array.offset :].view(array.dtype)
