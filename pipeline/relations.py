@@ -209,7 +209,7 @@ def _loss_and_gradients(
     most = max((math.prod(region.block) * region.length for region in regions), default=0)
     room = [torch.empty(most, dtype=dtype, device=device) for _ in range(3)]
     for region in regions:
-        teacher, student = ([x[region.where].to(dtype) for x in pair] for pair in ((t_a, t_b), (s_a, s_b)))
+        teacher, student = (region.of(a, b, dtype) for a, b in ((t_a, t_b), (s_a, s_b)))
         part, of_a, of_b = _of_region(region, teacher, student, heads, room, divergence, wanted)
         loss += part
         if grad_b is None:
@@ -235,6 +235,11 @@ class _Region(NamedTuple):
     @property
     def length(self) -> int:
         return self.weight.shape[1]
+
+    def of(self, a: Tensor, b: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """This part of a and b [B, T, width] in ``dtype``: [b, t, width] each, one tensor where they are one."""
+        own = a[self.where].to(dtype)
+        return [own, own if a is b else b[self.where].to(dtype)]
 
     def of_rows(self, x: Tensor, part: slice, heads: int) -> Tensor:
         """Queries ``part`` of [b, t] for the rows of maps, [b · heads · t, 1]. A copy: a compiled loop wants it row by row."""
