@@ -98,9 +98,8 @@ class CutEncoder(nn.Module):
         asked: dict[str, Tensor] = {}
         if second is not None and self.has_segments:
             asked["token_type_ids"] = second.long()
-        positions = torch.arange(own.shape[1], device=own.device)[None] if pieces is None else pieces.positions
         if pieces is not None and self.rotary is None:
-            asked["position_ids"] = positions + self._family.first_position(self.config)
+            asked["position_ids"] = pieces.positions + self._family.first_position(self.config)
         hidden = embed(own, **asked)
         for projection in project:
             hidden = projection(hidden)
@@ -110,6 +109,7 @@ class CutEncoder(nn.Module):
             if pieces is None:
                 layer_inputs[kind] = {"attention_mask": self._mask(kind, hidden, attention_mask, padded)}
             if self.rotary is not None:
+                positions = pieces.positions if pieces else torch.arange(own.shape[1], device=own.device)[None]
                 rotation = self._family.rotation(self.rotary, hidden, positions, kind)
                 layer_inputs[kind]["position_embeddings"] = rotation
         return hidden, layer_inputs
