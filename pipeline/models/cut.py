@@ -20,7 +20,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_bidirec
 from data_prep.cli import UserError
 from pipeline.data.inputs import Pieces
 from pipeline.models.families import GLOBAL, Family, Rotation, attention_kinds, family_of, knows_segments
-from pipeline.models.precision import attend_by
+from pipeline.models.precision import attend_by_pieces
 from pipeline.pairs import VALUE_PROJECTION
 from pipeline.relations import QKV
 
@@ -53,8 +53,7 @@ class CutEncoder(nn.Module):
         self.value_projection: nn.Linear | None = None  # of a student that is compared by value_mse
         self.own_ids: Tensor | None  # [the teacher's vocabulary], of a student that has another
         self.register_buffer("own_ids", None, persistent=False)
-        for module in self.modules():
-            attend_by("plain_sdpa", module)
+        attend_by_pieces(self)
 
     def forward(
         self,

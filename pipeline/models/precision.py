@@ -58,6 +58,14 @@ def widen_products(encoder: nn.Module) -> None:
         attend_by("wide_sdpa", module)
 
 
+def attend_by_pieces(encoder: nn.Module) -> None:
+    """Have ``encoder`` take packed rows. An attention that ``fit_arithmetic`` gave to it or another of its config stays."""
+    for module in encoder.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig) and config._attn_implementation == "sdpa":  # noqa: SLF001
+            attend_by("plain_sdpa", module)
+
+
 def attend_by(attention: str, module: nn.Module) -> None:
     """Have a transformers module attend by this function of the AttentionInterface; its setter would check the name again."""
     if isinstance(config := getattr(module, "config", None), PreTrainedConfig):

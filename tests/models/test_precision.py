@@ -11,7 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from pipeline.evaluate import finetune
 from pipeline.measuring import usual_dtype
 from pipeline.models import precision
-from pipeline.models.cut import cut_encoder
+from pipeline.models.cut import cut_encoder, empty_encoder
 from tests.models.test_encoders import FAMILIES, padded_batch
 from tests.parts.tiny import make_teacher
 
@@ -249,7 +249,16 @@ def test_other_devices_keep_torchs_own_arithmetic(tmp_path):
     kinds = [type(module) for module in cut.modules()]
     precision.fit_arithmetic(cut, "bf16", torch.device("cuda"))
     assert [type(module) for module in cut.modules()] == kinds
-    assert cut.config._attn_implementation == "sdpa"
+    assert cut.config._attn_implementation == "plain_sdpa"  # torch's own, which takes packed rows too
+
+
+def test_another_cut_of_the_same_config_leaves_a_models_arithmetic_as_it_is(tmp_path):
+    model = AutoModel.from_pretrained(make_teacher(tmp_path))
+    cut = cut_encoder(model, 4)
+    precision.fit_arithmetic(cut, "bf16", CPU)
+    before = cut.config._attn_implementation
+    empty_encoder(model.config, 3)
+    assert cut.config._attn_implementation == before != "plain_sdpa"
 
 
 @pytest.mark.parametrize("units", [True, False])
