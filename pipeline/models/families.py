@@ -18,7 +18,8 @@ class Family:
     ``projections_at`` are three linear layers, or one that gives q, k and v side by side. ``rotated``, of a family that has
     no position embeddings: what its ``rotary_emb`` is asked with. ``gated``: the FFN has three matrices.
 
-    A layer is called as ``layer(hidden, attention_mask=…)``, rotated ones with ``position_embeddings``; it returns a tensor.
+    A layer is called as ``layer(hidden, attention_mask=…)``, rotated ones with ``position_embeddings``, in packed rows with
+    ``pieces``, which it passes on to transformers' attention function (attention.py); it returns a tensor.
     """
 
     embeddings_at: str = "embeddings"

@@ -43,8 +43,8 @@ class Trainee:
         targets = self.targets(teacher, part, output[0].shape[1])
         bounds = bounds and bounds.repeated(len(recipe.layers))
         student = QKV(*output[:3])
-        heads, divergence, fused = recipe.relation_heads, self.divergence, self.fused
-        losses = relation_loss(targets, student, recipe.relations, heads, None, divergence, fused, bounds)
+        how: dict[str, Any] = {"divergence": self.divergence, "fused": self.fused, "bounds": bounds}
+        losses = relation_loss(targets, student, recipe.relations, recipe.relation_heads, **how)
         if VALUE_MSE in recipe.pairs:
             losses[VALUE_MSE] = value_mse(targets.v, output[3], bounds=bounds)
             losses["loss"] = losses["loss"] + losses[VALUE_MSE]
