@@ -53,7 +53,7 @@ def run(jobs: list[dict]) -> list:
         if job.get("ranks_differ"):
             start.build_student = lambda config, seed, build=build_student: build(config, seed + rank)
         if job.get("infinite_gradient"):
-            trainee.relation_loss = lambda *arguments, loss=relation_loss: steep(loss(*arguments))
+            trainee.relation_loss = lambda *arguments, loss=relation_loss, **how: steep(loss(*arguments, **how))
         is_trained = state._is_trained
         if job.get("unchecked"):
             state._is_trained = lambda parameter, weight: True
