@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cli import UserError
-from data_prep.description import Description, check_files, check_names
+from data_prep.description import Description, ResolvedSource, check_files, check_names
 from data_prep.differences import budget_words, difference, settings_difference, source_difference
 from data_prep.encode import Encoder, load_encoder
 from data_prep.forecast import check_start, with_units
+from data_prep.formats.by_name import open_format
+from data_prep.formats.encodings import advice
 from data_prep.formats.readers import PIECE
 from data_prep.inputs import InputFile, describe_file, tokenizer_path
 from data_prep.locks import finishing, holders, node_of, one_of_nodes, sole_process
@@ -306,6 +308,7 @@ def _manifest(plan: Plan, receipts: dict[Unit, dict[str, dict[str, Any]]]) -> di
         if empty := _empty_files(mine):
             entry["dropped"]["empty_file"] = len(empty)
             say(f"warning: source {name}: {len(empty)} files are empty: {', '.join(empty[:3])}")
+        _warn_of_mended(plan.sources[name], mine)
         if not entry["documents"]:
             raise UserError(f"source {name}: no document was left of its {len(source['files'])} files{_why(entry)}")
         manifest["sources"][name] = entry
@@ -344,6 +347,27 @@ def _empty_files(mine: list[tuple[Unit, dict[str, dict[str, Any]]]]) -> list[str
         for part, documents in zip(unit.parts, receipt["train"]["read"], strict=True):
             read[part.file] += documents
     return [file.name for file, documents in read.items() if not documents]
+
+
+def _warn_of_mended(source: ResolvedSource, mine: list[tuple[Unit, dict[str, dict[str, Any]]]]) -> None:
+    """Warn of a source of whose characters a thousandth or more stands for bytes that are not UTF-8."""
+    characters, invalid = 0, Counter[InputFile]()
+    for unit, receipt in mine:
+        characters += sum(receipt["train"].get("characters", []))
+        # An earlier version's receipt has neither count.
+        for part, count in zip(unit.parts, receipt["train"].get("invalid", []), strict=False):
+            invalid[part.file] += count
+    if (mended := invalid.total()) * 1000 < max(characters, 1):
+        return
+    [(worst, _)] = invalid.most_common(1)
+    try:
+        raws = (raw for _, raw in open_format(source.format, source.field).split(worst.local()))
+        remedy = f"most are in {worst.name}: {advice(raws)}"
+    except UserError:  # the file is gone or changed; the corpus is whole all the same
+        remedy = f"most are in {worst.name}: convert it to UTF-8 with iconv, and prepare into a new folder"
+    say(
+        f"warning: source {source.name}: {mended / characters:.1%} of its characters were not UTF-8 and are lost; {remedy}"
+    )
 
 
 def _why(entry: dict[str, Any]) -> str:

@@ -191,9 +191,13 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Counts of a receipt: documents ``read`` of each part, and by reason those dropped and what was repaired."""
+    """Counts of a receipt: of each part documents ``read``, the ``characters`` of those kept, and how many of these stand
+    for ``invalid`` bytes; by reason documents dropped and what was repaired.
+    """
 
     read: list[int]
+    characters: list[int]
+    invalid: list[int]
     dropped: Counter[str] = field(default_factory=Counter)
     repairs: Counter[str] = field(default_factory=Counter)
 
@@ -201,7 +205,8 @@ class _Counts:
 def prepare_unit(job: Job, unit: Unit, reader: UnitReader, encoder: Encoder, report: Callable[[int], Any]) -> None:
     """Read, clean, encode and write one unit. ``report`` is called with each batch's number of tokens."""
     sides = {side: _Side(job, unit, side, encoder) for side in job.sides}
-    counts = _Counts([0] * len(unit.parts))
+    parts = len(unit.parts)
+    counts = _Counts([0] * parts, [0] * parts, [0] * parts)
     try:
         for texts in _batches(reader.documents(unit), counts):
             parted: dict[str, list[np.ndarray]] = {side: [] for side in sides}
@@ -271,6 +276,8 @@ def _batches(documents: Iterable[tuple[int, Document]], counts: _Counts) -> Iter
         if document.dropped:
             counts.dropped[document.dropped] += 1
             continue
+        counts.characters[part] += len(document.text)
+        counts.invalid[part] += document.repairs["invalid_utf8"]
         texts.append(document.text)
         characters += len(document.text)
         if characters >= _BATCH:

@@ -1,4 +1,7 @@
-"""The ``jsonl`` format: one JSON object per line, with the text in one of its fields."""
+"""The ``jsonl`` format: one JSON object per line, with the text in one of its fields.
+
+A field of an object inside it is named with dots: ``article_body.plain``. A field whose own name has the dots comes first.
+"""
 
 import json
 import re
@@ -42,9 +45,10 @@ def clean_line(raw: bytes | Document, field: str = "text") -> Document:
         record = _parse(line)
     except (ValueError, RecursionError):
         return Document(dropped="not_json")
-    if not isinstance(record, dict) or field not in record:
+    try:
+        text = _value(record, field)
+    except KeyError:
         return Document(dropped="no_field")
-    text = record[field]
     if not isinstance(text, str):
         return Document(dropped="not_text")
     repairs = {"invalid_utf8": invalid} if invalid else {}
@@ -68,8 +72,38 @@ def _check_first_line(path: Path, line: bytes, field: str) -> None:
         ) from None
     if not isinstance(record, dict):
         raise UserError(f"{path}: line 1 is a JSON {type(record).__name__}, but format jsonl reads one object a line")
-    if field not in record:
-        raise UserError(f"{path}: line 1 has no field {field!r}; it has {', '.join(map(repr, record)) or 'none'}")
+    try:
+        _value(record, field)
+    except KeyError:
+        fields = ", ".join(map(repr, _names(record, field.count(".")))) or "none"
+        raise UserError(f"{path}: line 1 has no field {field!r}; it has {fields}") from None
+
+
+def _value(record: object, field: str) -> object:
+    """The value of a field, or of one inside objects, longest names first; null inside of null. Raises KeyError."""
+    if not isinstance(record, dict):
+        raise KeyError(field)
+    if field in record:
+        return record[field]
+    end = field.rfind(".")
+    while end > 0:
+        inner = record.get(field[:end])
+        if inner is None and field[:end] in record:
+            return None
+        try:
+            return _value(inner, field[end + 1 :])
+        except KeyError:
+            end = field.rfind(".", 0, end)
+    raise KeyError(field)
+
+
+def _names(record: dict[str, object], depth: int) -> Iterator[str]:
+    """The names of an object's fields, and to that depth those of the objects inside it."""
+    for name, value in record.items():
+        if depth and isinstance(value, dict) and value:
+            yield from (f"{name}.{inner}" for inner in _names(value, depth - 1))
+        else:
+            yield name
 
 
 def _lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:

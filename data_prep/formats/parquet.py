@@ -1,9 +1,14 @@
-"""The ``parquet`` and ``bookcorpus`` formats: a column of text whose rows are documents, or sentences."""
+"""The ``parquet`` and ``bookcorpus`` formats: a column of text whose rows are documents, or sentences.
+
+The column may be a field of a struct, named with dots: ``article_body.plain``. A column whose own name has the dots comes
+first.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.cli import UserError
@@ -53,7 +58,7 @@ def _joined(sentences: Iterable[bytes | Document]) -> Iterator[Raw]:
 
 def _row_groups(path: Path, begin: int, field: str) -> Iterator[tuple[int, Iterator[bytes | Document]]]:
     """Yield (piece, values of the column) for every row group from piece ``begin`` on, in the order of the file."""
-    file = _open(path, field)
+    file, names = _open(path, field)
     groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
     starts = [_first_byte(group) for group in groups]
     rows = sum(group.num_rows for group in groups)
@@ -63,10 +68,11 @@ def _row_groups(path: Path, begin: int, field: str) -> Iterator[tuple[int, Itera
         )
     for start, group in sorted(zip(starts, range(len(groups)), strict=True)):
         if start // PIECE >= begin:
-            yield start // PIECE, _values(path, file, group, field)
+            yield start // PIECE, _values(path, file, group, names)
 
 
-def _open(path: Path, field: str) -> pq.ParquetFile:
+def _open(path: Path, field: str) -> tuple[pq.ParquetFile, list[str]]:
+    """The file, and the names of the column and of the structs around it, outermost first."""
     if partial := next((part for part in path.absolute().parts if part.startswith("partial-")), None):
         raise UserError(
             f"{path}: {partial} is what Hugging Face converts of a data set's first 5 GB, the rest is missing: "
@@ -77,25 +83,68 @@ def _open(path: Path, field: str) -> pq.ParquetFile:
             raise UserError(f"{path}: not parquet data at byte 0 but {head!r}; text has format text, JSON lines jsonl")
     try:
         parquet = pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ, page_checksum_verification=True)
-        _check_column(path, parquet.schema_arrow, field)
+        names = _column(path, parquet.schema_arrow, field)
     except _DAMAGE as error:
         raise UserError(f"{path}: its footer is damaged or cut off ({_line(error)}); fetch the file again") from None
-    return parquet
+    return parquet, names
 
 
-def _check_column(path: Path, schema: pa.Schema, field: str) -> None:
-    if field not in schema.names:
-        raise UserError(f"{path}: no column {field!r}; it has {', '.join(map(repr, schema.names))}")
-    kind = schema.field(field).type
-    if not _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind):
-        raise UserError(
-            f"{path}: column {field!r} is of type {kind}, not text; the columns are {', '.join(schema.names)}"
-        )
+def _column(path: Path, schema: pa.Schema, field: str) -> list[str]:
+    """The names that lead to the column of text. Raises UserError if it is not there, not the only one, or not text."""
+    columns = list(schema)
+    found = next(_paths(columns, field), None)
+    if found is None:
+        raise UserError(f"{path}: no column {field!r}; it has {', '.join(map(repr, _leaves(columns))) or 'none'}")
+    for depth, name in enumerate(found, 1):
+        same = [column.type for column in columns if column.name == name]
+        if len(same) > 1:
+            kinds = ", ".join(map(str, same))
+            raise UserError(
+                f"{path}: {len(same)} columns are named {'.'.join(found[:depth])!r} ({kinds}); rename or drop all but one"
+            )
+        kind = same[0]
+        columns = _fields(kind)
+
+    if not _is_text(kind):
+        texts = ", ".join(repr(name) for name, each in _leaves(list(schema)).items() if _is_text(each))
+        others = f"the columns of text are {texts}" if texts else "there are no columns of text"
+        raise UserError(f"{path}: column {field!r} is of type {kind}, not text; {others}")
+    return found
+
+
+def _paths(columns: list[pa.Field], field: str) -> Iterator[list[str]]:
+    """The ways to read ``field`` as names of a column and its fields, the longest names first."""
+    end = len(field)
+    while end > 0:
+        for column in columns:
+            if column.name == field[:end]:
+                rest = field[end + 1 :]
+                inner = _paths(_fields(column.type), rest) if end < len(field) else iter([[]])
+                yield from ([column.name, *names] for names in inner)
+        end = field.rfind(".", 0, end)
+
+
+def _leaves(columns: list[pa.Field]) -> dict[str, pa.DataType]:
+    """The columns, and in the place of structs their fields, by name."""
+    found: dict[str, pa.DataType] = {}
+    for column in columns:
+        inner = _leaves(_fields(column.type))
+        found |= {f"{column.name}.{name}": kind for name, kind in inner.items()} or {column.name: column.type}
+    return found
+
+
+def _fields(kind: pa.DataType) -> list[pa.Field]:
+    return [kind.field(number) for number in range(kind.num_fields)] if pa.types.is_struct(kind) else []
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(test(kind) for test in tests)
+    if isinstance(kind, pa.BaseExtensionType):  # JSON
+        kind = kind.storage_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    types = pa.types
+    tests = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(test(kind) for test in (*tests, types.is_binary, types.is_large_binary, types.is_binary_view))
 
 
 def _first_byte(group: pq.RowGroupMetaData) -> int:
@@ -105,15 +154,27 @@ def _first_byte(group: pq.RowGroupMetaData) -> int:
     return min(filter(None, offsets), default=0)
 
 
-def _values(path: Path, file: pq.ParquetFile, group: int, field: str) -> Iterator[bytes | Document]:
+def _values(path: Path, file: pq.ParquetFile, group: int, names: list[str]) -> Iterator[bytes | Document]:
     """The values of one row group, read and decoded in batches."""
     rows = file.metadata.row_group(group)
     size = max(1, min(rows.num_rows, _BATCH * rows.num_rows // max(rows.total_byte_size, 1)))
     try:
-        for batch in file.iter_batches(size, [group], [field], use_threads=False):
-            yield from map(_value, batch.column(0).cast(pa.large_binary()))
+        for batch in file.iter_batches(size, [group], [".".join(names)], use_threads=False):
+            yield from map(_value, _bytes(batch, names))
     except _DAMAGE as error:
         raise UserError(f"{path}: row group {group} is damaged ({_line(error)}); fetch the file again") from None
+
+
+def _bytes(batch: pa.RecordBatch, names: list[str]) -> pa.Array:
+    """The column of these names. A batch may have others: parquet finds the columns ``a`` and ``a.b`` by the name ``a``."""
+    column = batch.column(batch.schema.names.index(names[0]))
+    if len(names) > 1:
+        column = pc.struct_field(column, names[1:])
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    return column.cast(pa.large_binary())
 
 
 def _value(scalar: pa.Scalar) -> bytes | Document:

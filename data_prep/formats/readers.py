@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_prep.cli import UserError
+from data_prep.formats.encodings import conversion
+from data_prep.formats.kinds import HEAD, refuse_other_kinds
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -171,16 +173,19 @@ def only_text(path: Path, blocks: Iterable[bytes], json: bool) -> Iterator[bytes
     head = next(blocks, b"")
     first = head[:PIECE].removeprefix(b"\xef\xbb\xbf").strip(BLANK)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{path}: UTF-16 at byte 0, but only UTF-8 is read: convert it with iconv first")
+        raise UserError(
+            f"{path}: UTF-16 at byte 0, but only UTF-8 is read: convert it with iconv first (iconv -f UTF-16 -t UTF-8)"
+        )
     if first.startswith((b"<?xml", b"<mediawiki")):
         raise UserError(f"{path}: XML at byte 0, not plain text: if this is a dump of a wiki, use format wikipedia")
     if not json and first.startswith(b"{") and {".json", ".jsonl", ".ndjson"} & set(path.suffixes):
         raise UserError(f"{path}: JSON at byte 0, not plain text: use format jsonl")
     if (junk := _junk(first)) > 0.1:
-        raise UserError(
-            f"{path}: of the first {len(first)} bytes {junk:.0%} are NUL or not UTF-8, so this is not text, or in another "
-            "encoding: convert it with iconv first"
-        )
+        counted = f"{path}: of the first {len(first)} bytes {junk:.0%} are NUL or not UTF-8, so this is not text"
+        command = conversion(first)
+        if command is None:
+            raise UserError(f"{counted} in any known encoding; fetch the file again, or name files of text only")
+        raise UserError(f"{counted}, or in another encoding: convert it with iconv first ({command})")
     yield from chain([head], blocks)
 
 
@@ -222,7 +227,13 @@ def unpack(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
     packing = _packing(path)
     with path.open("rb") as file:
         raw = _read_pieces(file, start)
-        yield from _inflate(path, raw, packing) if packing else raw
+        blocks = _inflate(path, raw, packing) if packing else raw
+        first = next(blocks, None)
+        if first is None:
+            return
+        if packing and not start:
+            _check_unpacked(path, first[1], packing)
+        yield from chain([first], blocks)
 
 
 def _read_pieces(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
@@ -237,7 +248,8 @@ def _read_pieces(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
 def _packing(path: Path) -> str | None:
     """The packing, by the file's first bytes. Raises UserError if it is not read here, or not that of the file's name."""
     with path.open("rb") as file:
-        head = file.read(8)
+        head = file.read(HEAD)
+    refuse_other_kinds(path, head)
     found = next((name for name, magic in _MAGIC.items() if magic.match(head)), None)
     named = _SUFFIXES.get(path.suffix)
     if found == "parquet":
@@ -247,6 +259,13 @@ def _packing(path: Path) -> str | None:
     if named and head and found != named:
         raise UserError(f"{path}: not {named} data at byte 0, whatever its name says; fetch it again or rename it")
     return found
+
+
+def _check_unpacked(path: Path, head: bytes, packing: str) -> None:
+    """Raise UserError if what was unpacked is packed again, or known not to be text."""
+    refuse_other_kinds(path, head)
+    if inner := next((name for name, magic in _MAGIC.items() if magic.match(head)), None):
+        raise UserError(f"{path}: packed twice, by {packing} and within it by {inner}: unpack it once")
 
 
 def _inflate(path: Path, raw: Iterable[tuple[int, bytes]], packing: str) -> Iterator[tuple[int, bytes]]:

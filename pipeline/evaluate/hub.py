@@ -1,12 +1,21 @@
 """The tasks' data sets on the Hugging Face hub."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, load_dataset
 
 from data_prep.cli import UserError, some
-from pipeline.evaluate.rows import Question, TaskData, chosen_languages, question_rows
+from pipeline.evaluate.rows import (
+    Question,
+    TaskData,
+    Unlabelled,
+    chosen_languages,
+    number_label,
+    question_rows,
+    sets_with_labels,
+)
 from pipeline.evaluate.tasks import TASKS, Task
 from pipeline.paper import HUB_LANGUAGES
 
@@ -37,28 +46,46 @@ def _languages(name: str, languages: Sequence[str]) -> list[str]:
 
 
 def _read_labelled(name: str, hub: str, languages: Sequence[str]) -> TaskData:
+    notes: list[str] = []
+
     def load(config: str, split: str) -> Dataset:
-        return _labelled(_load(hub, config, split), name, f"{hub} {config} {split}")
+        return _labelled(_load(hub, config, split), name, f"{hub} {config} {split}", notes)
 
     task = TASKS[name]
     if not task.languages:
-        return TaskData(hub, load(name, "train"), {key: load(name, split) for key, split in task.hub_splits.items()})
+        train = load(name, "train")
+        dev = {key: load(name, split) for key, split in task.hub_splits.items()}
+        return TaskData(hub, train, dev, notes=tuple(notes))
     chosen = _languages(name, languages)
-    dev, test = ({key: load(key, split) for key in chosen} for split in ("validation", "test"))
-    return TaskData(hub, load("en", "train"), dev, test)
+    train = load("en", "train")
+    dev, test = (
+        sets_with_labels(kind, chosen, partial(load, split=split), hub, notes)
+        for kind, split in (("dev", "validation"), ("test", "test"))
+    )
+    return TaskData(hub, train, dev, test, tuple(notes))
 
 
-def _labelled(rows: Dataset, name: str, where: str) -> Dataset:
+def _labelled(rows: Dataset, name: str, where: str, notes: list[str]) -> Dataset:
     """The hub's columns under our names, its label ids in the task's order."""
     task = TASKS[name]
     wanted = [*task.hub_texts, "label"]
     if missing := [column for column in wanted if column not in rows.column_names]:
         raise UserError(f"{where}: no column {missing[0]!r}, only {', '.join(rows.column_names)}")
     labels = list(rows["label"])
-    if -1 in labels:
-        raise UserError(f"{where}: rows without a label (-1): a test set cannot be scored")
+    without = labels.count(-1)
+    if without and without == len(labels):
+        raise Unlabelled(where)
+    if without:
+        of_all = f"{without:,} of {len(labels):,} rows without a label (-1)"
+        if task.undecided is None:
+            raise UserError(f"{where}: {of_all}: they can neither be trained on nor scored")
+        notes.append(f"{where}: {of_all} left out")
+        rows = rows.select([number for number, label in enumerate(labels) if label != -1])
+        labels = list(rows["label"])
     if task.labels:
         labels = _in_our_order(labels, rows, task, where)
+    else:
+        labels = [number_label(label, task.bounds, f"{where}: row {row}") for row, label in enumerate(labels, 1)]
     columns = {new: list(rows[old]) for new, old in zip(("first", "second"), task.hub_texts, strict=False)}
     return Dataset.from_dict(columns | {"label": labels})
 
@@ -78,19 +105,27 @@ def _in_our_order(labels: list[int], rows: Dataset, task: Task, where: str) -> l
 
 def _read_answers(name: str, hub: str, languages: Sequence[str]) -> TaskData:
     task = TASKS[name]
+    notes: list[str] = []
 
-    def load(repository: str, config: str | None, split: str) -> Dataset:
+    def load(repository: str, config: str | None, split: str, official: Sequence[int] = ()) -> Dataset:
         questions = map(_question, _load(repository, config, split))
-        return question_rows(questions, " ".join(filter(None, (repository, config, split))), task.unanswerable)
+        where = " ".join(filter(None, (repository, config, split)))
+        return question_rows(questions, where, task.unanswerable, notes, official)
 
     if not task.languages:
-        return TaskData(hub, load(hub, None, "train"), {"": load(hub, None, "validation")})
-    configs = {key: f"mlqa.{key}.{key}" if name == "mlqa" else f"xquad.{key}" for key in _languages(name, languages)}
-    dev = {key: load(hub, config, "validation") for key, config in configs.items()}
-    test = {}
+        train, dev = (load(hub, None, split, task.official) for split in ("train", "validation"))
+        return TaskData(hub, train, {"": dev}, notes=tuple(notes))
+
+    def load_language(language: str, split: str) -> Dataset:
+        return load(hub, f"mlqa.{language}.{language}" if name == "mlqa" else f"xquad.{language}", split)
+
+    chosen = _languages(name, languages)
+    dev_sets = sets_with_labels("dev", chosen, partial(load_language, split="validation"), hub, notes)
+    test_sets = {}
     if name == "mlqa":
-        test = {key: load(hub, config, "test") for key, config in configs.items()}
-    return TaskData(hub, load(TASKS["squad1"].hub, None, "train"), dev, test)
+        test_sets = sets_with_labels("test", chosen, partial(load_language, split="test"), hub, notes)
+    squad = TASKS["squad1"]
+    return TaskData(hub, load(squad.hub, None, "train", squad.official), dev_sets, test_sets, tuple(notes))
 
 
 def _question(row: dict) -> Question:

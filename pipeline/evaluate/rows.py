@@ -6,13 +6,25 @@ questions are {"id", "question", "context", "answers": {"text", "answer_start"}}
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from datasets import Dataset
 
 from data_prep.cli import UserError
+
+WRONG = 0.01  # share of a set's questions that may have a wrong answer: they are left out
+
+
+class Unlabelled(UserError):
+    """A whole set without labels, as some benchmarks publish their test sets."""
+
+    def __init__(self, where: object, how: str = ""):
+        super().__init__(
+            f"{where}: a set without labels{how}, which cannot be trained on or scored; use train and dev files"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,10 +84,63 @@ class Question(NamedTuple):
     impossible: bool | None  # None where that is not said
 
 
-def question_rows(questions: Iterable[Question], where: str, unanswerable: bool) -> Dataset:
-    """The checked rows of these questions. Raises UserError naming the first that has no answer, or a wrong one."""
+def sets_with_labels(
+    kind: str, keys: Iterable[str], read: Callable[[str], Dataset], source: object, notes: list[str]
+) -> dict[str, Dataset]:
+    """The sets of a kind by language. Test sets without labels are left out and noted: then the dev sets are scored.
+
+    Raises UserError for a dev set without labels, and for test sets of which only some have them.
+    """
+    found: dict[str, Dataset] = {}
+    without: list[str] = []
+    for key in keys:
+        try:
+            found[key] = read(key)
+        except Unlabelled:
+            if kind != "test":
+                raise
+            without.append(key)
+    if not without:
+        return found
+    what = f"the test set of {without[0]} has" if len(without) == 1 else f"the test sets of {', '.join(without)} have"
+    if found:
+        raise UserError(
+            f"{source}: {what} no labels, of {', '.join(found)} they are there; score either with --languages"
+        )
+    notes.append(f"{source}: {what} no labels; the dev sets are scored")
+    return found
+
+
+def number_label(value: object, bounds: tuple[float, float], where: str) -> float:
+    """The label as a number. Raises UserError, beginning with ``where``, if it is none or out of bounds."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = math.nan
+    low, high = bounds
+    if not low <= number <= high:
+        raise UserError(f"{where}: the label {str(value)!r} is not a number from {low:g} to {high:g}")
+    return number
+
+
+class _WrongAnswer(UserError):
+    """An answer that is blank or not where it is said to be."""
+
+
+def question_rows(
+    questions: Iterable[Question], where: str, unanswerable: bool, notes: list[str], official: Sequence[int] = ()
+) -> Dataset:
+    """The checked rows of these questions. A few with wrong answers are left out, and ``notes`` receives a line on them.
+
+    Raises Unlabelled if none has an answer, and UserError naming the first without one, or with a wrong one where they
+    are many or the set has as many questions as an ``official`` one.
+    """
+    questions = list(questions)
+    if questions and all(map(_is_unanswered, questions)):
+        raise Unlabelled(where, " (no question has an answer)")
     columns: dict[str, list] = {"id": [], "question": [], "context": [], "answers": []}
     seen: set[str] = set()
+    wrong: dict[str, str] = {}
     for each in questions:
         place = f"{where}: question {each.id}"
         if each.answers is None:
@@ -85,25 +150,60 @@ def question_rows(questions: Iterable[Question], where: str, unanswerable: bool)
             raise UserError(f"{place} has no answer; a test set without labels, or SQuAD 2.0?")
         if not (isinstance(each.question, str) and isinstance(each.context, str)):
             raise UserError(f"{place}: its question or context is not text; get the original file")
-        starts, texts = _spans(answers, each.context, place)
         if each.id in seen:
             raise UserError(f"{where}: two questions have the id {each.id}")
         seen.add(each.id)
+        try:
+            starts, texts = _spans(answers, each.context, place)
+        except _WrongAnswer as error:
+            wrong[each.id] = str(error)
+            continue
 
         columns["id"].append(each.id)
         columns["question"].append(each.question)
         columns["context"].append(each.context)
         columns["answers"].append({"text": texts, "answer_start": starts})
+    _check_wrong(wrong, len(questions), where, notes, official)
     return Dataset.from_dict(columns)
 
 
+def _is_unanswered(question: Question) -> bool:
+    """Whether a question has no answer and nothing says that it cannot have one; blank answers are none."""
+    answers = question.answers
+    return not question.impossible and (not answers or (isinstance(answers, list) and all(map(_is_blank, answers))))
+
+
+def _is_blank(answer: Any) -> bool:
+    text = answer.get("text") if isinstance(answer, dict) else None
+    return isinstance(text, str) and not text.strip()
+
+
+def _check_wrong(wrong: dict[str, str], count: int, where: str, notes: list[str], official: Sequence[int]) -> None:
+    """Note the questions with wrong answers, by id. Raises UserError if they are too many, or an official set has any."""
+    if not wrong:
+        return
+    first = next(iter(wrong))
+    of_all = f"{len(wrong):,} of {count:,} questions"
+    if count in official:
+        raise UserError(f"{wrong[first]}; get the official file again")
+    if len(wrong) > WRONG * count:
+        raise UserError(f"{wrong[first]}; {of_all} are like it, more than a hundredth")
+    notes.append(f"{where}: {of_all} are left out: their answers are blank or not in the context (the first: {first})")
+
+
 def _spans(answers: Sequence[dict], context: str, where: str) -> tuple[list[int], list[str]]:
-    """The answers' starts and texts. Raises UserError if one is not in the context, or not in SQuAD's layout."""
+    """The answers' starts and texts. Raises UserError if one is not in SQuAD's layout, _WrongAnswer if not in the context."""
     try:
         starts, texts = ([answer[key] for answer in answers] for key in ("answer_start", "text"))
-        for start, text in zip(starts, texts, strict=True):
-            if context[start : start + len(text)] != text:
-                raise UserError(f"{where}: its answer {text!r} is not in the context at {start}")
-    except (KeyError, TypeError) as error:
+        wrong = [
+            (start, text)
+            for start, text in zip(starts, texts, strict=True)
+            if start < 0 or context[start : start + len(text)] != text or not text.strip()
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: its answers are not in SQuAD's layout ({type(error).__name__}: {error})") from None
+    if wrong:
+        start, text = wrong[0]
+        how = f"is not in the context at {start}" if text.strip() else f"at {start} is blank"
+        raise _WrongAnswer(f"{where}: its answer {text!r} {how}")
     return starts, texts

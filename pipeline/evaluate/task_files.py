@@ -1,14 +1,23 @@
-"""The tasks' files in their original layouts: GLUE's and XNLI's tsv files, and SQuAD's JSON."""
+"""The tasks' files in their original layouts: GLUE's and XNLI's tsv files, raw MRPC, and SQuAD's JSON."""
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
 
 from data_prep.cli import UserError
-from pipeline.evaluate.rows import Question, TaskData, chosen_languages, question_rows
+from pipeline.evaluate.rows import (
+    Question,
+    TaskData,
+    Unlabelled,
+    chosen_languages,
+    number_label,
+    question_rows,
+    sets_with_labels,
+)
 from pipeline.evaluate.tasks import TASKS, Layout, Task
 from pipeline.paper import HUB_LANGUAGES
 
@@ -29,20 +38,29 @@ def read(name: str, folder: Path, languages: Sequence[str]) -> TaskData:
 
 def _read_glue(name: str, folder: Path) -> TaskData:
     task = TASKS[name]
-    place = _place(folder, task.folders, "train.tsv", name)
+    place, train_file = _place(folder, task.folders, ("train.tsv", *task.raw_files[:1]), name)
     notes: list[str] = []
-    train = read_tsv(place / "train.tsv", name, notes)
+    train = read_tsv(place / train_file, name, notes)
+    if train_file != "train.tsv":
+        test = {"": read_tsv(place / task.raw_files[1], name, notes)}
+        notes.append(
+            f"{place / task.raw_files[1]}: this test set is scored, and chooses among settings: there is no dev set here; "
+            "GLUE's is a part of this training set"
+        )
+        return TaskData(str(folder), train, test, test, notes=tuple(notes))
     dev = {key: read_tsv(place / file, name, notes) for key, file in task.dev_files.items()}
     return TaskData(str(folder), train, dev, notes=tuple(notes))
 
 
-def _place(folder: Path, names: Iterable[str], pattern: str, task: str) -> Path:
-    """The folder of a task's files: ``folder`` itself, or one of a usual name below it."""
+def _place(folder: Path, names: Iterable[str], patterns: Sequence[str], task: str) -> tuple[Path, str]:
+    """The folder of a task's files: ``folder`` itself, or one of a usual name below it; and the pattern found there."""
     places = [folder, *(folder / name for name in names)]
-    for place in places:
-        if any(place.glob(pattern)):
-            return place
-    raise UserError(f"{folder}: no {pattern} for {task} there or in {', '.join(str(p.name) for p in places[1:])}")
+    for pattern in patterns:
+        for place in places:
+            if any(place.glob(pattern)):
+                return place, pattern
+    inner = ", ".join(place.name for place in places[1:])
+    raise UserError(f"{folder}: no {' or '.join(patterns)} for {task} there or in {inner}")
 
 
 # --- tsv files --------------------------------------------------------------------------------------------------------
@@ -54,7 +72,7 @@ def read_tsv(
     """The rows of a tsv file of the task ``name``, in its layout or another ``layout``; rows of one language, if given.
 
     Quotes are text, as in csv.QUOTE_NONE. ``notes`` receives a line on rows that are skipped. Raises UserError naming the
-    line of a row with too few columns or with a label that the task does not have.
+    line of a row with too few columns or with a label that the task does not have, Unlabelled if no row has a label.
     """
     task = TASKS[name]
     layout = layout or task.layout
@@ -63,26 +81,47 @@ def read_tsv(
     header = [] if layout.width else next(lines, (1, [""]))[1]
     width = layout.width or len(header)
     where = _columns(path, layout, header)
-    columns: dict[str, list] = {key: [] for key in ("first", "second")[: len(layout.texts)]} | {"label": []}
-    torn = 0
+    label = where[len(layout.texts)]
+    columns: dict[str, list] = {key: [] for key in ("first", "second")[: len(layout.texts)]}
+    labels: list[tuple[int, str]] = []  # with the numbers of their lines
+    torn: list[tuple[int, int]] = []  # rows of another width: line, columns
+    undecided = 0
     for number, row in lines:
-        if len(row) != width and layout.torn_rows:
-            torn += 1
-            continue
         if len(row) != width:
-            raise UserError(
-                f"{path}:{number}: {len(row)} columns, {name}'s files have {width} here; wrong file or torn?"
-            )
-        if language is not None and row[where[-1]] != language:
+            torn.append((number, len(row)))
+        elif language is not None and row[where[-1]] != language:
             continue
-        for key, index in zip(columns, where, strict=False):
-            columns[key].append(_label(task, row[index], f"{path}:{number}") if key == "label" else row[index])
+        elif row[label] == task.undecided:
+            undecided += 1
+        else:
+            labels.append((number, row[label]))
+            for key, index in zip(columns, where, strict=False):
+                columns[key].append(row[index])
 
-    if torn > 0.01 * len(columns["label"]):
-        raise UserError(f"{path}: {torn:,} rows have not {width} columns as the header has; wrong file or torn?")
     if torn:
-        notes.append(f"{path}: {torn:,} rows without {width} columns are skipped")
-    return Dataset.from_dict(columns)
+        without_label = layout.width is not None and label == width - 1 and {count for _, count in torn} == {label}
+        if without_label and not (labels or undecided):
+            raise Unlabelled(path)
+        _check_torn(path, name, layout, width, torn, len(labels), notes)
+    if (labels or undecided) and not any(text.strip(" -") for _, text in labels):
+        raise Unlabelled(path)
+    if undecided:
+        rows = "1 row" if undecided == 1 else f"{undecided:,} rows"
+        of = f" of {language}" if language else ""
+        notes.append(f"{path}: {rows}{of} with the label {task.undecided!r} (no majority of annotators) left out")
+    return Dataset.from_dict(columns | {"label": [_label(task, text, f"{path}:{number}") for number, text in labels]})
+
+
+def _check_torn(
+    path: Path, name: str, layout: Layout, width: int, torn: list[tuple[int, int]], whole: int, notes: list[str]
+) -> None:
+    """Note the rows of another width if the official file has a few. Raises UserError otherwise, or if they are many."""
+    number, count = torn[0]
+    if not layout.torn_rows:
+        raise UserError(f"{path}:{number}: {count} columns, {name}'s files have {width} here; wrong file or torn?")
+    if len(torn) > 0.01 * whole:
+        raise UserError(f"{path}: {len(torn):,} rows have not {width} columns as the header has; wrong file or torn?")
+    notes.append(f"{path}: {len(torn):,} rows without {width} columns are skipped")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -106,19 +145,14 @@ def _columns(path: Path, layout: Layout, header: list[str]) -> list[int]:
         return [int(column) for column in wanted]
     if missing := [str(column) for column in wanted if column not in header]:
         if missing == [layout.label] and "train" not in path.name:
-            raise UserError(
-                f"{path}: no column {layout.label!r}: a set without labels, which cannot be scored; use train and dev files"
-            )
+            raise Unlabelled(f"{path}: no column {layout.label!r}")
         raise UserError(f"{path}: no column {missing[0]!r}, only {', '.join(header)}; is this a file of this task?")
     return [header.index(str(column)) for column in wanted]
 
 
 def _label(task: Task, text: str, where: str) -> int | float:
     if not task.labels:
-        try:
-            return float(text)
-        except ValueError:
-            raise UserError(f"{where}: the label {text!r} is not a number") from None
+        return number_label(text, task.bounds, where)
     known = {label: number for number, label in enumerate(task.labels)} | task.spelled
     if text not in known:
         accepted = ", ".join(map(repr, task.spelled if len(task.spelled) > 1 else task.labels))
@@ -144,8 +178,13 @@ def _read_xtreme(name: str, folder: Path, place: Path, languages: Sequence[str])
     for kind in ("dev", "test"):
         files = _by_language(place, rf"{kind}-(.+)\.tsv")
         chosen = chosen_languages(files, languages, place, kind)
-        sets[kind] = {language: read_tsv(files[language], name, notes) for language in chosen}
+        read_one = partial(_read_one, files, partial(read_tsv, name=name, notes=notes))
+        sets[kind] = sets_with_labels(kind, chosen, read_one, folder, notes)
     return TaskData(str(folder), train, sets["dev"], sets["test"], tuple(notes))
+
+
+def _read_one(files: Mapping[str, Path], read_file: Callable[[Path], Dataset], language: str) -> Dataset:
+    return read_file(files[language])
 
 
 def _read_published_xnli(name: str, folder: Path, languages: Sequence[str]) -> TaskData:
@@ -156,7 +195,8 @@ def _read_published_xnli(name: str, folder: Path, languages: Sequence[str]) -> T
     for kind in ("dev", "test"):
         if kind in files:
             chosen = chosen_languages(_languages_in(files[kind]), languages, folder, kind)
-            sets[kind] = {language: read_tsv(files[kind], name, notes, _XNLI_NAMED, language) for language in chosen}
+            read_one = partial(read_tsv, files[kind], name, notes, _XNLI_NAMED)
+            sets[kind] = sets_with_labels(kind, chosen, read_one, folder, notes)
     return TaskData(str(folder), train, sets["dev"], sets["test"], tuple(notes))
 
 
@@ -179,7 +219,7 @@ def _published_xnli(folder: Path) -> dict[str, Path]:
 def _languages_in(path: Path) -> list[str]:
     """The languages of a file that has all of them."""
     lines = _lines(path)
-    column = _columns(path, _XNLI_NAMED, next(lines, (1, [""]))[1])[-1]
+    column = _columns(path, Layout(("language",), "language"), next(lines, (1, [""]))[1])[0]
     return sorted({row[column] for _, row in lines if len(row) > column})
 
 
@@ -195,10 +235,14 @@ def _by_language(folder: Path, pattern: str) -> dict[str, Path]:
 def _read_answers(name: str, folder: Path, languages: Sequence[str]) -> TaskData:
     task = TASKS[name]
     kind, version = ("squad2", "v2.0") if task.unanswerable else ("squad1", "v1.1")
-    train_folder = _place(folder, (*task.folders, *TASKS[kind].folders), f"train-{version}.json", name)
-    train = read_squad(train_folder / f"train-{version}.json", task.unanswerable)
+    names = (*task.folders, *TASKS[kind].folders)
+    train_folder, train_file = _place(folder, names, (f"train-{version}.json",), name)
+    notes: list[str] = []
+    read_official = partial(read_squad, unanswerable=task.unanswerable, notes=notes, official=TASKS[kind].official)
+    train = read_official(train_folder / train_file)
     if not task.languages:
-        return TaskData(str(folder), train, {"": read_squad(train_folder / f"dev-{version}.json", task.unanswerable)})
+        dev = read_official(train_folder / f"dev-{version}.json")
+        return TaskData(str(folder), train, {"": dev}, notes=tuple(notes))
 
     sets: dict[str, dict[str, Dataset]] = {}
     for split in ("dev", "test") if name == "mlqa" else ("dev",):
@@ -207,12 +251,14 @@ def _read_answers(name: str, folder: Path, languages: Sequence[str]) -> TaskData
             raise UserError(f"{files[language]}: {name} has no {language!r}, only {', '.join(HUB_LANGUAGES[name])}")
         where = next(iter(files.values())).parent if files else folder
         chosen = chosen_languages(files, languages, where, split)
-        sets[split] = {language: read_squad(files[language], False) for language in chosen}
-    return TaskData(str(folder), train, sets["dev"], sets.get("test", {}))
+        read_one = partial(_read_one, files, partial(read_squad, unanswerable=False, notes=notes))
+        sets[split] = sets_with_labels(split, chosen, read_one, folder, notes)
+    return TaskData(str(folder), train, sets["dev"], sets.get("test", {}), tuple(notes))
 
 
 def _xquad_files(folder: Path) -> dict[str, Path]:
-    return _by_language(_place(folder, TASKS["xquad"].folders, "xquad.*.json", "xquad"), r"xquad\.(.+)\.json")
+    place, _ = _place(folder, TASKS["xquad"].folders, ("xquad.*.json",), "xquad")
+    return _by_language(place, r"xquad\.(.+)\.json")
 
 
 def _mlqa_files(folder: Path, split: str) -> dict[str, Path]:
@@ -224,10 +270,10 @@ def _mlqa_files(folder: Path, split: str) -> dict[str, Path]:
     return {}
 
 
-def read_squad(path: Path, unanswerable: bool) -> Dataset:
+def read_squad(path: Path, unanswerable: bool, notes: list[str], official: Sequence[int] = ()) -> Dataset:
     """The questions of a file in SQuAD's JSON.
 
-    Raises UserError if it is of the other version, or names the question whose answer is not in its context.
+    Raises UserError if it is of the other version, and as question_rows does, which writes into ``notes``.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -249,4 +295,4 @@ def read_squad(path: Path, unanswerable: bool) -> Dataset:
         raise UserError(
             f"{path}: SQuAD {other} (version {version!r}), this task reads {wanted}; files of another task?"
         )
-    return question_rows(questions, str(path), unanswerable)
+    return question_rows(questions, str(path), unanswerable, notes, official)

@@ -40,7 +40,10 @@ class Task:
     layout: Layout | None = None  # None: question answering over SQuAD's JSON
     labels: tuple[str, ...] = ()  # in the order of their ids; none: a number, or a span
     spelled: dict[str, int] = field(default_factory=dict)  # labels that files do not write by their name
+    bounds: tuple[float, float] = (0.0, 0.0)  # of a label that is a number
+    undecided: str | None = None  # the label of rows on which the annotators did not agree: they are left out
     dev_files: dict[str, str] = field(default_factory=lambda: {"": "dev.tsv"})  # suffix of its scores: file
+    raw_files: tuple[str, ...] = ()  # as first published, not by GLUE: of training, and a test set with labels
     hub_texts: tuple[str, ...] = ()
     hub_splits: dict[str, str] = field(default_factory=lambda: {"": "validation"})
     official: tuple[int, ...] = ()  # rows of the published train file, then of the others
@@ -82,6 +85,7 @@ TASKS = {
         scores=("accuracy",),
         layout=Layout(("sentence1", "sentence2"), "gold_label"),
         labels=NLI,
+        undecided="-",
         dev_files={"": "dev_matched.tsv", "mm": "dev_mismatched.tsv"},
         hub_texts=("premise", "hypothesis"),
         hub_splits={"": "validation_matched", "mm": "validation_mismatched"},
@@ -136,6 +140,7 @@ TASKS = {
         layout=Layout(("#1 String", "#2 String"), "Quality"),
         labels=("not_equivalent", "equivalent"),
         spelled=_BINARY,
+        raw_files=("msr_paraphrase_train.txt", "msr_paraphrase_test.txt"),
         hub_texts=("sentence1", "sentence2"),
         official=(3668, 408),
         epochs=_SHORT,
@@ -156,6 +161,7 @@ TASKS = {
         folders=("STS-B",),
         scores=("spearman", "pearson"),
         layout=Layout(("sentence1", "sentence2"), "score"),
+        bounds=(0.0, 5.0),
         hub_texts=("sentence1", "sentence2"),
         official=(5749, 1500),
     ),
@@ -169,6 +175,7 @@ TASKS = {
         scores=("accuracy",),
         layout=Layout((0, 1), 2, width=3),
         labels=NLI,
+        undecided="-",
         spelled={"contradictory": 2},  # in the English training file of XNLI-MT-1.0
         hub_texts=("premise", "hypothesis"),
         official=(392702, 2490, 5010),

@@ -51,6 +51,25 @@ def test_the_field_is_the_one_asked_for(write):
     assert [document.text for document in read(write('{"text": "a", "body": "b"}'), "body")] == ["b"]
 
 
+def test_a_field_inside_an_object_is_named_with_a_dot(write):
+    """As Wikimedia Enterprise's article_body, whose own fields are html, wikitext and plain."""
+    lines = [
+        '{"article_body": {"plain": "a", "html": "<p>"}}',
+        '{"article_body": null}',
+        '{"article_body": {"plain": null}}',
+        '{"article_body": {"html": "<p>"}}',
+        '{"article_body": "text"}',
+        '{"article_body.plain": "b", "article_body": {"plain": "c"}}',
+    ]
+    documents = read(write("\n".join(lines)), "article_body.plain")
+    wanted = [("a", ""), ("", "not_text"), ("", "not_text"), ("", "no_field"), ("", "no_field"), ("b", "")]
+    assert [(document.text, document.dropped) for document in documents] == wanted
+    assert [document.text for document in read(write('{"a": {"b.c": {"d": "x"}, "b": {"c": 1}}}'), "a.b.c.d")] == ["x"]
+    message = r"line 1 has no field 'article_body\.text'; it has 'article_body\.plain', 'article_body\.html'$"
+    with pytest.raises(UserError, match=message):
+        read(write(lines[0]), "article_body.text")
+
+
 def test_lines_without_a_text_are_dropped_and_counted_by_reason(write):
     lines = ['{"text": "first"}', "{text}", "", " \r", '"text"', '{"body": 1}', '{"text": null}', '{"text": ["a"]}']
     lines += ['{"text": " \\n"}', "[" * 99_999, "1" * 9999, '{"text": "last"}\r']

@@ -1,5 +1,7 @@
 """The parquet and bookcorpus formats: every row once, in order, by row group; damage and wrong files are named."""
 
+import base64
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -51,9 +53,124 @@ def test_every_row_comes_once_and_in_order(write, compression, use_dictionary):
     assert texts(path, "parquet", "title") == columns["title"]
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
-def test_any_type_of_text_reads_alike(write, kind):
-    assert texts(write({"text": pa.array(["a", "b é", "a"]).cast(kind)})) == ["a", "b é", "a"]
+TEXT_TYPES = [
+    pa.string(),
+    pa.large_string(),
+    pa.string_view(),
+    pa.binary(),
+    pa.large_binary(),
+    pa.binary_view(),
+    pa.dictionary(pa.int32(), pa.string()),
+    pa.dictionary(pa.uint32(), pa.large_string()),
+    pa.dictionary(pa.uint32(), pa.string_view()),
+]
+
+
+def write_as(path, **columns):
+    """A file of columns (type, values) whose Arrow schema says that they were of these types in its writer's memory.
+
+    So write polars and arrow-rs; pyarrow itself cannot write some of these types.
+    """
+    table = pa.table({name: pa.array(values) for name, (_, values) in columns.items()})
+    arrow = pa.schema([(name, kind) for name, (kind, _) in columns.items()]).serialize().to_pybytes()
+    with pq.ParquetWriter(path, table.schema, store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"ARROW:schema": base64.b64encode(arrow)})
+    return path
+
+
+@pytest.mark.parametrize("kind", TEXT_TYPES, ids=str)
+def test_any_type_of_text_reads_alike(tmp_path, write, kind):
+    values = ["a", "b é", "a"]
+    assert texts(write_as(tmp_path / "as.parquet", text=(kind, values))) == values
+    if not pa.types.is_dictionary(kind):
+        assert texts(write({"text": pa.array(values).cast(pa.binary()).cast(kind)})) == values
+
+
+@pytest.mark.parametrize("kind", TEXT_TYPES, ids=str)
+def test_a_field_of_a_struct_is_a_column_of_its_own(tmp_path, kind):
+    rows = [{"plain": "a", "n": 1}, {"plain": None, "n": 2}, None, {"plain": "b é", "n": 3}]
+    path = write_as(tmp_path / "rows.parquet", text=(pa.struct([("plain", kind), ("n", pa.int64())]), rows))
+    documents = [document for _, document in read(path, "parquet", "text.plain")]
+    assert [(document.text, document.dropped) for document in documents] == [
+        ("a", ""),
+        ("", "null"),
+        ("", "null"),
+        ("b é", ""),
+    ]
+
+
+@pytest.mark.parametrize("kind", TEXT_TYPES, ids=str)
+def test_a_row_group_is_decoded_in_batches_whatever_the_type(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(parquet, "_BATCH", 1000)
+    values = [*noise(500), "same", "same", None] * 2
+    rows = [{"plain": value} for value in values]
+    path = write_as(tmp_path / "rows.parquet", text=(kind, values), body=(pa.struct([("plain", kind)]), rows))
+    wanted = [value or "" for value in values]
+    assert texts(path) == texts(path, "parquet", "body.plain") == wanted
+
+
+def test_a_file_without_an_arrow_schema_reads_alike(write):
+    """As DuckDB writes: no schema of Arrow's, later encodings, pages of the second version."""
+    options = {"store_schema": False, "use_dictionary": False, "data_page_version": "2.0"}
+    for encoding in ("DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"):
+        path = write({"text": ["a", "b é", "a"]}, column_encoding={"text": encoding}, **options)
+        assert texts(path) == ["a", "b é", "a"]
+
+
+def test_json_in_a_column_of_its_own_type_is_text(write):
+    values = pa.ExtensionArray.from_storage(pa.json_(pa.string()), pa.array(["{}", "1"]))
+    assert texts(write({"text": values})) == ["{}", "1"]
+
+
+def test_lists_and_structs_of_views_beside_the_text_do_not_matter(tmp_path):
+    view = pa.string_view()
+    part = pa.struct([("p", view)])
+    path = write_as(
+        tmp_path / "rows.parquet",
+        tags=(pa.list_(view), [["a"], []]),
+        parts=(pa.list_(part), [[{"p": "a"}], None]),
+        meta=(part, [{"p": "a"}, None]),
+        text=(view, ["first", "second"]),
+    )
+    assert texts(path) == ["first", "second"]
+    message = r"column 'tags' is of type list<.*>, not text; the columns of text are 'meta\.p', 'text'$"
+    with pytest.raises(UserError, match=message):
+        read(path, "parquet", "tags")
+    with pytest.raises(UserError, match=r"no column 'parts\.p'; it has 'tags', 'parts', 'meta\.p', 'text'$"):
+        read(path, "parquet", "parts.p")
+
+
+def test_structs_nest_and_a_name_with_a_dot_is_a_name_first(write):
+    columns = {
+        "a.b": ["dotted"],
+        "a": [{"b": "of a", "c.d": "with a dot", "c": {"d": "deep", "e": "deeper"}}],
+        "text.raw": ["raw"],
+        "text": ["clean"],
+    }
+    path = write(columns)
+    fields = ("a.b", "a.c.d", "a.c.e", "text.raw", "text")
+    assert [texts(path, "parquet", field) for field in fields] == [
+        ["dotted"],
+        ["with a dot"],
+        ["deeper"],
+        ["raw"],
+        ["clean"],
+    ]
+
+
+def test_two_columns_of_one_name_are_rejected_unless_another_is_wanted(tmp_path):
+    path = tmp_path / "rows.parquet"
+    inner = pa.StructArray.from_arrays([pa.array(["e"]), pa.array([2]), pa.array(["f"])], ["p", "p", "q"])
+    columns = [pa.array(["a"]), pa.array([1]), pa.array(["c"]), inner]
+    pq.write_table(pa.Table.from_arrays(columns, ["text", "text", "other", "in"]), path)
+    with pytest.raises(UserError, match=r"rows\.parquet: 2 columns are named 'text' \(string, int64\); rename or drop"):
+        read(path)
+    with pytest.raises(
+        UserError, match=r"rows\.parquet: 2 columns are named 'in\.p' \(string, int64\); rename or drop"
+    ):
+        read(path, "parquet", "in.p")
+    assert texts(path, "parquet", "other") == ["c"] and texts(path, "parquet", "in.q") == ["f"]
 
 
 def test_a_row_group_belongs_to_the_piece_it_begins_in_wherever_reading_begins(write, monkeypatch):
@@ -107,9 +224,13 @@ def test_a_missing_column_is_rejected_with_those_there_are(write):
     with pytest.raises(UserError, match=r"rows\.parquet: no column 'body'; it has 'id', 'url', 'title', 'text'"):
         read(write(wiki(3)), "parquet", "body")
     with pytest.raises(
-        UserError, match=r"rows\.parquet: column 'n' is of type int64, not text; the columns are n, text"
+        UserError, match=r"rows\.parquet: column 'n' is of type int64, not text; the columns of text are 'text'$"
     ):
         read(write({"n": [1], "text": ["a"]}), "bookcorpus", "n")
+    with pytest.raises(UserError, match=r"column 'a' is of type struct<p: string>, not text; .* are 'a\.p'$"):
+        read(write({"a": [{"p": "x"}]}), "parquet", "a")
+    with pytest.raises(UserError, match=r"column 'text' is of type int64, not text; there are no columns of text$"):
+        read(write({"text": [1]}))
 
 
 def test_a_truncated_parquet_file_is_rejected_by_name(write):

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -312,6 +313,86 @@ def test_repairs_drops_and_unknown_tokens_are_counted_in_the_manifest(tmp_path, 
 def test_unknown_tokens_are_counted(tmp_path, vocab):
     corpus = small(tmp_path, vocab, "the 字 river 字".encode(), heldout=0)
     assert corpus.manifest["sources"]["s"]["unknown"] == 2
+
+
+PROSE = "The river ran under the old house, and the wind was very old.\n\n"
+QUOTED = "“It’s the café,” he said – “naïve, isn’t it?”\n\n"
+
+
+def mended_warnings(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if "not UTF-8" in line]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "sentence", "command"),
+    [
+        ("cp1252", QUOTED, "iconv -f WINDOWS-1252 -t UTF-8"),
+        ("cp1251", "Вода реки текла под старым домом.\n\n", "iconv -f WINDOWS-1251 -t UTF-8"),
+        (
+            "mac-roman",
+            "Où est la forêt ? À côté de la rivière, près du château, répondit l’élève.\n\n",
+            "iconv -f MACINTOSH -t UTF-8",
+        ),
+    ],
+)
+@pytest.mark.parametrize("form", ["text", "books"])
+def test_text_in_another_encoding_is_warned_of_with_the_command_that_converts_it(
+    tmp_path, vocab, capsys, form, encoding, sentence, command
+):
+    text = (PROSE * 40 + sentence) * 60
+    small(tmp_path, vocab, PROSE.encode() * 9, text.encode(encoding), form=form, heldout=0)
+    [line] = mended_warnings(capsys)
+    assert re.match(
+        r"prepare: warning: source s: \d+\.\d% of its characters were not UTF-8 and are lost; most are in 1\.x: ", line
+    )
+    assert line.endswith(f": convert it ({command}), and prepare into a new folder")
+
+
+def test_the_warning_begins_at_a_thousandth(tmp_path, vocab, capsys):
+    for number, (characters, warned) in enumerate([(1000, True), (1001, False)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        content = b"\x93" + ("the river " * 200)[: characters - 2].encode() + b"."
+        small(folder, vocab, content, heldout=0)
+        assert bool(mended_warnings(capsys)) == warned
+
+
+def test_good_utf8_is_not_warned_of(tmp_path, vocab, capsys):
+    small(tmp_path, vocab, (QUOTED * 99).encode(), ("\ufffd" * 99 + PROSE + "字 вода").encode(), heldout=0)
+    assert mended_warnings(capsys) == []
+
+
+def test_where_only_some_lines_are_in_another_encoding_only_these_are_to_be_converted(tmp_path, vocab, capsys):
+    small(tmp_path, vocab, b"".join([QUOTED.encode(), QUOTED.encode("cp1252")] * 99), heldout=0)
+    [line] = mended_warnings(capsys)
+    assert "convert its lines that are not UTF-8, and only these (iconv -f WINDOWS-1252 -t UTF-8)" in line
+
+
+def test_bytes_of_no_encoding_are_said_to_be_damage(tmp_path, vocab, capsys):
+    noise = random.Random(0).randbytes(1 << 12)
+    small(tmp_path, vocab, PROSE.encode() * 3000 + noise, heldout=0)
+    [line] = mended_warnings(capsys)
+    assert "no known encoding fits these bytes: is the file damaged?" in line
+
+
+def test_jsonl_and_packed_files_are_warned_of_too(tmp_path, vocab, capsys):
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in [PROSE, QUOTED] * 99)
+    small(tmp_path, vocab, bz2.compress(lines.encode("cp1252")), form="jsonl", heldout=0)
+    [line] = mended_warnings(capsys)
+    assert "(iconv -f WINDOWS-1252 -t UTF-8)" in line
+
+
+@pytest.mark.slow
+def test_mended_text_is_the_same_bytes_by_any_number_of_workers_and_warned_of_alike(tmp_path, vocab):
+    (tmp_path / "a.txt").write_bytes((PROSE * 40 + QUOTED).encode("cp1252") * 200)
+    warned = set()
+    for workers in (1, 2, 3):
+        options = ["--source", f"s=text:{tmp_path}/a.txt", "--unit-mib", UNIT_MIB, "--workers", workers]
+        done = run_cli("prepare", "--out", tmp_path / f"{workers}", "--tokenizer", vocab, *options)
+        assert done.returncode == 0, done.stderr
+        warned |= {line for line in done.stderr.splitlines() if "not UTF-8" in line}
+    assert len(warned) == 1
+    assert tree(tmp_path / "1") == tree(tmp_path / "2") == tree(tmp_path / "3")
 
 
 def test_an_empty_file_is_warned_of_and_a_source_of_nothing_is_rejected(tmp_path, vocab, capsys):

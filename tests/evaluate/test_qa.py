@@ -19,7 +19,7 @@ def tokenizer(tmp_path_factory):
 
 def encode(tmp_path, tokenizer, paragraphs, length=40, stride=10, unanswerable=False):
     rows = read_squad(
-        files.write_squad(tmp_path / "q.json", paragraphs, "v2.0" if unanswerable else "1.1"), unanswerable
+        files.write_squad(tmp_path / "q.json", paragraphs, "v2.0" if unanswerable else "1.1"), unanswerable, []
     )
     return rows, qa.encode_questions(rows, tokenizer, length, stride, finetune.IN_MEMORY)
 

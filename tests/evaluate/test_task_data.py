@@ -132,7 +132,7 @@ def test_the_fingerprint_is_of_the_rows_and_not_of_their_place(tmp_path):
         (
             "stsb",
             lambda p: replace(p / "dev.tsv", "\t2.5\n", "\thigh\n"),
-            "dev.tsv:3: the label 'high' is not a number",
+            "dev.tsv:3: the label 'high' is not a number from 0 to 5",
         ),
         ("cola", lambda p: replace(p / "dev.tsv", "gj04\t", ""), "dev.tsv:1: 3 columns, cola's files have 4"),
         ("rte", lambda p: (p / "dev.tsv").unlink(), "dev.tsv: no such file"),
@@ -239,13 +239,17 @@ def test_places_and_languages_that_are_not_there_are_named(tmp_path):
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
-def hub(monkeypatch, rows, names=None, asked=None, mark=True):
-    """The hub's answer to every question, in the types that it gives; texts are marked with their split."""
+def hub(monkeypatch, rows, names=None, asked=None, mark=True, blank=("", {})):
+    """The hub's answer to every question, in the types that it gives; texts are marked with their split.
+
+    ``blank``: a split, and its columns that are others.
+    """
 
     def load_dataset(repository, config, split):
         (asked if asked is not None else []).append((repository, config, split))
         own = {
-            key: [f"{split} {v}" if mark and isinstance(v, str) else v for v in column] for key, column in rows.items()
+            key: [f"{split} {v}" if mark and isinstance(v, str) else v for v in column]
+            for key, column in (rows | blank[1] if split == blank[0] else rows).items()
         }
         made = datasets.Dataset.from_dict(own)
         return made.cast_column("label", datasets.ClassLabel(names=names)) if names else made
@@ -289,7 +293,12 @@ def test_questions_come_from_the_hub_and_the_training_set_is_squads(monkeypatch)
 @pytest.mark.parametrize(
     ("rows", "names", "named"),
     [
-        ({"sentence1": ["a"], "sentence2": ["c"], "label": [-1]}, None, "rows without a label"),
+        ({"sentence1": ["a"], "sentence2": ["c"], "label": [-1]}, None, "rte train: a set without labels"),
+        (
+            {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [1, -1]},
+            None,
+            "1 of 2 rows without a label .-1.",
+        ),
         ({"sentence1": ["a"], "sentence2": ["c"], "label": [2]}, None, "the label 2 is not one of"),
         ({"premise": ["a"], "label": [1]}, None, "no column 'sentence1', only premise, label"),
         ({"sentence1": ["a"], "sentence2": ["c"], "label": [1]}, ["yes", "no"], "its labels are yes, no"),

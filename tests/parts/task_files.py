@@ -67,6 +67,16 @@ def write_glue(folder: Path, task: str, train: int = 24, dev: int = 12) -> Path:
     return folder / name
 
 
+def write_raw_mrpc(folder: Path, train: int = 24, test: int = 12) -> Path:
+    """MRPC as Microsoft publishes it: lines end as on Windows."""
+    _, header, columns = GLUE["mrpc"]
+    for seed, (kind, count) in enumerate({"train": train, "test": test}.items()):
+        rows = [columns(a, b, label, n) for n, (a, b, label) in enumerate(labelled("mrpc", count, seed))]
+        path = write_lines(folder / f"msr_paraphrase_{kind}.txt", rows, header)
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    return folder
+
+
 def write_xtreme(folder: Path, languages: list[str], test: bool = False) -> Path:
     """XNLI as XTREME lays it out."""
     write_lines(folder / "train-en.tsv", labelled("mnli", 24, 0))
@@ -106,6 +116,12 @@ def questions(count: int, seed: int, unanswerable: bool = False, length: int = 3
             qa |= {"is_impossible": impossible, "answers": [] if impossible else [answer]}
         paragraphs.append({"context": text, "qas": [qa]})
     return paragraphs
+
+
+def blanked(paragraphs: list[dict]) -> list[dict]:
+    """The same questions with their answers blanked, as XTREME leaves its test sets."""
+    blank = [{"answer_start": 0, "text": ""}]
+    return [each | {"qas": [qa | {"answers": blank} for qa in each["qas"]]} for each in paragraphs]
 
 
 def write_squad(path: Path, paragraphs: list[dict], version: str | None = "1.1") -> Path:
