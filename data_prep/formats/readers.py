@@ -52,11 +52,16 @@ _UNCUT: Mapping[str, int] = {}
 
 @dataclass(frozen=True)
 class Document:
-    """A cleaned document, or the reason why it was dropped; ``repairs`` counts by kind what was mended in it."""
+    """A cleaned document, or the reason why it was dropped; ``repairs`` counts by kind what was mended in it.
+
+    Of wikis alone: the ``words`` of the text, and by name how many templates without a text stood next to them (``beside``).
+    """
 
     text: str = ""
     dropped: str = ""
     repairs: Counter[str] = field(default_factory=Counter)
+    words: int = 0
+    beside: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,12 @@ import tracemalloc
 import pytest
 
 from data_prep.cli import UserError
-from data_prep.formats import readers, wikipedia
+from data_prep.formats import dump as xml
+from data_prep.formats import readers
+from data_prep.formats.dump import split_dump
 from data_prep.formats.readers import PIECE
-from data_prep.formats.wikipedia import clean_article, plain_text, split_dump
+from data_prep.formats.wikipedia import clean_article
+from data_prep.formats.wikitext import plain_text
 from tests.parts.corpora import dump, noise
 
 
@@ -144,7 +147,7 @@ def multistream(pages_in_streams, encoding="utf-8", cut=None):
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    for module in (readers, wikipedia):
+    for module in (readers, xml):
         monkeypatch.setattr(module, "PIECE", 300)
 
 
@@ -163,7 +166,7 @@ def small_pieces(monkeypatch):
 def test_reading_from_any_piece_gives_the_pages_that_reading_from_the_start_gives(write, small_pieces, streams):
     path = write(b"".join(streams))
     whole = list(split_dump(path))
-    last = path.stat().st_size // wikipedia.PIECE
+    last = path.stat().st_size // xml.PIECE
     assert last > 9
     for begin in range(last + 2):
         assert [row for row in split_dump(path, begin) if row[0] >= begin] == [row for row in whole if row[0] >= begin]
@@ -185,7 +188,7 @@ def test_a_dump_of_many_streams_is_not_read_before_the_piece_asked_for(write, sm
 
 
 def test_a_page_above_4_mib_is_dropped_and_never_held(write, monkeypatch):
-    monkeypatch.setattr(wikipedia, "LONGEST_PAGE", limit := 100_000)
+    monkeypatch.setattr(xml, "LONGEST_PAGE", limit := 100_000)
     pages = [{"text": "before"}, {"text": "river " * 4_000_000}, {"text": "after"}, {"text": "a" * limit}]
     pages += [{"text": "é" * (limit // 2 + 1)}, {"text": "talk " * limit, "ns": 1}]
     path = write(gzip.compress(dump(pages).encode(), 1))
