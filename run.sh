@@ -12,7 +12,7 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
                             export, report (3 to 5 minutes)
   demo-multilingual         the same with XLM-R's vocabulary, on 99 languages, reported by language
   test [PYTEST ARGUMENTS]   the test suite; test -m "not slow": its quick part, under 2 minutes
-  prep VERB …               text to token shards: plan, prepare, status, verify, stats, extend, pack, bench
+  prep VERB …               text to token shards: plan, prepare, status, verify, stats, extend, pack, templates, bench
                                                                              (python -m data_prep)
   distill RECIPE [key=value …] [--hostfile FILE]
                             train a student on this machine, one process per GPU, or RANKS on a CPU, or on the hosts of

@@ -1,4 +1,4 @@
-"""The command ``python -m data_prep``: plan | prepare | pack | status | verify | stats | extend | bench."""
+"""The command ``python -m data_prep``: plan | prepare | pack | status | verify | stats | extend | templates | bench."""
 
 import argparse
 import math
@@ -10,14 +10,16 @@ from pathlib import Path
 
 from data_prep import bench
 from data_prep.cli import Parser, UserError, aligned, run_command, whole_number
-from data_prep.description import Description, parse_source, read_description, select, shipped
-from data_prep.files import REMEDY
-from data_prep.forecast import amount, forecast, free_bytes, measure_all, table
+from data_prep.definitions.extract import lines_of
+from data_prep.description import Description, parse_source, read_description, select, shipped, with_templates
+from data_prep.files import REMEDY, write_text
+from data_prep.forecast import amount, forecast, free_bytes, table
 from data_prep.formats.by_name import FORMATS
 from data_prep.machine import cores
 from data_prep.packing import index_folder, packing_findings, packing_of
 from data_prep.prepare import Share, asked_plan, budget, extend, planned_again, prepare, say
 from data_prep.roundtrip import roundtrip
+from data_prep.sampling import measure_all
 from data_prep.shards import SIDES, open_corpus, verify
 from data_prep.stats import stats_lines
 from data_prep.status import status_lines
@@ -29,7 +31,7 @@ _EXAMPLE = """examples:
   python -m data_prep prepare --source wiki=wikipedia:'dumps/enwiki-*.bz2' --source web=jsonl.content:'crawl/*.jsonl.gz' \\
       --tokenizer bert-base-uncased/ --out data/mine
 """
-_CORPUS_OPTIONS = ("tokenizer", "languages", "root", "heldout", "unit_mib", "budget_tokens", "alpha")
+_CORPUS_OPTIONS = ("tokenizer", "languages", "root", "templates", "heldout", "unit_mib", "budget_tokens", "alpha")
 
 
 def main() -> int:
@@ -137,6 +139,17 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _templates(arguments: argparse.Namespace) -> int:
+    if (out := arguments.out) and (out.is_dir() or not out.parent.is_dir()):
+        raise UserError(f"--out {out}: cannot be written; name a file in a folder that is there")
+    table = lines_of(arguments.dumps, lambda line: print(f"templates: {line}", file=sys.stderr, flush=True))
+    if out:
+        write_text(out, table)
+    else:
+        print(table, end="")
+    return 0
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     if not arguments.tokenizer:
         raise UserError("--tokenizer: none is named; give a file or a folder, several times if you like")
@@ -163,6 +176,8 @@ def _description(arguments: argparse.Namespace) -> Description:
         described = select(described, arguments.languages) if arguments.languages else described
     else:
         described = Description(tuple(parse_source(text) for text in arguments.source))
+    if arguments.templates:
+        described = with_templates(described, arguments.templates)
     options = {key: getattr(arguments, key) for key in ("tokenizer", "heldout", "unit_mib", "alpha")}
     return replace(described, **{key: value for key, value in options.items() if value is not None})
 
@@ -220,6 +235,9 @@ def parser() -> Parser:
         "--alpha", type=_exponent, default=1.0, metavar="A", help="exponent α for the shares (default: %(default)s)"
     )
 
+    _add_templates(
+        verb("templates", _templates, "write a table of the words of templates, by their definitions in dumps")
+    )
     _add_bench(
         verb("bench", _bench, "measure the speed compared with the tokenizer alone, speed-up from workers, and memory")
     )
@@ -246,6 +264,11 @@ def _add_pack(to: argparse.ArgumentParser) -> None:
         "--length", type=whole_number(1), required=True, metavar="N", help="positions of a row, as the recipe's length"
     )
     to.add_argument("--pairs", action="store_true", help="for pieces that are read as pairs of segments")
+
+
+def _add_templates(to: argparse.ArgumentParser) -> None:
+    to.add_argument("dumps", nargs="+", metavar="DUMP", help="a MediaWiki dump that holds the namespace Template")
+    to.add_argument("--out", type=Path, metavar="FILE", help="the table to write (default: print it)")
 
 
 def _add_bench(to: argparse.ArgumentParser) -> None:
@@ -276,6 +299,11 @@ def _add_corpus(to: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME=FORMAT[.FIELD]:GLOB",
         help=f"name a source without CORPUS, may be repeated; FORMAT is one of {', '.join(FORMATS)}",
+    )
+    to.add_argument(
+        "--templates",
+        metavar="FILE",
+        help="a table of the words of templates, such as `templates` makes, for sources of format wikipedia",
     )
     to.add_argument(
         "--tokenizer",

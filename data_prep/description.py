@@ -12,6 +12,7 @@ files = "dumps/*.bz2"                # below --root
 field = "text"                       # of formats that have fields
 hub = "wikimedia/wikipedia"          # then ``files`` are those of this dataset, at the commit ``revision``
 revision = "…"
+templates = "words.txt"              # of format wikipedia: a table of the words of templates, before the shipped one
 """
 
 import difflib
@@ -26,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cli import UserError, some
-from data_prep.formats.by_name import open_format
-from data_prep.inputs import InputFile, hub_files, local_files
+from data_prep.formats.by_name import WITH_TEMPLATES, open_format
+from data_prep.formats.templates import table_in
+from data_prep.inputs import InputFile, describe_file, hub_files, local_files
 from data_prep.shards import HELDOUT, MANIFEST, PLAN
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -43,22 +45,25 @@ class Source:
     field: str | None = None
     hub: str | None = None
     revision: str | None = None
+    templates: str | None = None
 
     def resolve(self) -> "ResolvedSource":
-        """Find the files. Raises UserError if there are none."""
+        """Find the files. Raises UserError if there are none, or if the table of templates cannot be read."""
         what = f"source {self.name}"
         found = hub_files(self.hub, self.revision, self.files, what) if self.hub else local_files(self.files, what)
-        return ResolvedSource(self.name, self.format, self.field, tuple(found))
+        table = describe_table(Path(self.templates)) if self.templates else None
+        return ResolvedSource(self.name, self.format, self.field, tuple(found), table)
 
 
 @dataclass(frozen=True)
 class ResolvedSource:
-    """A source whose files have been found."""
+    """A source whose files have been found. ``templates``: a table of the words of templates, of a wiki's dumps."""
 
     name: str
     format: str
     field: str | None
     files: tuple[InputFile, ...]
+    templates: InputFile | None = None
 
     @property
     def bytes(self) -> int:
@@ -124,6 +129,22 @@ def parse_source(text: str) -> Source:
     return _checked(what, Source(name, form, pattern, field if dot else None))
 
 
+def with_templates(description: Description, path: str) -> Description:
+    """The description with a table of templates for all its wikis. Raises UserError if it has none."""
+    if not any(source.format in WITH_TEMPLATES for source in description.sources):
+        raise UserError(f"--templates {path}: is for sources of format wikipedia, and there is none")
+    sources = (
+        replace(source, templates=path) if source.format in WITH_TEMPLATES else source for source in description.sources
+    )
+    return replace(description, sources=tuple(sources))
+
+
+def describe_table(path: Path) -> InputFile:
+    """A table of templates with its size and sha256. Raises UserError, with the line, if it cannot be read."""
+    table_in(path)
+    return describe_file(path)
+
+
 def check_names(names: Iterable[str]) -> None:
     """Raise UserError if a name is given twice."""
     for name, times in Counter(names).items():
@@ -175,10 +196,16 @@ def _read_sources(path: str, entry: dict[str, Any], root: Path) -> list[Source]:
     if "hub" not in entry and not Path(pattern).expanduser().is_absolute():
         pattern = f"{glob.escape(str(root))}/{pattern}"
     rest = {key: entry.get(key) for key in ("field", "hub", "revision")}
-    return [
-        _checked(f"{path}: source {name}", Source(name, entry["format"], pattern.replace("{name}", name), **rest))
-        for name in names
-    ]
+    if "templates" in entry:
+        rest["templates"] = str(root / Path(entry["templates"]).expanduser())
+    found = (Source(name, entry["format"], pattern, **rest) for name in names)
+    return [_checked(f"{path}: source {source.name}", _named(source)) for source in found]
+
+
+def _named(source: Source) -> Source:
+    """The source with its name in its paths, for {name}."""
+    templates = source.templates and source.templates.replace("{name}", source.name)
+    return replace(source, files=source.files.replace("{name}", source.name), templates=templates)
 
 
 def _check_keys(path: str, table: dict[str, Any], known: dict[str, Any]) -> None:
@@ -199,4 +226,8 @@ def _checked(what: str, source: Source) -> Source:
         open_format(source.format, source.field)
     except UserError as error:
         raise UserError(f"{what}: {error}") from None
+    if source.templates is not None and source.format not in WITH_TEMPLATES:
+        raise UserError(
+            f"{what}: templates {source.templates!r}: only format wikipedia has templates, not {source.format}; leave it out"
+        )
     return source

@@ -17,9 +17,21 @@ def difference(before: Plan, now: Plan, contents: bool) -> str | None:
     if before.sources.keys() != now.sources.keys():
         sources = f"the sources were {some(sorted(before.sources), 5)}, now {some(sorted(now.sources), 5)}"
         return f"{sources} (`extend` adds to them, {_CONTINUE})"
+    if contents and (found := cleanup_difference(before, now)):
+        return found
     for name, source in now.sources.items():
         if found := source_difference(before.sources[name], source, contents):
             return found
+    return None
+
+
+def cleanup_difference(before: Plan, now: Plan) -> str | None:
+    """The first format whose clean-up, so whose texts, differ between two plans of the same sources."""
+    for form in sorted({source.format for source in before.sources.values()}):
+        was, is_now = before.cleanup(form), now.cleanup(form)
+        if was != is_now:
+            age = "an earlier" if was < is_now else "a later"
+            return f"it was prepared by {age} version of the clean-up of {form} ({was}, this program has {is_now})"
     return None
 
 
@@ -52,10 +64,19 @@ def source_difference(before: ResolvedSource, now: ResolvedSource, contents: boo
     if old != new:
         changed = ", ".join((sorted({*old} ^ {*new}) or new)[:3])
         return f"source {now.name} had {len(old)} files, now {len(new)}; not in both: {changed}"
+    if contents and (was := _table_words(before)) != (is_now := _table_words(now)):
+        return f"the templates of source {now.name} were {was}, now {is_now}"
     for previous, file in zip(before.files, now.files, strict=True):
         if contents and previous.entry != file.entry:
             return f"{file.name} of source {now.name} has changed since ({previous.bytes} bytes, now {file.bytes})"
     return None
+
+
+def _table_words(source: ResolvedSource) -> str:
+    """ "by words.txt (sha256 0123456789ab)", or "by the shipped table alone"."""
+    if not (table := source.templates):
+        return "by the shipped table alone"
+    return f"by {table.name} (sha256 {table.sha256[:12]})"
 
 
 def budget_words(budget: Budget | None) -> str:

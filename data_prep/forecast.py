@@ -1,34 +1,19 @@
 """Forecast of a corpus from a small measured sample: tokens, shares, epochs, disk and time; units under a budget."""
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 from data_prep.cli import aligned
 from data_prep.description import ResolvedSource
 from data_prep.encode import Encoder
-from data_prep.formats.by_name import open_format
-from data_prep.inputs import InputFile
 from data_prep.plan import Plan, shares_of
+from data_prep.sampling import Sample, measure_all
 from data_prep.shards import ENDS_DTYPE, token_dtype
-from data_prep.units import FileReader, Part, Unit
+from data_prep.units import Unit
 
-_FILES = 4  # sampled from each source, evenly spaced
-_PIECES = 16  # sampled from each of these, from its start
 _MARGIN = 1.03  # tokens to prepare for each that is needed, as the sample is not exact
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Counts over the starts of a few files of a source: ``bytes`` were read, in ``seconds``, by one process."""
-
-    bytes: int
-    tokens: int
-    documents: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -50,40 +35,6 @@ class Forecast:
     prepared: float
     disk: float
     seconds: float
-
-
-def measure(source: ResolvedSource, encoder: Encoder) -> Sample:
-    """Read, clean and encode the start of up to four files of a source, 1 MiB on disk of each."""
-    started = time.perf_counter()
-    size = tokens = documents = 0
-    count = min(len(source.files), _FILES)
-    for number in range(count):
-        reader, texts = _start(source, source.files[number * len(source.files) // count])
-        while batch := encoder.encode_batch(list(islice(texts, 256))):
-            tokens += sum(len(ids) + 1 for ids in batch)
-            documents += len(batch)
-        size += reader.reached  # of a parquet file far more than those pieces: a row group belongs to one
-    return Sample(size, tokens, documents, time.perf_counter() - started)
-
-
-def _start(source: ResolvedSource, file: InputFile) -> tuple[FileReader, Iterator[str]]:
-    """A reader of a file, and the documents that begin in its first pieces."""
-    start = Part(file, 0, _PIECES)
-    reader = FileReader(open_format(source.format, source.field), start)
-    return reader, (document.text for document in reader.documents(start) if not document.dropped)
-
-
-def check_start(source: ResolvedSource) -> None:
-    """Raise UserError if the first file of a source that is not empty does not have its format."""
-    if file := next((file for file in source.files if file.bytes), None):
-        _, texts = _start(source, file)
-        next(texts, None)
-
-
-def measure_all(plan: Plan, encoder: Encoder, say: Callable[[str], object]) -> dict[str, Sample]:
-    """Measure a sample of each source."""
-    say(f"measuring the start of {len(plan.sources)} source{'s' * (len(plan.sources) > 1)}")
-    return {name: measure(source, encoder) for name, source in plan.sources.items()}
 
 
 def forecast(plan: Plan, samples: dict[str, Sample], alpha: float) -> list[Forecast]:

@@ -5,7 +5,7 @@
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 from data_prep.cli import UserError
 from data_prep.description import ResolvedSource
 from data_prep.files import read_json, sealed, write_json
+from data_prep.formats.by_name import CLEANUPS
 from data_prep.formats.readers import PIECE
 from data_prep.inputs import InputFile
 from data_prep.shards import PLAN, VERSION
-from data_prep.units import Unit, cut
+from data_prep.units import Job, Unit, cut
 
 INPUTS = ".inputs.json"
 MIB = 1 << 20
@@ -50,7 +51,17 @@ class Plan:
 
     def cut(self, source: ResolvedSource) -> list[Unit]:
         """All units of a source, also those that no budget calls for."""
-        return cut(source.name, source.format, source.field, source.files, int(self.unit_mib * MIB) // PIECE)
+        units = cut(source.name, source.format, source.field, source.files, int(self.unit_mib * MIB) // PIECE)
+        return [replace(unit, templates=source.templates) for unit in units] if source.templates else units
+
+    def cleanup(self, form: str) -> int:
+        """The version of a format's clean-up by which the corpus is prepared."""
+        return int(self.software.get(_cleanup_of(form), 1))
+
+    def job(self, data: Path) -> Job:
+        """What all units of the corpus in ``data`` have in common."""
+        cleanups = {source.format: self.cleanup(source.format) for source in self.sources.values()}
+        return Job(data, self.tokenizer_path, self.tokenizer, self.heldout, cleanups)
 
     def describe(self) -> dict[str, Any]:
         """The content of plan.json."""
@@ -67,6 +78,7 @@ class Plan:
                     "files": [file.entry for file in source.files],
                     "units": self.units[source.name],
                 }
+                | ({"templates": source.templates.entry} if source.templates else {})
                 for source in self.sources.values()
             },
         }
@@ -74,7 +86,9 @@ class Plan:
     def write(self, data: Path) -> None:
         """Write the places of the inputs, then the plan."""
         places = {name: [_place(file) for file in source.files] for name, source in self.sources.items()}
+        tables = {name: str(source.templates.path) for name, source in self.sources.items() if source.templates}
         inputs = {"tokenizer": str(self.tokenizer_path.resolve()), "sources": places}
+        inputs |= {"templates": tables} if tables else {}
         for path, content in ((data / INPUTS, inputs), (data / PLAN, sealed(self.describe()))):
             if not path.exists() or read_json(path) != content:
                 write_json(path, content)
@@ -90,9 +104,16 @@ def shares_of(sizes: dict[str, float], alpha: float) -> dict[str, float]:
 def software(sources: Iterable[ResolvedSource]) -> dict[str, str]:
     """Versions of the software that decides the text of documents. (For their ids see the tokenizer's fingerprint.)"""
     versions = {"unicode": unicodedata.unidata_version}
-    if any(source.format == "wikipedia" for source in sources):
+    formats = {source.format for source in sources}
+    if "wikipedia" in formats:
         versions["mwparserfromhell"] = metadata.version("mwparserfromhell")
+    versions |= {_cleanup_of(form): str(CLEANUPS[form]) for form in formats & CLEANUPS.keys()}
     return versions
+
+
+def _cleanup_of(form: str) -> str:
+    """Its key among the software's."""
+    return f"clean-up of {form}"
 
 
 def read_plan(data: Path) -> Plan | None:
@@ -116,7 +137,13 @@ def read_plan(data: Path) -> Plan | None:
         if sealed(plan) != plan:
             raise UserError(f"{data / PLAN}: was edited or is damaged; delete it, and the same prepare writes it again")
         sources = {
-            name: ResolvedSource(name, entry["format"], entry["field"], _files(entry, inputs["sources"].get(name, [])))
+            name: ResolvedSource(
+                name,
+                entry["format"],
+                entry["field"],
+                _files(entry, inputs["sources"].get(name, [])),
+                _table(entry, inputs.get("templates", {}).get(name)),
+            )
             for name, entry in plan["sources"].items()
         }
         units = {name: entry["units"] for name, entry in plan["sources"].items()}
@@ -142,6 +169,12 @@ def places_known(data: Path) -> bool:
 
 def _place(file: InputFile) -> dict[str, Any]:
     return {"path": str(file.path), "hub": file.hub}
+
+
+def _table(entry: dict[str, Any], place: str | None) -> InputFile | None:
+    """The table of templates of a source, if it has one; without a ``place`` its name stands for that."""
+    file = entry.get("templates")
+    return file and InputFile(**file, path=Path(place or file["name"]))
 
 
 def _files(entry: dict[str, Any], places: list[dict[str, Any]]) -> tuple[InputFile, ...]:

@@ -1,26 +1,24 @@
 """``prepare`` and ``extend``: from what the user names to a whole corpus; they continue where an earlier run stopped."""
 
 import sys
-from collections import Counter
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from data_prep.cli import UserError
-from data_prep.description import Description, ResolvedSource, check_files, check_names
-from data_prep.differences import budget_words, difference, settings_difference, source_difference
+from data_prep.description import Description, ResolvedSource, check_files, check_names, describe_table
+from data_prep.differences import budget_words, cleanup_difference, difference, settings_difference, source_difference
 from data_prep.encode import Encoder, load_encoder
-from data_prep.forecast import check_start, with_units
-from data_prep.formats.by_name import open_format
-from data_prep.formats.encodings import advice
+from data_prep.forecast import with_units
 from data_prep.formats.readers import PIECE
 from data_prep.inputs import InputFile, describe_file, tokenizer_path
 from data_prep.locks import finishing, holders, node_of, one_of_nodes, sole_process
+from data_prep.manifest import manifest
 from data_prep.packing import FOLDER
 from data_prep.plan import INPUTS, MIB, Budget, Plan, places_known, read_plan, software
-from data_prep.shards import HELDOUT, MANIFEST, PLAN, SIDES, open_corpus, shard_folder, write_manifest
-from data_prep.units import Job, Unit, finished
+from data_prep.sampling import check_start
+from data_prep.shards import MANIFEST, PLAN, SIDES, open_corpus, shard_folder, write_manifest
+from data_prep.units import Unit, finished
 from data_prep.workers import Progress, run_units
 
 
@@ -112,7 +110,7 @@ def planned_again(data: Path) -> tuple[Plan, Encoder]:
     try:
         encoder = load_encoder(plan.tokenizer_path)
         sources = {
-            name: replace(source, files=tuple(map(_as_it_is_now, source.files)))
+            name: replace(source, files=tuple(map(_as_it_is_now, source.files)), templates=_table_as_it_is_now(source))
             for name, source in plan.sources.items()
         }
     except UserError as error:
@@ -125,13 +123,17 @@ def _as_it_is_now(file: InputFile) -> InputFile:
     return file if file.hub else describe_file(file.path)
 
 
+def _table_as_it_is_now(source: ResolvedSource) -> InputFile | None:
+    return source.templates and describe_table(source.templates.path)
+
+
 def prepare(
     data: Path, asked: Plan, encoder: Encoder, workers: int, share: Share | None = None, refresh: bool = False
 ) -> None:
     """Make the corpus ``asked`` in ``data``, or this node's share of it.
 
-    ``refresh``: files that have changed since the plan are taken as they are now, and their units made again. Raises
-    UserError if ``data`` holds another plan or something else, or for a fault of the input.
+    ``refresh``: units of files that have changed since the plan, or whose text an earlier version of the clean-up made,
+    are made again. Raises UserError if ``data`` holds another plan or something else, or for a fault of the input.
     """
     share = share or Share()
     _check_workers(workers)
@@ -221,6 +223,8 @@ def _replaced(
         say(f"{changed}; its units are made again")
         (data / MANIFEST).unlink(missing_ok=True)  # until then there is no corpus
         return with_units(asked, encoder, say, at_least=before.units)
+    if not refresh and changed == cleanup_difference(before, asked):
+        raise UserError(f"{data / PLAN}: {changed}; make it again with --refresh, or prepare into a new folder")
     same = "" if not refresh or changed == beyond_contents else "; --refresh is for files whose content has changed"
     hint = "" if beyond_contents else ", or take the files as they are now with --refresh"
     raise UserError(f"{data / PLAN}: {changed}{same}; go back to that{hint}, or prepare into a new folder")
@@ -228,7 +232,7 @@ def _replaced(
 
 def _prepare_locked(data: Path, plan: Plan, workers: int, share: Share) -> None:
     """Make this node's units, and with the last of all nodes' units the manifest."""
-    job = Job(data, plan.tokenizer_path, plan.tokenizer, plan.heldout)
+    job = plan.job(data)
     units = plan.all_units()
     mine = share.of(units)
     pending = [unit for unit in mine if not finished(job, unit)]
@@ -262,7 +266,7 @@ def _prepare_locked(data: Path, plan: Plan, workers: int, share: Share) -> None:
         if current is None or current.describe() != plan.describe():
             raise UserError(f"{data / PLAN}: was replaced while this run was at work; start the same prepare again")
         _remove_strays(data, plan, units)
-        write_manifest(data, _manifest(plan, receipts))
+        write_manifest(data, manifest(plan, receipts, say))
     say(f"{data}: complete ({_summary(data)})")
 
 
@@ -292,88 +296,6 @@ def _remove_strays(data: Path, plan: Plan, units: list[Unit]) -> None:
             strays = (path for path in folder.glob("[0-9]*-[0-9]*.*") if path.name.split(".")[0] not in stems[name])
             for path in (*strays, *folder.glob(".*.tmp")):
                 path.unlink(missing_ok=True)
-
-
-def _manifest(plan: Plan, receipts: dict[Unit, dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """The manifest's content, from the receipts. Raises UserError if no document is left of a source."""
-    described = plan.describe()
-    manifest: dict[str, Any] = {"tokenizer": described["tokenizer"], "settings": described["settings"]}
-    manifest |= {"sources": {}, HELDOUT: {}}
-    for name, source in described["sources"].items():
-        mine = [(unit, receipt) for unit, receipt in receipts.items() if unit.source == name]
-        whole, part = plan.sources[name].bytes, sum(unit.size for unit, _ in mine)
-        entry = source | _totals([receipt["train"] for _, receipt in mine], whole, part)
-        for key in ("dropped", "repairs"):
-            entry[key] = _added([receipt["train"][key] for _, receipt in mine])
-        if empty := _empty_files(mine):
-            entry["dropped"]["empty_file"] = len(empty)
-            say(f"warning: source {name}: {len(empty)} files are empty: {', '.join(empty[:3])}")
-        _warn_of_mended(plan.sources[name], mine)
-        if not entry["documents"]:
-            raise UserError(f"source {name}: no document was left of its {len(source['files'])} files{_why(entry)}")
-        manifest["sources"][name] = entry
-        if plan.heldout:
-            manifest[HELDOUT][name] = _totals([receipt["heldout"] for _, receipt in mine], whole, part)
-    if plan.heldout and not any(entry["documents"] for entry in manifest[HELDOUT].values()):
-        say(f"warning: --heldout {plan.heldout:g} set no document aside; training will have no held-out loss")
-    return manifest
-
-
-def _added(counts: list[dict[str, int]]) -> dict[str, int]:
-    """The sum of counts by name."""
-    total: Counter[str] = Counter()
-    for more in counts:
-        total += Counter(more)
-    return dict(total)
-
-
-def _totals(receipts: list[dict[str, Any]], whole: int, part: int) -> dict[str, Any]:
-    """Sums over shards; ``size``: the tokens of all ``whole`` bytes of the source, estimated from those of ``part``."""
-    rows = [receipt["shard"] for receipt in receipts]
-    tokens = sum(row["tokens"] for row in rows)
-    return {
-        "documents": sum(row["documents"] for row in rows),
-        "tokens": tokens,
-        "size": tokens if part == whole else tokens * whole // max(part, 1),
-        "unknown": sum(receipt["unknown"] for receipt in receipts),
-        "shards": rows,
-    }
-
-
-def _empty_files(mine: list[tuple[Unit, dict[str, dict[str, Any]]]]) -> list[str]:
-    """The names of the files in which no document was found, not even one to drop."""
-    read: Counter[InputFile] = Counter()
-    for unit, receipt in mine:
-        for part, documents in zip(unit.parts, receipt["train"]["read"], strict=True):
-            read[part.file] += documents
-    return [file.name for file, documents in read.items() if not documents]
-
-
-def _warn_of_mended(source: ResolvedSource, mine: list[tuple[Unit, dict[str, dict[str, Any]]]]) -> None:
-    """Warn of a source of whose characters a thousandth or more stands for bytes that are not UTF-8."""
-    characters, invalid = 0, Counter[InputFile]()
-    for unit, receipt in mine:
-        characters += sum(receipt["train"].get("characters", []))
-        # An earlier version's receipt has neither count.
-        for part, count in zip(unit.parts, receipt["train"].get("invalid", []), strict=False):
-            invalid[part.file] += count
-    if (mended := invalid.total()) * 1000 < max(characters, 1):
-        return
-    [(worst, _)] = invalid.most_common(1)
-    try:
-        raws = (raw for _, raw in open_format(source.format, source.field).split(worst.local()))
-        remedy = f"most are in {worst.name}: {advice(raws)}"
-    except UserError:  # the file is gone or changed; the corpus is whole all the same
-        remedy = f"most are in {worst.name}: convert it to UTF-8 with iconv, and prepare into a new folder"
-    say(
-        f"warning: source {source.name}: {mended / characters:.1%} of its characters were not UTF-8 and are lost; {remedy}"
-    )
-
-
-def _why(entry: dict[str, Any]) -> str:
-    """What is known of why no document was left."""
-    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(entry["dropped"].items()))
-    return f" (dropped: {dropped}); check its files and format" if dropped else "; check its files and format"
 
 
 def _summary(data: Path) -> str:

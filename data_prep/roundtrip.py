@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.cli import UserError
+from data_prep.counts import left_out_of
 from data_prep.encode import Encoder, load_encoder
+from data_prep.files import read_json
+from data_prep.formats.by_name import CLEANUPS
+from data_prep.guard import NOTHING, LeftOut
 from data_prep.inputs import InputFile, describe_file
 from data_prep.plan import INPUTS, Plan, places_known, read_plan
 from data_prep.shards import SIDES, Corpus, Shard, open_corpus, shard_folder
@@ -31,6 +35,12 @@ def roundtrip(data: Path, count: int) -> tuple[int, list[str]]:
     encoder = load_encoder(plan.tokenizer_path)
     if encoder.fingerprint() != corpus.tokenizer:
         raise UserError(f"{plan.tokenizer_path}: is no longer the tokenizer of {data}; put the previous one back")
+    for form in sorted({source.format for source in plan.sources.values()}):
+        if (was := plan.cleanup(form)) != (now := CLEANUPS.get(form, 1)):
+            raise UserError(
+                f"{data}: was prepared by version {was} of the clean-up of {form}, and this program has {now}, which gives "
+                "other texts; verify without --roundtrip, or prepare with --refresh"
+            )
     shards = _Shards(corpus)
     findings, compared = [], 0
     for unit, number in _drawn(plan.all_units(), shards, count, corpus):
@@ -69,17 +79,24 @@ class _Shards:
     def documents(self, unit: Unit) -> int:
         return sum(shard.documents for side in SIDES if (shard := self.of(unit, side)))
 
+    def left_out(self, unit: Unit) -> LeftOut:
+        """The documents that were dropped unread, as the unit's receipt says; none if it is missing."""
+        try:
+            return left_out_of(read_json(shard_folder(self._data, unit.source, "train") / f"{unit.stem}.json"))
+        except FileNotFoundError:
+            return NOTHING
+
 
 def _unit_findings(corpus: Corpus, plan: Plan, unit: Unit, number: int, shards: _Shards, encoder: Encoder) -> list[str]:
     """Findings in ``number`` documents of a unit, drawn at random."""
-    for part in unit.parts:
-        if changed := _changed(part.file):
+    for file in (*(part.file for part in unit.parts), *filter(None, [unit.templates])):
+        if changed := _changed(file):
             return [changed]
     there = shards.documents(unit)
     wanted = {*random.Random(f"{corpus.id} {unit.source} {unit.stem}").sample(range(there), number)}
     read = dict.fromkeys(SIDES, 0)
     try:
-        for _, document in UnitReader().documents(unit):
+        for _, document in UnitReader().documents(unit, shards.left_out(unit)):
             compare = sum(read.values()) in wanted
             if document.dropped or not len(ids := _ids(encoder, document.text, compare)):
                 continue

@@ -1,6 +1,7 @@
 """``stats``: the content of a prepared corpus, as lines of text."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -8,11 +9,12 @@ from data_prep.cli import aligned
 from data_prep.plan import shares_of
 from data_prep.shards import SIDES, Corpus, Source, open_corpus
 
+_TEMPLATES = 20  # shown of each source
 _BINS = (0, 32, 128, 512, 2048, 8192)  # tokens
 
 
 def stats_lines(data: Path, alpha: float = 1.0) -> list[str]:
-    """A table row for each source and side, then document lengths, drops and repairs. Raises UserError as open_corpus.
+    """A table row for each source and side, then document lengths, drops, repairs, templates. Raises UserError as open_corpus.
 
     "read at" is the share of a training run's samples at ``alpha``, in proportion to (tokens of the whole source) ** alpha.
     """
@@ -21,9 +23,31 @@ def stats_lines(data: Path, alpha: float = 1.0) -> list[str]:
     lines = [f"{data}: corpus {corpus.id[:12]}, {vocabulary}", *_table(corpus, alpha)]
     for name, source in corpus.sources.items():
         lines += ["", f"{name}, train:", *_length_lines(source)]
+        entry = corpus.manifest["sources"][name]
         for key in ("dropped", "repairs"):
-            counts = corpus.manifest["sources"][name][key]
-            lines.append(f"  {key}: {', '.join(f'{count:,} {reason}' for reason, count in counts.items()) or 'none'}")
+            counts = ", ".join(f"{count:,} {reason}" for reason, count in entry[key].items())
+            lines.append(f"  {key}: {counts or 'none'}")
+        lines += _template_lines(entry)
+    return lines
+
+
+def _template_lines(entry: dict[str, Any]) -> list[str]:
+    """Which templates without a text stood next to words; nothing for a source whose words are not counted."""
+    if not (words := entry.get("words")):  # an earlier version's manifest has none
+        return []
+    names, others = entry["beside"], entry["beside_others"]
+    total = sum(count for _, count in names) + others
+    if not total:
+        return [f"  templates: none of {words:,} words stood next to one without a text"]
+    shown = [f"{{{{{name}}}}} {count:,}" for name, count in names[:_TEMPLATES]]
+    if rest := total - sum(count for _, count in names[:_TEMPLATES]):
+        shown.append(f"others {rest:,}")
+    rate = total / words * 1000
+    lines = [f"  templates: {rate:.1f} of 1,000 words stood next to a template without a text: {', '.join(shown)}"]
+    if entry["dropped"].get("template") and "templates" not in entry:
+        lines.append(
+            "  its dumps define templates: `prep templates DUMP …` makes a table of them for `prep prepare --templates`"
+        )
     return lines
 
 

@@ -43,7 +43,7 @@ def status_lines(data: Path) -> Iterator[str]:
 
     at_work, now = holders(data), time.time()
     since = max(now - _RECENT, min((begun for _, _, begun in at_work), default=now))
-    job = Job(data, plan.tokenizer_path, plan.tokenizer, plan.heldout)
+    job = plan.job(data)
     total, recent = _Progress(), 0
     sources: dict[str, _Progress] = {}
     for unit in plan.all_units():

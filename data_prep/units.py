@@ -6,8 +6,7 @@ receipts are there and its arrays are whole.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from data_prep.cli import UserError, some
+from data_prep.counts import Counts
 from data_prep.encode import Encoder
 from data_prep.files import read_json, sealed
-from data_prep.formats.by_name import open_format
+from data_prep.formats.by_name import CLEANUPS, open_format
 from data_prep.formats.readers import PIECE, Document, Format
+from data_prep.guard import NOTHING, SECONDS, Guard, LeftOut
 from data_prep.inputs import InputFile
 from data_prep.shards import ENDS_DTYPE, VERSION, ShardWriter, array_problem, receipt_path, shard_folder, token_dtype
 
@@ -50,13 +51,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Unit:
-    """One part of a large file, or the whole of several small ones; ``stem`` names its shard."""
+    """One part of a large file, or the whole of several small ones; ``stem`` names its shard.
+
+    ``templates``: a table of the words of templates, for its format.
+    """
 
     source: str
     format: str
     field: str | None
     stem: str
     parts: tuple[Part, ...]
+    templates: InputFile | None = None
+
+    def open(self) -> Format:
+        """Its format. Raises UserError if the table of templates was written to since it was read."""
+        table = self.templates.local() if self.templates else None
+        return open_format(self.format, self.field, table)
 
     @property
     def size(self) -> int:
@@ -69,12 +79,17 @@ class Unit:
 
 @dataclass(frozen=True)
 class Job:
-    """Settings common to all units of a corpus. ``tokenizer``: the fingerprint; ``heldout``: share of documents."""
+    """Settings common to all units of a corpus. ``tokenizer``: the fingerprint; ``heldout``: share of documents.
+
+    ``cleanups``: by format the version of its clean-up, 1 if not named; ``seconds`` of CPU time may a document take.
+    """
 
     data: Path
     tokenizer_path: Path
     tokenizer: dict[str, Any]
     heldout: float
+    cleanups: Mapping[str, int] = field(default_factory=lambda: CLEANUPS)
+    seconds: float = SECONDS
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -114,9 +129,13 @@ def cut(source: str, form: str, field: str | None, files: Sequence[InputFile], u
 
 
 class UnitReader:
-    """Reads units one after another. The last file stays open: its next unit continues where this one ended."""
+    """Reads units one after another. The last file stays open: its next unit continues where this one ended.
 
-    def __init__(self) -> None:
+    A worker's has a ``guard``, which cleans the documents of those formats that need one.
+    """
+
+    def __init__(self, guard: Guard | None = None) -> None:
+        self._guard = guard
         self._open: FileReader | None = None
         self._before = 0  # bytes of the parts that are done
 
@@ -125,21 +144,28 @@ class UnitReader:
         """Bytes of the unit's files that have been read."""
         return self._before + (self._open.done if self._open else 0)
 
-    def documents(self, unit: Unit) -> Iterator[tuple[int, Document]]:
-        """Yield (number of the part, cleaned document) for all of a unit. Raises UserError for a fault of its files."""
+    def documents(self, unit: Unit, left_out: LeftOut = NOTHING) -> Iterator[tuple[int, Document]]:
+        """Yield (number of the part, cleaned document) for all of a unit. Raises UserError for a fault of its files.
+
+        Those ``left_out`` are dropped without a look at them.
+        """
         self._before = 0
         for number, part in enumerate(unit.parts):
             if self._open is None or not self._open.reaches(part):
-                self._open = FileReader(open_format(unit.format, unit.field), part)
-            yield from ((number, document) for document in self._open.documents(part))
+                self._open = FileReader(unit.open(), part, self._guard)
+            yield from ((number, document) for document in self._open.documents(part, number, left_out))
             self._before, self._open.done = self._before + part.size, 0
 
 
 class FileReader:
-    """A file, read from some piece to its end, part after part; what is between the parts is skipped."""
+    """A file, read from some piece to its end, part after part; what is between the parts is skipped.
 
-    def __init__(self, form: Format, part: Part):
+    A ``guard`` cleans the documents, if the format needs one.
+    """
+
+    def __init__(self, form: Format, part: Part, guard: Guard | None = None):
         self._format, self._file = form, part.file
+        self._guard = guard if form.guarded else None
         self._raw = form.split(part.file.local(), part.begin)
         self._next = next(self._raw, None)
         self._at = part.begin  # earlier pieces have been read
@@ -154,13 +180,20 @@ class FileReader:
         """The byte at which the piece of the next document begins; the file's size if there is none."""
         return self._file.bytes if self._next is None else self._next[0] * PIECE
 
-    def documents(self, part: Part) -> Iterator[Document]:
-        """The cleaned documents of a part that is not yet read."""
+    def documents(self, part: Part, number: int = 0, left_out: LeftOut = NOTHING) -> Iterator[Document]:
+        """The cleaned documents of a part that is not yet read, the part of that ``number``, but for those ``left_out``."""
+        clean, guard, index = self._format.clean, self._guard, 0
         while self._next is not None and self._next[0] < part.end:
             piece, raw = self._next
             self.done = max(0, min(self.reached - part.span[0], part.size))
             if piece >= part.begin:
-                yield self._format.clean(raw)
+                if left_out and (reason := left_out.get((number, index))):
+                    yield Document(dropped=reason)
+                elif guard:
+                    yield guard.clean(clean, raw, number, index)
+                else:
+                    yield clean(raw)
+                index += 1
             self._next = next(self._raw, None)
         self._at = part.end
 
@@ -189,26 +222,22 @@ class _Side:
         self._writer.discard()
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """Counts of a receipt: of each part documents ``read``, the ``characters`` of those kept, and how many of these stand
-    for ``invalid`` bytes; by reason documents dropped and what was repaired.
+def prepare_unit(
+    job: Job,
+    unit: Unit,
+    reader: UnitReader,
+    encoder: Encoder,
+    report: Callable[[int], Any],
+    left_out: LeftOut = NOTHING,
+) -> None:
+    """Read, clean, encode and write one unit, but for documents ``left_out``.
+
+    ``report`` is called with each batch's number of tokens.
     """
-
-    read: list[int]
-    characters: list[int]
-    invalid: list[int]
-    dropped: Counter[str] = field(default_factory=Counter)
-    repairs: Counter[str] = field(default_factory=Counter)
-
-
-def prepare_unit(job: Job, unit: Unit, reader: UnitReader, encoder: Encoder, report: Callable[[int], Any]) -> None:
-    """Read, clean, encode and write one unit. ``report`` is called with each batch's number of tokens."""
     sides = {side: _Side(job, unit, side, encoder) for side in job.sides}
-    parts = len(unit.parts)
-    counts = _Counts([0] * parts, [0] * parts, [0] * parts)
+    counts = Counts(len(unit.parts))
     try:
-        for texts in _batches(reader.documents(unit), counts):
+        for texts in _batches(reader.documents(unit, left_out), counts):
             parted: dict[str, list[np.ndarray]] = {side: [] for side in sides}
             for text, ids in zip(texts, encoder.encode_batch(texts), strict=True):
                 if len(ids):
@@ -222,7 +251,7 @@ def prepare_unit(job: Job, unit: Unit, reader: UnitReader, encoder: Encoder, rep
         for part in unit.parts:
             part.file.local()  # raises if it was written to in the meantime
         for side in sides.values():
-            side.finish(identity(job, unit) | vars(counts))
+            side.finish(identity(job, unit) | counts.receipt(left_out))
     finally:
         for side in sides.values():
             side.discard()
@@ -236,14 +265,21 @@ def side_of(text: str, heldout: float) -> str:
 
 def identity(job: Job, unit: Unit) -> dict[str, Any]:
     """The part of a receipt by which its shard is this unit's."""
-    return {
-        "version": VERSION,
-        "format": unit.format,
-        "field": unit.field,
-        "input": [part.file.entry | {"span": list(part.span)} for part in unit.parts],
-        "heldout_share": job.heldout,
-        "tokenizer": job.tokenizer["sha256"],
-    }
+    version = job.cleanups.get(unit.format, 1)
+    cleanup = {} if version == 1 else {"cleanup": version}  # so receipts of the first are what they were
+    table = {"templates": unit.templates.sha256} if unit.templates else {}
+    return (
+        cleanup
+        | table
+        | {
+            "version": VERSION,
+            "format": unit.format,
+            "field": unit.field,
+            "input": [part.file.entry | {"span": list(part.span)} for part in unit.parts],
+            "heldout_share": job.heldout,
+            "tokenizer": job.tokenizer["sha256"],
+        }
+    )
 
 
 def finished(job: Job, unit: Unit) -> dict[str, dict[str, Any]] | None:
@@ -260,6 +296,8 @@ def finished(job: Job, unit: Unit) -> dict[str, dict[str, Any]] | None:
             return None
         if sealed(receipt) != receipt or not wanted.items() <= receipt.items():
             return None
+        if any(wanted.get(key) != receipt.get(key) for key in ("cleanup", "templates")):  # not every identity has them
+            return None
         row, dtype = receipt["shard"], token_dtype(job.tokenizer["vocab_size"])
         if array_problem(tokens, dtype, row["tokens"]) or array_problem(docs, ENDS_DTYPE, row["documents"]):
             return None
@@ -267,17 +305,13 @@ def finished(job: Job, unit: Unit) -> dict[str, dict[str, Any]] | None:
     return receipts
 
 
-def _batches(documents: Iterable[tuple[int, Document]], counts: _Counts) -> Iterator[list[str]]:
-    """The texts in order, in batches of about 2^18 characters; what is read, dropped and repaired is counted."""
+def _batches(documents: Iterable[tuple[int, Document]], counts: Counts) -> Iterator[list[str]]:
+    """The texts in order, in batches of about 2^18 characters; every document is counted."""
     texts, characters = [], 0
     for part, document in documents:
-        counts.read[part] += 1
-        counts.repairs.update(document.repairs)
+        counts.add(part, document)
         if document.dropped:
-            counts.dropped[document.dropped] += 1
             continue
-        counts.characters[part] += len(document.text)
-        counts.invalid[part] += document.repairs["invalid_utf8"]
         texts.append(document.text)
         characters += len(document.text)
         if characters >= _BATCH:

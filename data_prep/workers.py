@@ -1,23 +1,22 @@
 """Worker processes: units are handed out one at a time, a dead worker is replaced, and nobody outlives the parent."""
 
 import errno
-import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 
 from tqdm import tqdm
 
+from data_prep.children import Child, start
 from data_prep.cli import UserError
-from data_prep.encode import Encoder, load_encoder
+from data_prep.deaths import Death, Deaths
+from data_prep.encode import load_encoder
 from data_prep.forecast import duration
+from data_prep.guard import Guard, Place
 from data_prep.inputs import InputFile
 from data_prep.processes import die_with_parent
 from data_prep.units import Job, Unit, UnitReader, prepare_unit
@@ -28,34 +27,32 @@ _LINE_SECONDS = 5.0  # between progress lines where there is no terminal
 def run_units(job: Job, units: list[Unit], workers: int, progress: "Progress") -> None:
     """Prepare every unit that can be. A unit whose worker dies is tried once more, a damaged file is read to the damage.
 
+    A document that crashes workers, or takes longer than a document may, is left out of its unit.
     Raises UserError when all others are done, naming the units that could not be made; OSError at once if the disk is full.
     """
-    pending = Pending(units)
-    crashes: Counter[Unit] = Counter()
+    pending, deaths = Pending(units), Deaths(job.seconds)
     faults: list[str] = []
     pool: list[_Worker] = []
     try:
         while pending or any(worker.unit for worker in pool):
             while pending and sum(worker.unit is not None for worker in pool) < workers:
-                _hand_out(job, pending, pool)
+                _hand_out(job, pending, pool, deaths)
             for worker, unit in _with_a_message(pool):
                 match _listen(worker, unit, progress):
                     case UserError() as fault:
                         worker.unit = None
                         faults.append(f"{fault} ({_skipped(unit, pending)})")
                         progress.say(f"{faults[-1]}; continuing with the others")
-                    case _Death(cause):
+                    case Death() as death:
                         pool.remove(worker)
-                        crashes[unit] += 1
-                        again = crashes[unit] == 1
-                        progress.say(f"a worker {cause} on {unit}; {'trying again' if again else 'given up'}")
+                        again, line = deaths.judge(unit, death)
+                        progress.say(line)
                         if again:
                             pending.put_back(unit)
     finally:
         for worker in pool:
-            worker.process.kill()
-            worker.process.join()
-    _raise_for(faults, [str(unit) for unit, times in crashes.items() if times > 1])
+            worker.child.kill()
+    _raise_for(faults, deaths.given_up)
 
 
 def _raise_for(faults: list[str], lost: list[str]) -> None:
@@ -166,68 +163,40 @@ class Progress:
 class _Worker:
     """A worker process as its parent sees it; ``size`` and ``tokens`` are those it has reported for its unit."""
 
-    process: BaseProcess
-    connection: Connection
+    child: Child
     unit: Unit | None = None
     last: Unit | None = None
     size: int = 0
     tokens: int = 0
 
 
-@dataclass(frozen=True)
-class _Death:
-    """How a worker ended."""
-
-    cause: str
-
-
-def _hand_out(job: Job, pending: Pending, pool: list[_Worker]) -> None:
+def _hand_out(job: Job, pending: Pending, pool: list[_Worker], deaths: Deaths) -> None:
     """Give one unit to an idle worker, or to a new one."""
     worker = next((worker for worker in pool if not worker.unit), None)
     if worker is None:
-        worker = _start(job, pool)
+        start(_work, (job,), lambda child: pool.append(_Worker(child)))
+        worker = pool[-1]
     unit = pending.take(worker.last, [other.unit for other in pool if other.unit])
     worker.unit = worker.last = unit
     worker.size = worker.tokens = 0
     with suppress(BrokenPipeError):  # it died idle, which is noticed when its connection is read
-        worker.connection.send(unit)
+        worker.child.connection.send((unit, deaths.left_out(unit)))
 
 
 def _with_a_message(pool: list[_Worker]) -> list[tuple[_Worker, Unit]]:
     """The busy workers that have sent something, or have died, with their units; waits until there is one."""
     busy = [(worker, worker.unit) for worker in pool if worker.unit]
-    ready = wait([worker.connection for worker, _ in busy])
-    return [(worker, unit) for worker, unit in busy if worker.connection in ready]
+    ready = wait([worker.child.connection for worker, _ in busy])
+    return [(worker, unit) for worker, unit in busy if worker.child.connection in ready]
 
 
-def _start(job: Job, pool: list[_Worker]) -> _Worker:
-    """Start a worker, which is in ``pool`` before a Ctrl-C takes effect."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, os.getpid(), job), daemon=True)
-    resource_tracker.ensure_running()  # or start() would start it, which unblocks the signal
-    received: list[bool] = []  # by whatever thread the system gave it to: a blocked one is passed over
-    before = signal.signal(signal.SIGINT, lambda *_: received.append(True))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: only the parent handles Ctrl-C
-    try:
-        process.start()
-        theirs.close()
-        pool.append(_Worker(process, ours))
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, before)
-    if received:
-        signal.raise_signal(signal.SIGINT)
-    return pool[-1]
-
-
-def _listen(worker: _Worker, unit: Unit, progress: Progress) -> "_Death | UserError | None":
+def _listen(worker: _Worker, unit: Unit, progress: Progress) -> Death | UserError | None:
     """Receive a message: a fault of the unit's file, the worker's death, or None. Raises OSError if the disk is full."""
     try:
-        message = worker.connection.recv()
+        message = worker.child.connection.recv()
     except (EOFError, OSError):
         progress.add(-worker.size, -worker.tokens)
-        return _Death(_cause(worker.process))
+        return worker.child.death()
     if isinstance(message, UserError):
         progress.add(-worker.size, -worker.tokens)
         return message
@@ -242,28 +211,24 @@ def _listen(worker: _Worker, unit: Unit, progress: Progress) -> "_Death | UserEr
     return None
 
 
-def _cause(process: BaseProcess) -> str:
-    """The end of a worker in words."""
-    process.join()
-    code = process.exitcode
-    assert code is not None  # it was waited for
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+def _work(connection: Connection, parent: int, place: Place, job: Job) -> None:
+    """Run a worker: it receives units, with the documents to leave out of them.
 
-
-def _work(connection: Connection, parent: int, job: Job) -> None:
-    """Run a worker: it receives units; it sends (bytes, tokens) while it works on one, at its end None or its fault."""
+    It sends (bytes, tokens) while it works on one, at its end None or its fault.
+    """
     die_with_parent(parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    reader, encoder = UnitReader(), None
+    guard = Guard(place, job.seconds)
+    reader, encoder = UnitReader(guard), None
     try:
         while True:
-            unit: Unit = connection.recv()
+            unit, left_out = connection.recv()
             encoder = encoder or load_encoder(job.tokenizer_path)
             try:
-                _prepare(connection, parent, job, unit, reader, encoder)
+                prepare_unit(job, unit, reader, encoder, _Report(connection, parent, reader), left_out)
                 connection.send(None)
             except UserError as fault:
-                reader = UnitReader()
+                reader = UnitReader(guard)
                 connection.send(fault)
             except BrokenPipeError:
                 raise
@@ -271,22 +236,23 @@ def _work(connection: Connection, parent: int, job: Job) -> None:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     connection.send(error)
                     return
-                reader = UnitReader()
+                reader = UnitReader(guard)
                 connection.send(UserError(f"{error.filename or unit}: {error.strerror}"))
     except (EOFError, BrokenPipeError):
         return  # the parent has died
 
 
-def _prepare(connection: Connection, parent: int, job: Job, unit: Unit, reader: UnitReader, encoder: Encoder) -> None:
-    """Prepare one unit, sending its progress."""
-    reported = 0
+class _Report:
+    """Sends the progress of one unit."""
 
-    def report(tokens: int) -> None:
-        nonlocal reported
-        if os.getppid() != parent:  # where there is no parent-death signal
+    def __init__(self, connection: Connection, parent: int, reader: UnitReader):
+        self._connection, self._parent, self._reader = connection, parent, reader
+        self._reported = 0  # bytes
+
+    def __call__(self, tokens: int) -> None:
+        """Send the bytes read since the last call, and these tokens. Raises EOFError if the parent has died."""
+        if os.getppid() != self._parent:  # where there is no parent-death signal
             raise EOFError
-        size = max(reader.done, reported) - reported
-        reported += size
-        connection.send((size, tokens))
-
-    prepare_unit(job, unit, reader, encoder, report)
+        size = max(self._reader.done, self._reported) - self._reported
+        self._reported += size
+        self._connection.send((size, tokens))

@@ -53,6 +53,9 @@ _AFTER_BOOK = re.compile(  # lines that stand between a book and small print tha
     re.IGNORECASE,
 )
 _END_MARK = re.compile(_END)
+_BEFORE_MARK = (
+    b" \t*\xef\xbb\xbf"  # what may stand before a mark on its line; a sentence that quotes one has words there
+)
 _LONGEST_HEADER = 1 << 14  # bytes before the small print in it
 _LONGEST_SMALL_PRINT = 1 << 15
 
@@ -123,10 +126,18 @@ def _split_to_licence(
 
 def _header_end(header: re.Pattern[bytes], text: bytes) -> int:
     """The offset at which the text's first book begins, or 0. Some headers have two marks."""
-    licence = _LICENCE.search(text, 0, _EDGE)
-    found = header.finditer(text, 0, licence.start() if licence else _EDGE)
+    licence = next(_marks(_LICENCE, text, 0, _EDGE), None)
+    found = _marks(header, text, 0, licence.start() if licence else _EDGE)
     marks = [mark.end() for mark in found if not _follows_book(text, mark)]
     return marks[-1] if marks else 0
+
+
+def _marks(pattern: re.Pattern[bytes], text: bytes, begin: int, end: int) -> Iterator[re.Match[bytes]]:
+    """What the pattern finds between these offsets at the beginning of a line."""
+    for mark in pattern.finditer(text, begin, end):
+        before = text[max(0, mark.start() - 80) : mark.start()].replace(b"\r", b"\n")
+        if not before[before.rfind(b"\n") + 1 :].strip(_BEFORE_MARK):
+            yield mark
 
 
 def _follows_book(text: bytes, mark: re.Match[bytes]) -> bool:
@@ -146,7 +157,7 @@ def _book_end(text: bytes) -> tuple[int, int, bool]:
     Last, whether the licence goes on after its mark. The mark of the oldest books is an ordinary line, which counts only
     near the file's end, or before small print.
     """
-    licence = _LICENCE.search(text)
+    licence = next(_marks(_LICENCE, text, 0, len(text)), None)
     if small := _small_print(text, licence.start() if licence else len(text)):
         return *small, False
     if licence:
@@ -160,7 +171,7 @@ def _book_end(text: bytes) -> tuple[int, int, bool]:
 
 def _small_print(text: bytes, limit: int) -> tuple[int, int] | None:
     """The ends of a book whose small print stands after it, before ``limit``, and of the small print; None without it."""
-    last = _ENDS_SMALL_PRINT.search(text, 0, limit)
+    last = next(_marks(_ENDS_SMALL_PRINT, text, 0, limit), None)
     if last is None:
         return None
     earliest = max(0, last.start() - _LONGEST_SMALL_PRINT)
@@ -180,4 +191,4 @@ def clean_book(raw: tuple[bytes, Mapping[str, int]]) -> Document:
     return Document(text, "" if text else "empty", document.repairs + found)
 
 
-BOOKS = Format(split_book, clean_book)
+BOOKS = Format(split_book, clean_book, guarded=True)

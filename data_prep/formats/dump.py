@@ -1,174 +1,368 @@
-"""Pages out of a MediaWiki export (XML), plain or packed, from its start or from any place of it."""
+"""Pages out of a MediaWiki export (XML), plain or packed, from its start or from any place of it.
 
-import bz2
+A page is found by its tags alone, in the unpacked bytes, so that a bad place costs no page but its own; its XML is parsed
+by the worker that keeps it (``page``).
+"""
+
+import codecs
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from html import unescape
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 from xml.parsers import expat
 
 from data_prep.cli import UserError
-from data_prep.formats.readers import PIECE, Pieces, unpack
+from data_prep.formats.readers import PIECE, BreaksOff, Pieces, unpack
+from data_prep.formats.streams import BEGINS_PAGE, page_stream
+from data_prep.formats.wiki_names import CANONICAL_NAMES, MEDIA_NAMES, WIKIPEDIA_NAMES
 
 LONGEST_PAGE = 1 << 21  # bytes of wikitext
 
-_MEDIA_NAMESPACES = {"-2", "6", "14"}  # Media, File, Category
-MEDIA_NAMES = {"media", "file", "image", "category"}  # understood by every wiki next to its own names
-_STREAM_HEAD = re.compile(rb"BZh[1-9]1AY&SY")
-_LOOK_BACK = 1 << 24  # bytes searched for the head of a bz2 stream; the streams of real dumps have about 1 MB
+_MEDIA_NAMESPACES = (-2, 6, 14)  # Media, File, Category
+_HEAD = 1 << 16  # bytes within which a dump shows its root; also what is kept of the start of a page that is too long
+_LONGEST_INFO = 1 << 20  # bytes of a <siteinfo>
+_LOOK_AHEAD = 256  # bytes after a tag by which it is known what it is
+_TAG = re.compile(
+    rb"<(?:(?P<page_end>/page\s{0,9}>)|(?P<page>page(?=[\s>]))|(?P<revision>revision(?=[\s>]))|(?P<end>/mediawiki\s{0,9}>)|"
+    rb"(?P<mediawiki>mediawiki(?=[\s>]))|(?P<siteinfo>siteinfo(?=[\s>]))|(?P<doctype>!DOCTYPE)|(?P<declaration>\?xml(?=\s)))"
+)
+_ROOT = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml\s[^<>]*>\s*)?<mediawiki(?:\s[^<>]*)?>")
+_TAG_END = re.compile(rb">")
+_INFO_END = re.compile(rb"</siteinfo\s{0,9}>|(?=<(?:page|siteinfo|mediawiki)[\s>])")
+_TITLE = re.compile(rb"<title>([^<]*)")
+_ENCODING = re.compile(rb"<\?xml\s[^<>]{0,99}?encoding\s{0,9}=\s{0,9}[\"']([\w.:-]+)[\"']")
+_WIDE = (  # the first bytes of encodings of which a character takes two bytes or four
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (b"<\0\0\0", "utf-32-le"),
+    (b"<\0", "utf-16-le"),
+    (b"\0<", "utf-16-be"),
+)
+_WIDE_NAME = re.compile("utf[-_]?(?:16|32)|(?:iso-10646-)?ucs", re.I)
+_ASCII = bytes(range(128)) + b"\x1b$B00\x1b(B"  # and what would change to another character set
 
 
 @dataclass(frozen=True)
-class Page:
-    """A page of a dump. ``media_names``: the lower-case names of the Media, File and Category namespaces.
+class Site:
+    """What a dump says about its wiki: the ``language`` code, and the name of each of its ``namespaces`` by number.
 
-    ``too_long``: its wikitext was above the 2 MiB of UTF-8 that MediaWiki allows, and is not kept.
+    ``media_names``: the lower-case names of the Media, File and Category namespaces, its own and those built in.
     """
 
-    namespace: str
-    redirect: bool
-    wikitext: str
-    too_long: bool
-    media_names: frozenset[str]
+    language: str = ""
+    namespaces: Mapping[int, str] = field(default_factory=dict, hash=False)
+    media_names: frozenset[str] = MEDIA_NAMES
+
+    @cached_property
+    def prefixes(self) -> frozenset[str]:
+        """The lower-case names of all namespaces but that of the articles."""
+        own = {name.lower().replace("_", " ") for name in self.namespaces.values()} - {""}
+        return CANONICAL_NAMES | self.media_names | (own or WIKIPEDIA_NAMES)
+
+    @cached_property
+    def template_names(self) -> frozenset[str]:
+        """The lower-case names of the Template namespace."""
+        return frozenset({"template", self.namespaces.get(10, "template").lower()})
 
 
-def split_dump(path: Path, begin: int = 0) -> Iterator[tuple[int, Page]]:
+class RawPage(NamedTuple):
+    """The ``data`` of a page from its <page> to its </page>: its head and its last revision, in this ``encoding``.
+
+    ``fault``: "torn" or "broken_xml" if its end is missing, "too_long" if the revision was not kept; else empty.
+    """
+
+    data: bytes
+    site: Site = Site()
+    encoding: str = "utf-8"
+    fault: str = ""
+
+    @property
+    def title(self) -> str:
+        """The title, for messages."""
+        found = _TITLE.search(self.data, 0, 999)
+        return unescape(found[1].decode(self.encoding, "replace")) if found else ""
+
+
+def split_dump(path: Path, begin: int = 0) -> Iterator[tuple[int, RawPage]]:
     """Yield (piece, page) for the pages of a dump; pages before piece ``begin`` may be skipped.
 
-    Raises UserError, with the offset in the unpacked file, if it is not well-formed XML, is not a MediaWiki export, or
-    declares a document type (entities are never expanded).
+    Where a dump or the packed data break off a page is "torn", empty if none had begun. Raises UserError if it is not a
+    MediaWiki export, or declares a document type (entities are never expanded).
     """
-    start = _page_stream(path, begin * PIECE) if begin else 0
-    head = _site_info(path) if start else b""
-    pieces, dump = Pieces(chain([(0, head)], unpack(path, start))), _Dump(path, start, len(head))
+    start = page_stream(path, begin * PIECE) if begin else 0
+    head = _head(path) if start else b""
+    unpacked = _Unpacked(path, start)
+    pieces, pages = Pieces(chain([(0, head)], unpacked.blocks())), _Pages(path)
     for block in pieces:
-        yield from ((pieces.piece_of(offset), page) for offset, page in dump.feed(block))
-    yield from ((pieces.piece_of(offset), page) for offset, page in dump.feed(b"", last=True))
+        if unpacked.broken and not pages.opened and not _ROOT.match(block):
+            break  # too little to tell what it is
+        yield from ((pieces.piece_of(offset), page) for offset, page in pages.feed(block))
+    if unpacked.broken and not pages.opened:
+        raise unpacked.broken
+    yield from ((pieces.piece_of(offset), page) for offset, page in pages.finish(torn=bool(unpacked.broken)))
 
 
-def _page_stream(path: Path, before: int) -> int:
-    """The last byte up to ``before`` at which a bz2 stream begins whose text begins with a page, or 0.
+class _Unpacked:
+    """The unpacked bytes of a file from byte ``start`` on, up to where it is ``broken`` off."""
 
-    Pages that begin in the pieces from ``before`` on are all in this stream and those that follow: an earlier stream is
-    unpacked to its end when its last byte is read.
-    """
-    low = max(0, before - _LOOK_BACK)
-    with path.open("rb") as file:
-        file.seek(low)
-        window = file.read(before - low + 9)  # 9: a head of 10 bytes may begin at ``before``
-        heads = [low + found.start() for found in _STREAM_HEAD.finditer(window)]
-        # Streams that were cut without regard to pages rarely begin with one: a few are tried, not all.
-        return next((head for head in heads[:-9:-1] if _begins_with_page(file, head)), 0)
+    def __init__(self, path: Path, start: int = 0):
+        self._path, self._start = path, start
+        self.broken: BreaksOff | None = None
 
-
-def _begins_with_page(file: BinaryIO, start: int) -> bool:
-    """Whether a bz2 stream at ``start`` unpacks to text that begins with a page."""
-    stream, text = bz2.BZ2Decompressor(), b""
-    file.seek(start)
-    try:
-        while not text and not stream.eof and (data := file.read(PIECE)):
-            text = stream.decompress(data, PIECE)
-    except OSError:  # not the head of a stream after all
-        return False
-    return text.lstrip().startswith(b"<page>")
+    def blocks(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (piece, block), in UTF-8 instead of UTF-16 and UTF-32."""
+        try:
+            blocks = unpack(self._path, self._start)
+            first = next(blocks, (0, b""))
+            wide = next((name for mark, name in _WIDE if first[1].startswith(mark)), None)
+            blocks = chain([first], blocks)
+            yield from _as_utf8(blocks, wide) if wide else blocks
+        except BreaksOff as error:
+            self.broken = error
 
 
-def _site_info(path: Path) -> bytes:
+def _as_utf8(blocks: Iterator[tuple[int, bytes]], encoding: str) -> Iterator[tuple[int, bytes]]:
+    """Transcode; what is invalid becomes a byte that is invalid in UTF-8 too."""
+    decoder = codecs.getincrementaldecoder(encoding)("data_prep.invalid")
+    yield 0, codecs.BOM_UTF8  # so that no declaration is believed
+    for piece, block in blocks:
+        yield piece, decoder.decode(block).encode("utf-8", "surrogateescape")
+    yield piece, decoder.decode(b"", final=True).encode("utf-8", "surrogateescape")
+
+
+def _invalid(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "\udcff", error.end
+
+
+codecs.register_error("data_prep.invalid", _invalid)
+
+
+def _head(path: Path) -> bytes:
     """The unpacked bytes before the first page."""
     head = b""
-    for _, block in unpack(path):
+    for _, block in _Unpacked(path).blocks():
         head += block
-        if (end := head.find(b"<page>")) >= 0:
+        if (end := head.find(b"<page")) >= 0:
             return head[:end]
     return head
 
 
-class _Dump:
-    """An expat parser that returns pages as they end. Holds one page and those that one block of bytes completes."""
+class _Pages:
+    """Finds pages in blocks of bytes. Holds the page that is not yet whole, and of that its head and one revision."""
 
-    def __init__(self, path: Path, start: int, head: int):
-        """``start``: the byte from which the file is unpacked, after a head of ``head`` bytes was fed; mostly both 0."""
+    def __init__(self, path: Path):
         self._path = path
-        self._start, self._head = start, head
-        self._pages: list[tuple[int, Page]] = []
-        self._media_names = set(MEDIA_NAMES)
-        self._root = ""
-        self._begin = 0  # offset of the current page
-        self._key = ""  # of the current <namespace>
-        self._fields: dict[str, str] = {}  # of the current page
-        self._text: list[str] | None = None  # of the current element, if it is wanted
-        self._size = 0  # bytes of that text as UTF-8
-        self._parser = expat.ParserCreate()
+        self._buffer, self._offset = b"", 0  # bytes that are not done with, and how many were before them
+        self._done = 0  # bytes of the buffer whose tags have been looked at
+        self._begin = -1  # offset of the page that has begun; -1 if none has
+        self._head = b""  # of that page, what is before its first revision
+        self._part = 0  # where in the buffer the page begins, or its last revision
+        self._stub, self._cut = b"", 0  # the start of that part, and how many bytes of it are no longer in the buffer
+        self._site, self._info = Site(), _Info()
+        self._encoding = self._declared = "utf-8"
+        self._found: list[tuple[int, RawPage]] = []
+        self.opened = False
+        self._closed = True
+
+    def feed(self, block: bytes, last: bool = False) -> list[tuple[int, RawPage]]:
+        """The pages that end in this block, each after its offset in all bytes that were fed."""
+        self._buffer += block
+        if not self.opened and self._buffer:
+            _check_root(self._path, self._buffer)
+            self.opened = True
+        end = len(self._buffer)
+        limit = end if last else max(end - _LOOK_AHEAD, self._done)
+        for tag in _TAG.finditer(self._buffer, self._done):
+            if tag.start() >= limit:
+                break
+            if not self._take(tag) and not last and end - tag.start() < _LONGEST_INFO:
+                limit = tag.start()  # wait for the rest of it
+                break
+
+        self._shorten(limit)
+        found, self._found = self._found, []
+        return found
+
+    def finish(self, torn: bool) -> list[tuple[int, RawPage]]:
+        """The pages after the last block. ``torn``: whether more was to come."""
+        if not self.opened:
+            _check_root(self._path, b"")
+        found = self.feed(b"", last=True)
+        end = len(self._buffer)
+        if self._begin >= 0:
+            self._close_page(end, "torn")
+        elif torn or not self._closed:
+            self._add_torn(end)
+        return found + self._found
+
+    def _take(self, tag: re.Match[bytes]) -> bool:
+        """Take a tag into account. False if more bytes are needed for that."""
+        match tag.lastgroup:
+            case "page_end" if self._begin >= 0:
+                self._close_page(tag.end())
+            case "page" if self._begin < 0 or BEGINS_PAGE.match(self._buffer, tag.start()):
+                if self._begin >= 0:
+                    self._close_page(tag.start(), "broken_xml")
+                self._begin, self._head, self._part = self._offset + tag.start(), b"", tag.start()
+                self._stub, self._cut = b"", 0
+            case "revision" if self._begin >= 0:
+                self._head = self._head or self._kept(tag.start())
+                self._part, self._stub, self._cut = tag.start(), b"", 0
+            case "end":
+                if self._begin >= 0:
+                    self._close_page(tag.start(), "broken_xml")
+                self._closed = True
+            case "mediawiki":
+                return self._open_dump(tag)
+            case "siteinfo" if self._begin < 0:
+                return self._read_info(tag.start(), _INFO_END)
+            case "declaration":
+                self._declared = _encoding(self._path, self._buffer, tag.start())
+            case "doctype" if self._begin < 0:
+                _reject_doctype(self._path, self._offset + tag.start())
+        return True
+
+    def _open_dump(self, tag: re.Match[bytes]) -> bool:
+        """Begin a dump, and end the one before it, if any."""
+        if self._begin >= 0:
+            self._close_page(tag.start(), "torn")
+        elif not self._closed:
+            self._add_torn(tag.start())
+        self._closed = True
+        self._info = _Info()
+        if not self._read_info(tag.start(), _TAG_END):
+            return False
+        self._closed, self._encoding, self._declared = False, self._declared, "utf-8"
+        return True
+
+    def _read_info(self, begin: int, end: re.Pattern[bytes]) -> bool:
+        """Read what is up to ``end`` about the wiki; False if that is not in the buffer."""
+        if not (found := end.search(self._buffer, begin + 1)):
+            return False
+        self._info.feed(self._buffer[begin : found.end()].decode(self._encoding, "replace"))
+        self._site = self._info.site()
+        return True
+
+    def _too_long(self, end: int) -> bool:
+        """Whether the part that ends at ``end`` in the buffer is not kept. XML writes <, > and " in four bytes or more."""
+        return self._cut + end - self._part > 2 * LONGEST_PAGE
+
+    def _kept(self, end: int) -> bytes:
+        """The part that ends at ``end`` in the buffer; only its start if it is too long."""
+        if self._too_long(end):
+            return self._stub or self._buffer[self._part : self._part + _HEAD]
+        return self._buffer[self._part : end]
+
+    def _close_page(self, end: int, fault: str = "") -> None:
+        if not fault and self._too_long(end):
+            fault = "too_long"
+        page = RawPage(self._head + self._kept(end), self._site, self._encoding, fault)
+        self._found.append((self._begin, page))
+        self._begin = -1
+
+    def _add_torn(self, end: int) -> None:
+        """A page without bytes, for whatever is missing at ``end`` in the buffer."""
+        self._found.append((max(self._offset + end - 1, 0), RawPage(b"", self._site, fault="torn")))
+
+    def _shorten(self, done: int) -> None:
+        """Drop from the buffer what is ``done`` with and not part of a page, or of one that is too long."""
+        kept = done
+        if self._begin >= 0:
+            if self._too_long(done):
+                self._stub = self._kept(done)
+                self._cut += done - self._part
+                self._part = done
+            kept = self._part
+        self._buffer, self._offset = self._buffer[kept:], self._offset + kept
+        self._done, self._part = done - kept, self._part - kept
+
+
+class _Info:
+    """An expat parser of the start of a dump, up to the end of its <siteinfo>."""
+
+    def __init__(self) -> None:
+        self._language, self._key = "", ""
+        self._namespaces: dict[int, str] = {}
+        self._parser = expat.ParserCreate("utf-8")
         self._parser.buffer_text = True
         self._parser.StartElementHandler = self._start_element
         self._parser.EndElementHandler = self._end_element
-        self._parser.CharacterDataHandler = self._characters
-        self._parser.StartDoctypeDeclHandler = self._reject_doctype
 
-    def feed(self, block: bytes, last: bool = False) -> list[tuple[int, Page]]:
-        """The pages that end in this block, each after its offset in all bytes that were fed."""
-        try:
-            self._parser.Parse(block, last)
-        except expat.ExpatError as error:
-            place = self._place(max(self._parser.ErrorByteIndex, 0))
-            if self._root:
-                raise UserError(f"{self._path}: not well-formed XML {place} ({error}); fetch the file again") from None
-            form = "jsonl" if block.lstrip().startswith(b"{") else "text"
-            what = f"not XML, so not a MediaWiki dump {place} ({error})"
-            raise UserError(f"{self._path}: {what}; if it should not be one, use format {form}") from None
-        pages, self._pages = self._pages, []
-        return pages
+    def feed(self, text: str) -> None:
+        with suppress(expat.ExpatError):  # what was read of it by then counts
+            self._parser.Parse(text)
 
-    def _place(self, offset: int) -> str:
-        if self._start:
-            return f"at byte {offset - self._head} of what unpacks from byte {self._start} of the file on"
-        return f"at byte {offset} of the unpacked file"
+    def site(self) -> Site:
+        own = {self._namespaces.get(key, "").lower() for key in _MEDIA_NAMESPACES} - {""}
+        return Site(self._language, dict(self._namespaces), MEDIA_NAMES | own)
 
     def _start_element(self, name: str, attributes: dict[str, str]) -> None:
-        if not self._root and name != "mediawiki":
-            raise UserError(f"{self._path}: XML with root <{name}>, but a MediaWiki dump has <mediawiki>")
-        self._root = "mediawiki"
-        if name == "page":
-            self._begin, self._fields = self._parser.CurrentByteIndex, {}
-        elif name == "redirect":
-            self._fields[name] = ""
-        elif name in ("ns", "text", "namespace"):
-            self._text, self._size, self._key = [], 0, attributes.get("key", "")
+        if name == "mediawiki":
+            self._language = attributes.get("xml:lang", "")
+        elif name == "namespace" and re.fullmatch(r"-?\d{1,6}", key := attributes.get("key", "")):
+            self._key, self._namespaces[int(key)] = key, ""
+            self._parser.CharacterDataHandler = self._characters
 
     def _characters(self, data: str) -> None:
-        if self._text is None:
-            return
-        self._size += len(data.encode())
-        if self._size <= LONGEST_PAGE:
-            self._text.append(data)
-        else:
-            self._text.clear()
+        self._namespaces[int(self._key)] += data
 
     def _end_element(self, name: str) -> None:
-        if name == "page":
-            self._pages.append((self._begin, self._page()))
-        elif self._text is not None:
-            value, self._text = "".join(self._text), None
-            if name == "namespace" and self._key in _MEDIA_NAMESPACES:
-                self._media_names.add(value.lower())
-            self._fields[name] = value
-            if name == "text":  # of several revisions the last
-                self._fields["too_long"] = "yes" if self._size > LONGEST_PAGE else ""
+        self._parser.CharacterDataHandler = None
 
-    def _page(self) -> Page:
-        fields = self._fields
-        return Page(
-            namespace=fields.get("ns", "0"),
-            redirect="redirect" in fields,
-            wikitext=fields.get("text", ""),
-            too_long=bool(fields.get("too_long")),
-            media_names=frozenset(self._media_names),
-        )
 
-    def _reject_doctype(self, *_: object) -> None:
-        raise UserError(
-            f"{self._path}: a document type is declared at byte {self._parser.CurrentByteIndex}; "
-            "MediaWiki dumps have none, and entities are not expanded here"
-        )
+class _Root(Exception):
+    """The root element has been found."""
+
+
+def _check_root(path: Path, data: bytes) -> None:
+    """Raise UserError if the file that begins with ``data`` is not XML with the root <mediawiki>."""
+
+    def start_element(name: str, _: object) -> None:
+        if name != "mediawiki":
+            raise UserError(f"{path}: XML with root <{name}>, but a MediaWiki dump has <mediawiki>")
+        raise _Root
+
+    data = data[:_HEAD]
+    text = data.decode(_encoding(path, data, 0), "replace").lstrip("\ufeff \t\r\n")
+    parser = expat.ParserCreate("utf-8")
+    parser.StartElementHandler = start_element
+    parser.StartDoctypeDeclHandler = lambda *_: _reject_doctype(path, parser.CurrentByteIndex)
+    try:
+        parser.Parse(text, True)
+    except _Root:
+        return
+    except expat.ExpatError as error:
+        if _ROOT.match(data):  # with something bad in it
+            return
+        form = "jsonl" if text.startswith("{") else "text"
+        place = f"at byte {max(parser.ErrorByteIndex, 0)} of the unpacked file"
+        what = f"not XML, so not a MediaWiki dump {place} ({error})"
+        raise UserError(f"{path}: {what}; if it should not be one, use format {form}") from None
+
+
+def _reject_doctype(path: Path, offset: int) -> None:
+    raise UserError(
+        f"{path}: a document type is declared at byte {offset}; "
+        "MediaWiki dumps have none, and entities are not expanded here"
+    )
+
+
+def _encoding(path: Path, data: bytes, begin: int) -> str:
+    """The encoding that an XML declaration at ``begin`` names, else UTF-8. Raises UserError if it is none we can read."""
+    found = _ENCODING.match(data, begin)
+    name = found[1].decode() if found else "utf-8"
+    # The bytes have shown that it is another encoding, or they are no longer in it.
+    if _WIDE_NAME.match(name) or data.endswith(codecs.BOM_UTF8, 0, begin):
+        return "utf-8"
+    with suppress(LookupError, ValueError):
+        if _ASCII.decode(name) == _ASCII.decode():
+            return codecs.lookup(name).name.replace("ascii", "utf-8")
+    raise UserError(f"{path}: XML in the encoding {name}, which is not read: convert it to UTF-8, declaration included")

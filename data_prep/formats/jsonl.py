@@ -13,6 +13,10 @@ from data_prep.formats.readers import BLANK, Document, Pieces, decode, mend, onl
 
 LONGEST_LINE = 1 << 24  # bytes; a longer line is dropped
 
+_ONE_A_LINE = {  # by the first character of what is not so
+    b"[": "write each of the list on a line of its own (jq -c '.[]')",
+    b"{": "write each object on a line of its own (jq -c .)",
+}
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # json.loads has joined those that make a pair
 _MAY_BE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -67,11 +71,14 @@ def _check_first_line(path: Path, line: bytes, field: str) -> None:
     try:
         record = _parse(decode(line)[0])
     except (ValueError, RecursionError) as error:
+        way_out = _ONE_A_LINE.get(line.strip(BLANK + b"\xef\xbb\xbf")[:1], "is it format text?")
         raise UserError(
-            f"{path}: line 1 is not JSON ({error}); format jsonl reads one object a line: is it format text?"
+            f"{path}: line 1 is not JSON ({error}); format jsonl reads one object a line: {way_out}"
         ) from None
     if not isinstance(record, dict):
-        raise UserError(f"{path}: line 1 is a JSON {type(record).__name__}, but format jsonl reads one object a line")
+        kind = type(record).__name__
+        way_out = f": {_ONE_A_LINE[b'[']}" if kind == "list" else ""
+        raise UserError(f"{path}: line 1 is a JSON {kind}, but format jsonl reads one object a line{way_out}")
     try:
         _value(record, field)
     except KeyError:

@@ -12,19 +12,23 @@ _AS_TEXT = "save it as plain text and name that file"
 _UNPACK = "unpack it and name the files in it"
 _LEAVE_OUT = "leave it out"
 _ROWS = "convert it to parquet, or to JSON lines, and use that format"
-_OFFICE = rb"PK\x03\x04.{26}(?:\[Content_Types\]|_rels/|docProps/|word/|xl/|ppt/)"  # the first name in the archive
+_OFFICE = (
+    rb"PK\x03\x04.{26}(?=\[Content_Types\]|_rels/|docProps/|customXml/|word/|xl/|ppt/)"  # the archive's first name
+)
 # What a file is, the bytes it begins with, and the way out. Each pattern holds bytes that no text begins with, or more
 # of them than a text that speaks of such files would.
 _KINDS = [
     (name, re.compile(pattern, re.DOTALL), remedy)
     for name, pattern, remedy in (
-        ("a PDF document", rb"%PDF-\d", "extract its text first (pdftotext)"),
-        ("a PostScript document", rb"%!PS-Adobe", "extract its text first (ps2ascii)"),
         ("an old Office document", rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", _AS_TEXT),
         ("a Word document", _OFFICE + rb".*?word/", _AS_TEXT),
         ("an Excel workbook", _OFFICE + rb".*?xl/", _AS_TEXT),
         ("a PowerPoint document", _OFFICE + rb".*?ppt/", _AS_TEXT),
-        ("an EPUB book", rb"PK\x03\x04.{26}mimetypeapplication/epub", "convert it to plain text (pandoc -t plain)"),
+        (
+            "an EPUB book",
+            rb"PK\x03\x04.{26}(?:mimetypeapplication/epub|META-INF/container\.xml)",
+            "convert it to plain text (pandoc -t plain)",
+        ),
         ("an OpenDocument file", rb"PK\x03\x04.{26}mimetypeapplication/vnd\.oasis", _AS_TEXT),
         ("an SQLite database", rb"SQLite format 3\0", "export its text as JSON lines, and use format jsonl"),
         ("a PNG picture", rb"\x89PNG\r\n\x1a\n", _LEAVE_OUT),
@@ -32,7 +36,8 @@ _KINDS = [
         ("a GIF picture", rb"GIF8[79]a", _LEAVE_OUT),
         ("a TIFF picture", rb"II\*\0|MM\0\*", _LEAVE_OUT),
         ("a picture or a recording", rb"RIFF.{4}(?:WEBP|WAVE|AVI )", _LEAVE_OUT),
-        ("a recording", rb"ID3[\x02-\x04]\0|OggS\0|fLaC\0|....ftyp[a-zA-Z0-9 ]{4}\0", _LEAVE_OUT),
+        ("a picture or a recording", rb"....ftyp[a-zA-Z0-9 ]{4}\0", _LEAVE_OUT),
+        ("a recording", rb"ID3[\x02-\x04]\0|OggS\0|fLaC\0", _LEAVE_OUT),
         ("a DjVu document", rb"AT&TFORM", "extract its text first (djvutxt)"),
         ("a Mobipocket book", rb".{60}BOOKMOBI", "convert it to plain text"),
         ("a RAR archive", rb"Rar!\x1a\x07", _UNPACK),
@@ -54,15 +59,18 @@ _KINDS = [
 _AFTER_BLANKS = [  # kinds that are text themselves
     (name, re.compile(pattern, re.IGNORECASE | re.DOTALL), remedy)
     for name, pattern, remedy in (
+        ("a PDF document", rb"%PDF-\d\.\d", "extract its text first (pdftotext)"),
+        ("a PostScript document", rb"\x04?%!PS-Adobe", "extract its text first (ps2ascii)"),
         (
             "a Git LFS pointer",
             rb"version https://(?:git-lfs|hawser)[\w.]*/spec/",
             "fetch the file itself (git lfs pull)",
         ),
-        ("a git-annex pointer", rb"/annex/objects/|[./]*/\.git/annex/", "fetch the file itself (git annex get)"),
+        ("a git-annex pointer", rb"\S{0,300}/annex/objects/\S+\s*\Z", "fetch the file itself (git annex get)"),
+        ("a DVC pointer", rb"(?:md5: \w{32}\s+)?outs:\s+- (?:md5|etag|hash): \w", "fetch the file itself (dvc pull)"),
         (
             "an HTML page",
-            rb"(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<(?:!doctype\s+html|html|head|body)\b",
+            rb"(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|meta|title|script|style|link)\b",
             "if a server sent it for the file, fetch the file again, or extract its text",
         ),
         ("an RTF document", rb"\{\\rtf\d", _AS_TEXT),
@@ -71,12 +79,12 @@ _AFTER_BLANKS = [  # kinds that are text themselves
 _NUL = b"\0"
 
 
-def refuse_other_kinds(path: Path, head: bytes) -> None:
-    """Raise UserError if the file that begins with ``head``, packed or unpacked, is known not to be text."""
+def refuse_other_kinds(path: Path, head: bytes, wanted: str = "text") -> None:
+    """Raise UserError if the file that begins with ``head``, packed or unpacked, is of a kind that is not ``wanted``."""
     head = head[:HEAD]
     if kind := _known(head):
         name, remedy = kind
-        raise UserError(f"{path}: {name}, not text: {remedy}")
+        raise UserError(f"{path}: {name}, not {wanted}: {remedy}")
 
 
 def _known(head: bytes) -> tuple[str, str] | None:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.cli import UserError
+from data_prep.formats.kinds import HEAD, refuse_other_kinds
 from data_prep.formats.readers import BLANK, PIECE, Document
 
 LONGEST_VALUE = 1 << 24  # bytes; a longer one is dropped
@@ -78,15 +79,27 @@ def _open(path: Path, field: str) -> tuple[pq.ParquetFile, list[str]]:
             f"{path}: {partial} is what Hugging Face converts of a data set's first 5 GB, the rest is missing: "
             "fetch the data set's own files"
         )
-    with path.open("rb") as file:
-        if (head := file.read(4)) != b"PAR1":
-            raise UserError(f"{path}: not parquet data at byte 0 but {head!r}; text has format text, JSON lines jsonl")
+    _check_head(path)
     try:
         parquet = pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ, page_checksum_verification=True)
         names = _column(path, parquet.schema_arrow, field)
     except _DAMAGE as error:
         raise UserError(f"{path}: its footer is damaged or cut off ({_line(error)}); fetch the file again") from None
     return parquet, names
+
+
+def _check_head(path: Path) -> None:
+    """Raise UserError if the file does not begin like parquet."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if head.startswith(b"PAR1"):
+        return
+    if head.startswith(b"PARE"):
+        raise UserError(f"{path}: encrypted parquet, which is not read: decrypt it first")
+    refuse_other_kinds(path, head, "parquet")
+    raise UserError(
+        f"{path}: not parquet data at byte 0 but {head[:4]!r}; text has format text, JSON lines jsonl; unpack packed files"
+    )
 
 
 def _column(path: Path, schema: pa.Schema, field: str) -> list[str]:
@@ -142,9 +155,11 @@ def _is_text(kind: pa.DataType) -> bool:
         kind = kind.storage_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    types = pa.types
+    types = pa.types  # null: a column in which a file has no values
     tests = (types.is_string, types.is_large_string, types.is_string_view)
-    return any(test(kind) for test in (*tests, types.is_binary, types.is_large_binary, types.is_binary_view))
+    return any(
+        test(kind) for test in (*tests, types.is_null, types.is_binary, types.is_large_binary, types.is_binary_view)
+    )
 
 
 def _first_byte(group: pq.RowGroupMetaData) -> int:

@@ -30,6 +30,13 @@ PIECE = 1 << 16  # bytes of the file on disk
 LONGEST_DOCUMENT = 1 << 22  # bytes; a longer stretch of text is cut
 BLANK = b" \t\r\n\0"
 
+_BYTE_ORDER_MARKS = {  # longer ones first
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_SHIFTS = re.compile(rb"\x1b\$[@AB()]")  # into the characters of ISO-2022
 _BLOCK = 1 << 19  # bytes unpacked at once
 _SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _MAGIC = {
@@ -69,11 +76,17 @@ class Format:
     """How to read one kind of file.
 
     ``split(path, begin=0)`` yields (piece, raw document). ``begin`` is the first piece that is wanted: a format that can
-    seek may skip documents of earlier pieces. ``clean`` takes a raw document.
+    seek may skip documents of earlier pieces. ``clean`` takes a raw document; it is ``guarded`` by workers if it does more
+    than decode, so might never end, or crash.
     """
 
     split: Callable[..., Iterator[tuple[int, Any]]]
     clean: Callable[[Any], Document]
+    guarded: bool = False
+
+
+class BreaksOff(UserError):
+    """Packed data that end before their stream does; what came before has been unpacked."""
 
 
 class Pieces:
@@ -177,17 +190,26 @@ def only_text(path: Path, blocks: Iterable[bytes], json: bool) -> Iterator[bytes
     blocks = iter(blocks)
     head = next(blocks, b"")
     first = head[:PIECE].removeprefix(b"\xef\xbb\xbf").strip(BLANK)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if mark := next((mark for mark in _BYTE_ORDER_MARKS if head.startswith(mark)), None):
+        name = _BYTE_ORDER_MARKS[mark]
         raise UserError(
-            f"{path}: UTF-16 at byte 0, but only UTF-8 is read: convert it with iconv first (iconv -f UTF-16 -t UTF-8)"
+            f"{path}: {name} at byte 0, but only UTF-8 is read: convert it with iconv first (iconv -f {name} -t UTF-8)"
+        )
+    if _SHIFTS.search(head, 0, PIECE) and (command := conversion(head[:PIECE])):
+        raise UserError(
+            f"{path}: text with escape sequences of another encoding: convert it with iconv first ({command})"
         )
     if first.startswith((b"<?xml", b"<mediawiki")):
         raise UserError(f"{path}: XML at byte 0, not plain text: if this is a dump of a wiki, use format wikipedia")
     if not json and first.startswith(b"{") and {".json", ".jsonl", ".ndjson"} & set(path.suffixes):
         raise UserError(f"{path}: JSON at byte 0, not plain text: use format jsonl")
+    if not json and first.startswith(b"[") and {".json", ".ipynb", ".geojson"} & set(path.suffixes):
+        raise UserError(
+            f"{path}: JSON at byte 0, not plain text: write one object a line (jq -c '.[]'), and use format jsonl"
+        )
     if (junk := _junk(first)) > 0.1:
         counted = f"{path}: of the first {len(first)} bytes {junk:.0%} are NUL or not UTF-8, so this is not text"
-        command = conversion(first)
+        command = conversion(head[:PIECE])
         if command is None:
             raise UserError(f"{counted} in any known encoding; fetch the file again, or name files of text only")
         raise UserError(f"{counted}, or in another encoding: convert it with iconv first ({command})")
@@ -294,7 +316,7 @@ def _inflate(path: Path, raw: Iterable[tuple[int, bytes]], packing: str) -> Iter
                 break
     if stream:
         size = path.stat().st_size
-        raise UserError(f"{path}: the {packing} data breaks off at byte {size}, the file's end; fetch the file again")
+        raise BreaksOff(f"{path}: the {packing} data breaks off at byte {size}, the file's end; fetch the file again")
 
 
 class _Gunzip:

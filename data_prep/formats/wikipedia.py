@@ -2,24 +2,25 @@
 
 from mwparserfromhell.parser import ParserError
 
-from data_prep.formats.dump import Page, split_dump
+from data_prep.formats.dump import RawPage, split_dump
+from data_prep.formats.page import dropped_for, parse_page
 from data_prep.formats.readers import Document, Format
 from data_prep.formats.wikitext import plain_text
 
 
-def clean_article(page: Page) -> Document:
-    """The article's prose, or why the page was dropped: not_an_article, redirect, over_2_mib, empty or unparsable."""
-    if page.namespace != "0":
-        return Document(dropped="not_an_article")
-    if page.redirect:
-        return Document(dropped="redirect")
-    if page.too_long:
-        return Document(dropped="over_2_mib")
+def clean_article(raw: RawPage, templates: str = "") -> Document:
+    """The article's prose, or why the page was dropped; ``templates``: a table of their words, before the shipped one.
+
+    The reasons: not_an_article, template, not_wikitext, redirect, over_2_mib, torn, broken_xml, empty or unparsable.
+    """
+    page = parse_page(raw)
+    if reason := dropped_for(page):
+        return Document(dropped=reason)
     try:
-        text = plain_text(page.wikitext, page.media_names)
+        prose = plain_text(page.wikitext, page.site, page.title, templates)
     except (ParserError, RecursionError):
         return Document(dropped="unparsable")
-    return Document(text, "" if text else "empty")
+    return Document(prose.text, "" if prose.text else "empty", page.repairs, prose.words, prose.beside)
 
 
-WIKIPEDIA = Format(split_dump, clean_article)
+WIKIPEDIA = Format(split_dump, clean_article, guarded=True)

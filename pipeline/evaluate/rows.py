@@ -132,11 +132,12 @@ def question_rows(
 ) -> Dataset:
     """The checked rows of these questions. A few with wrong answers are left out, and ``notes`` receives a line on them.
 
-    Raises Unlabelled if none has an answer, and UserError naming the first without one, or with a wrong one where they
-    are many or the set has as many questions as an ``official`` one.
+    Raises Unlabelled if none has an answer of those that can have one, and UserError naming the first without one, or with
+    a wrong one where they are many or the set has as many questions as an ``official`` one.
     """
     questions = list(questions)
-    if questions and all(map(_is_unanswered, questions)):
+    answerable = [each for each in questions if not each.impossible]
+    if answerable and all(map(_is_unanswered, answerable)):
         raise Unlabelled(where, " (no question has an answer)")
     columns: dict[str, list] = {"id": [], "question": [], "context": [], "answers": []}
     seen: set[str] = set()
@@ -168,9 +169,9 @@ def question_rows(
 
 
 def _is_unanswered(question: Question) -> bool:
-    """Whether a question has no answer and nothing says that it cannot have one; blank answers are none."""
+    """Whether a question has no answer; blank answers are none."""
     answers = question.answers
-    return not question.impossible and (not answers or (isinstance(answers, list) and all(map(_is_blank, answers))))
+    return not answers or (isinstance(answers, list) and all(map(_is_blank, answers)))
 
 
 def _is_blank(answer: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The tasks' files in their original layouts: GLUE's and XNLI's tsv files, raw MRPC, and SQuAD's JSON."""
+"""The tasks' files in their original layouts: GLUE's and XNLI's tsv files, raw MultiNLI and MRPC, and SQuAD's JSON."""
 
 import json
 import re
@@ -41,14 +41,16 @@ def _read_glue(name: str, folder: Path) -> TaskData:
     place, train_file = _place(folder, task.folders, ("train.tsv", *task.raw_files[:1]), name)
     notes: list[str] = []
     train = read_tsv(place / train_file, name, notes)
-    if train_file != "train.tsv":
+    raw = train_file != "train.tsv"
+    if raw and not task.raw_dev_files:
         test = {"": read_tsv(place / task.raw_files[1], name, notes)}
         notes.append(
             f"{place / task.raw_files[1]}: this test set is scored, and chooses among settings: there is no dev set here; "
             "GLUE's is a part of this training set"
         )
         return TaskData(str(folder), train, test, test, notes=tuple(notes))
-    dev = {key: read_tsv(place / file, name, notes) for key, file in task.dev_files.items()}
+    dev_files = task.raw_dev_files if raw else task.dev_files
+    dev = {key: read_tsv(place / file, name, notes) for key, file in dev_files.items()}
     return TaskData(str(folder), train, dev, notes=tuple(notes))
 
 
@@ -87,7 +89,7 @@ def read_tsv(
     torn: list[tuple[int, int]] = []  # rows of another width: line, columns
     undecided = 0
     for number, row in lines:
-        if len(row) != width:
+        if len(row) != width and not (layout.open_ended and max(where) < len(row) < width):
             torn.append((number, len(row)))
         elif language is not None and row[where[-1]] != language:
             continue
@@ -262,8 +264,11 @@ def _xquad_files(folder: Path) -> dict[str, Path]:
 
 
 def _mlqa_files(folder: Path, split: str) -> dict[str, Path]:
-    """The files of context and question in one language. MLQA's archive has the folders dev and test; one will do."""
-    for place in (folder / name for name in ("", "MLQA_V1", "MLQA", "mlqa")):
+    """The files of context and question in one language. MLQA's archive has the folders dev and test; one will do.
+
+    XTREME unpacks the archive in its folder mlqa.
+    """
+    for place in (folder / name for name in ("", "MLQA_V1", "MLQA", "mlqa", "mlqa/MLQA_V1")):
         for inner in (place, place / split):
             if any(inner.glob(f"{split}-context-*.json")):
                 return _by_language(inner, rf"{split}-context-(.+)-question-\1\.json")

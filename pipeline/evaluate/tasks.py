@@ -27,6 +27,7 @@ class Layout:
     label: str | int
     width: int | None = None  # columns of a file without a header
     language: str | None = None  # the column that names a row's language
+    open_ended: bool = False  # rows may lack columns after those that are read
     torn_rows: bool = False  # the official file has a few rows with too few or too many columns: they are skipped
 
 
@@ -43,7 +44,8 @@ class Task:
     bounds: tuple[float, float] = (0.0, 0.0)  # of a label that is a number
     undecided: str | None = None  # the label of rows on which the annotators did not agree: they are left out
     dev_files: dict[str, str] = field(default_factory=lambda: {"": "dev.tsv"})  # suffix of its scores: file
-    raw_files: tuple[str, ...] = ()  # as first published, not by GLUE: of training, and a test set with labels
+    raw_files: tuple[str, ...] = ()  # as first published, not by GLUE: of training, and a test set with labels or none
+    raw_dev_files: dict[str, str] = field(default_factory=dict)  # and of dev, as dev_files
     hub_texts: tuple[str, ...] = ()
     hub_splits: dict[str, str] = field(default_factory=lambda: {"": "validation"})
     official: tuple[int, ...] = ()  # rows of the published train file, then of the others
@@ -81,12 +83,14 @@ _MLQA = _QA | _MULTILINGUAL | {"length": 512, "middle": (5e-5, 3)}
 TASKS = {
     "mnli": Task(
         hub="nyu-mll/glue",
-        folders=("MNLI",),
+        folders=("MNLI", "multinli_1.0"),
         scores=("accuracy",),
-        layout=Layout(("sentence1", "sentence2"), "gold_label"),
+        layout=Layout(("sentence1", "sentence2"), "gold_label", open_ended=True),
         labels=NLI,
         undecided="-",
         dev_files={"": "dev_matched.tsv", "mm": "dev_mismatched.tsv"},
+        raw_files=("multinli_1.0_train.txt",),
+        raw_dev_files={"": "multinli_1.0_dev_matched.txt", "mm": "multinli_1.0_dev_mismatched.txt"},
         hub_texts=("premise", "hypothesis"),
         hub_splits={"": "validation_matched", "mm": "validation_mismatched"},
         official=(392702, 9815, 9832),

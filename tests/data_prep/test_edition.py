@@ -117,6 +117,28 @@ def test_a_short_book_is_read_next_to_others_with_small_print_at_its_end(tmp_pat
     assert "s: 2 documents" in done.stderr and "empty" not in done.stderr
 
 
+QUOTES = [
+    'all began with "***START**THE SMALL PRINT!**" and went on to "*END*THE SMALL PRINT! FOR PUBLIC\nDOMAIN ETEXTS*END*"',
+    'all had a line "*** START OF THE PROJECT GUTENBERG EBOOK X ***", and "*** END OF THE PROJECT GUTENBERG EBOOK X ***"',
+    'all asked: Why is this "Small Print!" statement here?',
+]
+
+
+@pytest.mark.parametrize("quote", QUOTES)
+@pytest.mark.parametrize("paragraphs", [3, 60, 900])
+def test_a_book_that_speaks_of_such_marks_keeps_every_word(write, quote, paragraphs):
+    book = f"{novel(paragraphs)}\n\nOld files {quote}.\n\n{novel(paragraphs)}"
+    document = only(write(book))
+    assert (document.text, dict(document.repairs)) == (book, {})
+    document = only(write(f"{OLD_HEADER}{SMALL_PRINT}\n\n{book}\n\nEnd of Project Gutenberg's The River\n"))
+    assert document.text == book
+
+
+@pytest.mark.parametrize("mark", ["  *** START", "\ufeff*** START", "****** START", "*** START"])
+def test_a_mark_is_found_behind_blanks_asterisks_and_a_byte_order_mark(write, mark):
+    assert only(write(f"{mark} OF THE PROJECT GUTENBERG EBOOK X ***\n\n{novel(3)}")).text == novel(3)
+
+
 AUSTRALIA = """Title:      The River (1925)
 Author:     Nobody
 * A Project Gutenberg of Australia eBook *
@@ -168,6 +190,52 @@ at https://www.pgdpcanada.net
 
 
 """
+OLD_CANADA = """* A Project Gutenberg Canada Ebook *
+
+This ebook is made available at no cost and with very few
+restrictions.
+
+Title: The River
+
+Author: Nobody
+
+Place and date of edition used as base for this ebook:
+Paris: Nobody & Co., 1920 (first edition)
+
+Date last updated: 1 March 2008
+
+Project Gutenberg Canada ebook #77
+
+This ebook was produced by: Somebody
+
+
+"""
+FRENCH_CANADA = """* Livre électronique de Project Gutenberg Canada *
+
+Le présent livre électronique est rendu accessible gratuitement.
+
+Ce texte est dans le domaine public au Canada.
+
+Titre: The River
+Auteur: Nobody
+Lieu et date de l'édition utilisée comme modèle: Montréal, 1920
+
+Livre électronique de Project Gutenberg Canada no 77
+
+Ce livre électronique a été créé par: Somebody
+
+
+"""
+WIKISOURCE = (
+    "Exported from Wikisource on November 1, 2020\n\n",
+    "\n\nAbout this digital edition\n\nThis e-book comes from the online library Wikisource.\n\n"
+    + "  • Somebody\n" * 900,
+)
+STANDARD = (
+    "Imprint\n\nThis ebook is the product of many hours of work for Standard Ebooks.\n\nIt has no price.\n\n"
+    "You can download this and other ebooks at standardebooks.org.\n\n",
+    "\n\nColophon\n\nThe River\nwas published by\nNobody.\n\nIt was produced for\nStandard Ebooks\nby Somebody.\n\nUncopyright",
+)
 SMASHWORDS = """by Nobody
 
 Smashwords Edition
@@ -198,12 +266,29 @@ please purchase an additional copy for each recipient.
             "* A Project Gutenberg Canada Ebook *\n\n" + CANADA.partition("\n\n")[2],
             "\n\n[End of _The River_ by Nobody]\n",
         ),
+        (OLD_CANADA, "\n\n[End of _The River_ by Nobody]\n"),
+        (FRENCH_CANADA, "\n\n[End of _The River_ by Nobody]\n"),
+        (WIKISOURCE[0], WIKISOURCE[1]),
+        (STANDARD[0], STANDARD[1]),
     ],
 )
 def test_headers_and_footers_of_other_houses_are_removed(write, before, after):
     document = only(write(before + novel(5) + after))
     assert document.text == novel(5)
     assert (document.repairs["edition_header"], document.repairs["edition_footer"]) == (1, 1)
+
+
+def test_notes_on_other_editions_after_the_header_are_removed(write):
+    start = (
+        "*** START OF THE PROJECT GUTENBERG EBOOK X ***\n\n\nE-text prepared by Somebody\n(http://www.pgdp.net)\n\n\n"
+    )
+    note = "Note: Project Gutenberg also has an HTML version of this\n      file. See 9-h.htm.\n\n\n"
+    images = "      Images of the original pages are available through\n      the Internet Archive.\n\n\n"
+    document = only(write(f"{start}{note}{images}{novel(3)}"))
+    assert document.text == novel(3)
+    assert (document.repairs["gutenberg_header"], document.repairs["transcriber_note"]) == (1, 2)
+    kept = f"{novel(3)}\n\n{note}and so on"
+    assert only(write(kept)).text == kept
 
 
 def test_what_smashwords_adds_is_removed_and_the_title_page_stays(write):
@@ -219,6 +304,16 @@ def test_what_smashwords_adds_is_removed_and_the_title_page_stays(write):
     assert only(write(page + novel(5))).text == f"The River\nby Nobody\nCopyright 2012 Nobody\n\n{novel(5)}"
 
 
+def test_a_foreword_that_speaks_of_smashwords_stays(write):
+    foreword = (
+        "I published this at Smashwords\nin the year of the flood, and nine people read it, of whom\n"
+        "one wrote to me at Smashwords.com and said that it was long. " + "It was long indeed. " * 20
+    ).strip()
+    document = only(write(f"THE RIVER\n\n{SMASHWORDS}{foreword}\n\n{novel(3)}\n\nIt told of Smashwords and of rivers."))
+    assert document.text.startswith(f"THE RIVER\n\nby Nobody\n\n{foreword}\n\n")
+    assert document.text.endswith("It told of Smashwords and of rivers.")
+
+
 @pytest.mark.parametrize(
     ("marked", "plain", "counts"),
     [
@@ -231,6 +326,14 @@ def test_what_smashwords_adds_is_removed_and_the_title_page_stays(write):
         ("[Illustration: a]\n[Illustration: b]\nTwo.", "Two.", {"illustration": 2}),
         ("   [Picture: Lady pouring tea]\n\nTwo.", "Two.", {"illustration": 1}),
         ("[Ilustración: El río]\n\nDos.", "Dos.", {"illustration": 1}),
+        ("[Illustration : L’eau]\n\nDeux.", "Deux.", {"illustration": 1}),
+        ("[Ilustracja: Rzeka]\n\nDwa.", "Dwa.", {"illustration": 1}),
+        ("[Illustration 12.]\n\nTwo.", "Two.", {"illustration": 1}),
+        ("[Illustration No. 3: A pump]\n\nTwo.", "Two.", {"illustration": 1}),
+        ("[Illustration--The river]\n\nTwo.", "Two.", {"illustration": 1}),
+        ("[Illustration\nThe river]\n\nTwo.", "Two.", {"illustration": 1}),
+        ("[Image unavailable.]\n\nTwo.", "Two.", {"illustration": 1}),
+        ("the [Seite 12] river [Pág. 13]ran [Blank Page]", "the river ran", {"page_mark": 3}),
         ("One.\n\np003.jpg (307K)\n\n\nFull Size\n\nTwo.", "One.\n\n\nTwo.", {"illustration": 1}),
         ("One.\n\n0009m\n20011m \n\nTwo.", "One.\n\n\nTwo.", {"illustration": 2}),
         ("+-----------+\n| Typographical errors corrected: |\n+-----------+\n\nOne.", "One.", {"transcriber_note": 1}),
@@ -249,6 +352,29 @@ def test_what_smashwords_adds_is_removed_and_the_title_page_stays(write):
             {"transcriber_note": 1},
         ),
         ("Transcriber's note: Spelling is as printed.\n\nOne.\n\nTwo.", "One.\n\nTwo.", {"transcriber_note": 1}),
+        (
+            "Transcriber's Note: This etext was produced from a magazine of 1951. Research did not find that\n"
+            "it was renewed.\n\nOne.",
+            "One.",
+            {"transcriber_note": 1},
+        ),
+        (" \n \t\nTranscriber's Note:\n \n  An etext.\n \n \n \nOne.", "One.", {"transcriber_note": 1}),
+        (
+            "Transcriber's Note\n\nSpelling is kept.\n\nONE\n\nTwo.\n\n\nTHREE",
+            "ONE\n\nTwo.\n\n\nTHREE",
+            {"transcriber_note": 1},
+        ),
+        (
+            "One and two and three and four.\n\n" * 4
+            + "THE END\n\n\nTranscriber's Note:\n\nAn etext of 1951.\n\n\nTHE HOUSE\n\nIt was old.",
+            "One and two and three and four.\n\n" * 4 + "THE END\n\n\nTHE HOUSE\n\nIt was old.",
+            {"transcriber_note": 1},
+        ),
+        (
+            "Eins und zwei und drei und vier.\n\n\n\n\nAnmerkungen zur Transkription\n\nDruckfehler wurden korrigiert.",
+            "Eins und zwei und drei und vier.",
+            {"transcriber_note": 1},
+        ),
         (
             "A NOVEL\n\n\n\nTRANSCRIBER'S NOTES\n\nItalics are _so_.\n\nSpelling is kept.\n\n\n\nONE\n\nTwo.",
             "A NOVEL\n\n\n\nONE\n\nTwo.",
@@ -271,10 +397,29 @@ def test_notes_and_marks_are_removed_and_counted(write, marked, plain, counts):
     assert (document.text, dict(document.repairs)) == (plain, counts)
 
 
+@pytest.mark.parametrize("form", ["{%d}", "[p. %d]", "[S. %d]"])
+def test_numbers_that_count_amid_the_text_are_pages_and_others_are_not(write, form):
+    def text(numbers, between):
+        return "It ran " + between.join(f"{form % number} and on" for number in numbers)
+
+    document = only(write(text(range(7, 19), " and on ")))
+    assert (document.text, document.repairs["page_mark"]) == ("It ran " + " and on ".join(["and on"] * 12), 12)
+    for numbers, between in (
+        (range(1, 6), " "),  # few
+        (range(1, 99, 7), " "),  # others' pages
+        ([*range(1, 12), *range(1, 12)], " "),  # notes
+        (range(1, 12), "\n\n"),  # sections
+    ):
+        kept = text(numbers, between)
+        assert only(write(kept)).text == kept
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "[Illustration: the bracket never ends\n\nand this is the book",
+        "[Illustration: the bracket never ends\n\n" + "It ran on and on.\n\n" * 150 + "and then it was closed]",
+        "[Illustration A shows the river,] and [illustration 3 below] the house [of Illustration: fame].",
         "An [illustration of] the river and a [page] of it, [12] and [Footnote 1: The river.]",
         "The transcriber's note was lost,\nand the river ran [Exit FAUSTUS] on.",
         "Smashwords was the name of the river.\n\nIt ran.",
@@ -311,6 +456,7 @@ def test_books_are_cleaned_in_time_that_grows_with_their_length(write):
         "+" + "-" * 600_000,
         "| a\n" * 200_000,
     ]
+    hard += ["Transcriber's Note\n\n" * 40_000, "{12} " * 200_000, "[Illustration " * 40_000, "*** START OF" * 90_000]
     hard += ["Transcriber's Note\n" * 40_000, "smashwords\n\n" * 60_000, "Title: a\n\n" * 60_000, "*" * 600_000]
     for text in hard:
         path = write(text)

@@ -150,3 +150,19 @@ def test_a_file_of_nothing_has_no_documents(write):
 def test_what_is_not_json_lines_is_rejected_by_name(write, data, message):
     with pytest.raises(UserError, match=rf"lines\.jsonl: {message}"):
         read(write(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "way_out"),
+    [
+        ('[{"text": "a"}]', r"a JSON list, .*: write each of the list on a line of its own \(jq -c '\.\[\]'\)"),
+        ('\ufeff[\n{"text": "a"},\n', r"write each of the list on a line of its own"),
+        ('{\n  "text": "a"\n}\n', r"write each object on a line of its own \(jq -c \.\)"),
+        ("The river ran.", "is it format text"),
+    ],
+)
+def test_json_in_another_layout_is_told_what_to_do(tmp_path, data, way_out):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(data)
+    with pytest.raises(UserError, match=way_out):
+        list(open_format("jsonl").split(path))

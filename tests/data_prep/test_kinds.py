@@ -57,6 +57,14 @@ OTHER = {
     "a tar archive": tar(tarfile.GNU_FORMAT),
     "a PDF document.*pdftotext": b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n" + PROSE,
     "a PostScript document": b"%!PS-Adobe-3.0\n" + PROSE,
+    "a PostScript document, ": b"\x04%!PS-Adobe-3.0\n" + PROSE,
+    "a PDF document, ": b"\xef\xbb\xbf\n%PDF-1.7\r" + PROSE,
+    "a DVC pointer.*dvc pull": b"outs:\n- md5: " + b"0" * 32 + b"\n  size: 37\n  path: river.txt\n",
+    "a git-annex pointer, ": b"../.git/modules/river/annex/objects/aa/bb/SHA256E-s12345--00.txt/SHA256E-s12345--00.txt",
+    "an HTML page, not": b"<!-- saved --> <!-- cached -->\n<meta charset='utf-8'><title>Gone</title>" + PROSE,
+    "a Word document, ": zipped("word/document.xml", "[Content_Types].xml"),
+    "an EPUB book, ": zipped("META-INF/container.xml", "chapter.xhtml"),
+    "a picture or a recording": b"\0\0\0\x18ftypheic\0\0\0\0" + PROSE,
     "a zip file; only": zipped("river.txt"),
     "a Word document": zipped("[Content_Types].xml", "word/document.xml"),
     "an Excel workbook": zipped("[Content_Types].xml", "xl/workbook.xml"),
@@ -142,6 +150,10 @@ def test_a_text_that_was_packed_under_a_plain_name_is_still_read(tmp_path):
         b"ustar" * 200,
         b"!<arch> was here",
         b"WARC/ is no header",
+        b"/annex/objects/ is a folder of git-annex",
+        b"outs:\n- the river",
+        b"\x1b[1mThe river\x1b[0m ran",
+        b"[The river]",
     ],
 )
 def test_a_text_that_only_speaks_of_them_is_read(tmp_path, text):
@@ -174,11 +186,34 @@ def test_random_bytes_are_not_told_to_use_iconv(refused):
         ("cp1251", "WINDOWS-1251"),
         ("koi8-r", "KOI8-R"),
         ("shift_jis", "CP932"),
+        ("euc_jp", "EUC-JP"),
+        ("iso2022_jp", "ISO-2022-JP"),
+        ("cp500", "CP500"),
         ("utf-16", "UTF-16"),
         ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
+        ("utf-32", "UTF-32"),
+        ("utf-32-le", "UTF-32LE"),
+        ("utf-32-be", "UTF-32BE"),
     ],
 )
 def test_text_in_another_encoding_is_refused_with_the_command_that_converts(refused, encoding, named):
-    text = {"shift_jis": "川は古い家の下を流れていました。", "utf-16-le": "The river ran. "}
+    japanese = dict.fromkeys(("shift_jis", "euc_jp", "iso2022_jp"), "川は古い家の下を流れていました。")
+    text = japanese | dict.fromkeys(("cp500", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"), "The river ran. ")
     data = (text.get(encoding, "Вода реки текла под старым домом. ") * 40).encode(encoding)
     assert f"iconv -f {named} -t UTF-8" in refused(data)
+
+
+def test_a_list_in_json_is_no_text_and_told_what_to_do(refused):
+    for name in ("input.json", "input.json.gz"):
+        data = b'[{"text": "The river ran."}]'
+        assert "write one object a line (jq -c '.[]'), and use format jsonl" in refused(data, name.removesuffix(".gz"))
+    assert "use format jsonl" in refused(gzip.compress(data), name)
+
+
+@pytest.mark.parametrize("form", ["parquet", "bookcorpus"])
+def test_what_is_no_parquet_is_known_by_name_too(refused, form):
+    assert refused(POINTER, form=form) == "a Git LFS pointer, not parquet: fetch the file itself (git lfs pull)"
+    assert refused(HTML, form=form).startswith("an HTML page, not parquet: if a server sent it")
+    assert refused(b"ARROW1\0\0" + PROSE, form=form).startswith("an Arrow file, not parquet: convert it to parquet")
+    assert refused(b"PARE" + PROSE, form=form) == "encrypted parquet, which is not read: decrypt it first"

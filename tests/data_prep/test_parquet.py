@@ -290,3 +290,8 @@ def test_what_is_not_parquet_is_rejected_by_name(tmp_path, data):
         UserError, match=r"rows\.parquet: not parquet data at byte 0 but .*; text has format text, JSON lines jsonl"
     ):
         read(path)
+
+
+def test_a_column_without_values_in_one_file_of_many_is_read(write):
+    path = write({"text": pa.nulls(3), "id": [1, 2, 3]})
+    assert [document.dropped for _, document in read(path)] == ["null"] * 3

@@ -14,11 +14,12 @@ from data_prep import __main__ as command
 from data_prep import shards as shards_module
 from data_prep.cli import UserError
 from data_prep.description import Description, ResolvedSource, parse_source
-from data_prep.forecast import Sample, amount, duration, forecast, measure
+from data_prep.forecast import amount, duration, forecast
 from data_prep.formats.readers import PIECE
 from data_prep.inputs import InputFile
 from data_prep.plan import Budget, Plan
 from data_prep.prepare import asked_plan, extend, planned_again, prepare
+from data_prep.sampling import Sample, measure
 from data_prep.shards import open_corpus, verify, write_shard
 from data_prep.units import cut
 from tests.parts.corpora import noise, run_cli, tree, write_vocab
@@ -409,7 +410,7 @@ def test_the_forecast_of_a_parquet_file_does_not_depend_on_its_row_groups(tmp_pa
     path = tmp_path / "a.parquet"
     texts = noise(2000)
     pq.write_table(pa.table({"text": texts}), path, row_group_size=len(texts) // groups, compression="none")
-    monkeypatch.setattr("data_prep.forecast._PIECES", 1)
+    monkeypatch.setattr("data_prep.sampling._PIECES", 1)
     plan, encoder = asked_plan(Description((parse_source(f"s=parquet:{path}"),), str(vocab), 0, UNIT))
     [entry] = forecast(plan, {"s": measure(plan.sources["s"], encoder)}, 1.0)
     assert entry.tokens == pytest.approx(sum(len(ids) + 1 for ids in encoder.encode_batch(texts)), rel=0.25)

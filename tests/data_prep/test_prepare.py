@@ -2,6 +2,7 @@
 
 import bz2
 import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -15,6 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep import locks
@@ -382,6 +385,14 @@ def test_jsonl_and_packed_files_are_warned_of_too(tmp_path, vocab, capsys):
     assert "(iconv -f WINDOWS-1252 -t UTF-8)" in line
 
 
+def test_a_column_of_bytes_in_another_encoding_is_not_to_be_converted_as_a_file(tmp_path, vocab, capsys):
+    rows = io.BytesIO()
+    pq.write_table(pa.table({"text": [QUOTED.encode("cp1252")] * 99}), rows)
+    small(tmp_path, vocab, rows.getvalue(), form="parquet", heldout=0)
+    [line] = mended_warnings(capsys)
+    assert "its bytes are WINDOWS-1252: decode them, write the column as text" in line and "iconv" not in line
+
+
 @pytest.mark.slow
 def test_mended_text_is_the_same_bytes_by_any_number_of_workers_and_warned_of_alike(tmp_path, vocab):
     (tmp_path / "a.txt").write_bytes((PROSE * 40 + QUOTED).encode("cp1252") * 200)
@@ -403,7 +414,7 @@ def test_an_empty_file_is_warned_of_and_a_source_of_nothing_is_rejected(tmp_path
 
 
 def test_a_fault_of_an_input_ends_the_run_with_one_line(tmp_path, vocab):
-    (tmp_path / "a.bz2").write_bytes(bz2.compress(b"<mediawiki>" * 50)[:-9])
+    (tmp_path / "a.bz2").write_bytes(bz2.compress(b"<mediawiki>" * 50)[:-9] + bytes(9))
     done = run_cli(
         "prepare", "--out", tmp_path / "d", "--tokenizer", vocab, "--source", f"w=wikipedia:{tmp_path}/a.bz2"
     )

@@ -98,6 +98,14 @@ def test_mlqas_blanked_test_sets_are_reported_and_dev_is_scored(tmp_path):
     assert len(data.scored["en"]) == 3
 
 
+def test_mlqa_is_found_where_xtreme_unpacks_it(tmp_path):
+    write_mlqa(tmp_path)
+    (tmp_path / "mlqa").mkdir()
+    (tmp_path / "MLQA_V1").rename(tmp_path / "mlqa" / "MLQA_V1")
+    data = read_task("mlqa", str(tmp_path))
+    assert list(data.scored) == ["de", "en"] and data.split == "test"
+
+
 def test_blanked_sets_that_would_be_trained_on_or_scored_are_rejected(tmp_path):
     squad(tmp_path)
     path = files.write_squad(tmp_path / "xquad/xquad.de.json", files.blanked(files.questions(3, 9)))
@@ -124,6 +132,16 @@ def test_a_blanked_set_of_squad_2_is_one_too(tmp_path):
     files.write_squad(path, files.blanked(content["data"][0]["paragraphs"]), "v2.0")
     with pytest.raises(UserError, match=r"dev-v2\.0\.json: a set without labels"):
         read_task("squad2", str(tmp_path))
+
+
+def test_a_blanked_set_of_squad_2_that_still_says_what_is_impossible_is_one_too(tmp_path):
+    squad(tmp_path, "squad2", "v2.0")
+    path = tmp_path / "dev-v2.0.json"
+    files.write_squad(path, files.blanked(json.loads(path.read_text())["data"][0]["paragraphs"]), "v2.0")
+    with pytest.raises(UserError, match=r"dev-v2\.0\.json: a set without labels"):
+        read_task("squad2", str(tmp_path))
+    change(path, lambda _, all_: [each["qas"][0].update(is_impossible=True) for each in all_])
+    assert len(read_task("squad2", str(tmp_path)).scored[""]) == 6
 
 
 def test_the_hubs_blanked_questions_are_a_set_without_labels(monkeypatch):
@@ -229,6 +247,23 @@ def test_multinlis_pairs_without_a_gold_label_are_left_out_and_counted(tmp_path)
         f"{own}/{file}.tsv: 1 row with the label '-' (no majority of annotators) left out"
         for file in ("train", "dev_matched")
     )
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_multinlis_own_files_are_read_with_rows_that_end_early(tmp_path, inside):
+    own = files.write_multinli(tmp_path / "multinli_1.0", undecided=2)
+    data = read_task("mnli", str(own if inside else tmp_path))
+    first, second, _ = files.labelled("mnli", 24, 0)[1]
+    assert data.train[1] == {"first": first, "second": second, "label": 1} and len(data.train) == 24
+    assert {key: len(rows) for key, rows in data.scored.items()} == {"": 10, "mm": 10} and data.split == "dev"
+    assert data.notes == tuple(
+        f"{own}/multinli_1.0_{file}.txt: 2 rows with the label '-' (no majority of annotators) left out"
+        for file in ("dev_matched", "dev_mismatched")
+    )
+    path = own / "multinli_1.0_train.txt"
+    path.write_text(path.read_text() + "neutral\t(\tw1\n")
+    with pytest.raises(UserError, match=r"multinli_1\.0_train\.txt:26: 3 columns, mnli's files have 11 here"):
+        read_task("mnli", str(own))
 
 
 def test_the_hubs_pairs_without_a_gold_label_are_left_out_and_counted(monkeypatch):

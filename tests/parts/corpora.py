@@ -64,20 +64,35 @@ def noise(count: int, seed: int = 0) -> list[str]:
     return [" ".join("".join(dice.choices(ascii_lowercase, k=5)) for _ in range(40)) for _ in range(count)]
 
 
-def dump(pages: list[dict], language: str = "en", namespaces: dict[int, str] | None = None) -> str:
-    """A MediaWiki export. A page: text, and if they are not the usual ones ns, title, redirect."""
+def dump(
+    pages: list[dict], language: str = "en", namespaces: dict[int, str] | None = None, siteinfo: bool = True
+) -> str:
+    """A MediaWiki export. A page: text, and if they are not the usual ones ns (None: without), title, redirect.
+
+    ``model`` and ``format`` say what the text is; ``slots`` and ``earlier`` are XML in the revision after its text, and
+    before the revision.
+    """
     names = {0: "", 6: "File", 14: "Category"} | (namespaces or {})
     spaces = "".join(f'<namespace key="{key}" case="first-letter">{name}</namespace>' for key, name in names.items())
-    body = "".join(
-        f"<page><title>{page.get('title', f'P{number}')}</title><ns>{page.get('ns', 0)}</ns><id>{number}</id>"
-        + ('<redirect title="P0" />' if page.get("redirect") else "")
-        + "<revision><id>1</id><comment>not this</comment>"
-        + f'<text xml:space="preserve">{escape(page["text"])}</text></revision></page>\n'
-        for number, page in enumerate(pages)
-    )
+    info = f"<siteinfo><sitename>W</sitename><namespaces>{spaces}</namespaces></siteinfo>"
+    body = "".join(_page(page, number) for number, page in enumerate(pages))
     return (
         f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" version="0.10" xml:lang="{language}">'
-        f"<siteinfo><sitename>W</sitename><namespaces>{spaces}</namespaces></siteinfo>\n{body}</mediawiki>\n"
+        f"{info * siteinfo}\n{body}</mediawiki>\n"
+    )
+
+
+def _page(page: dict, number: int) -> str:
+    ns = page.get("ns", 0)
+    kind = "".join(f"<{key}>{page[key]}</{key}>" for key in ("model", "format") if key in page)
+    return (
+        f"<page><title>{escape(page.get('title', f'P{number}'))}</title>"
+        + (f"<ns>{ns}</ns>" if ns is not None else "")
+        + f"<id>{number}</id>"
+        + ('<redirect title="P0" />' if page.get("redirect") else "")
+        + page.get("earlier", "")
+        + f"<revision><id>1</id><comment>not this</comment>{kind}"
+        + f'<text xml:space="preserve">{escape(page["text"])}</text>{page.get("slots", "")}</revision></page>\n'
     )
 
 

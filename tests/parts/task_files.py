@@ -67,6 +67,23 @@ def write_glue(folder: Path, task: str, train: int = 24, dev: int = 12) -> Path:
     return folder / name
 
 
+def write_multinli(folder: Path, undecided: int = 1) -> Path:
+    """MultiNLI as published: training rows end after the first annotator's label, some dev rows have no gold label."""
+    header = "gold_label\tsentence1_binary_parse\tsentence1\tsentence2\tpairID\tgenre\t" + "\t".join(
+        f"label{number}" for number in range(1, 6)
+    )
+    for seed, (kind, count) in enumerate({"train": 24, "dev_matched": 12, "dev_mismatched": 12}.items()):
+        all_labels = 1 if kind == "train" else 5
+        rows = [
+            [label, "(", a, b, n, "g", *[label] * all_labels]
+            for n, (a, b, label) in enumerate(labelled("mnli", count, seed))
+        ]
+        if kind != "train":
+            rows = [["-", *row[1:]] if number < undecided else row for number, row in enumerate(rows)]
+        write_lines(folder / f"multinli_1.0_{kind}.txt", rows, header)
+    return folder
+
+
 def write_raw_mrpc(folder: Path, train: int = 24, test: int = 12) -> Path:
     """MRPC as Microsoft publishes it: lines end as on Windows."""
     _, header, columns = GLUE["mrpc"]
