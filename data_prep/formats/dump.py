@@ -46,6 +46,7 @@ _WIDE = (  # the first bytes of encodings of which a character takes two bytes o
     (b"\0<", "utf-16-be"),
 )
 _WIDE_NAME = re.compile("utf[-_]?(?:16|32)|(?:iso-10646-)?ucs", re.I)
+_WIKIPEDIA_FILE = re.compile(r"(?!simple)([a-z]{2,}(?:_[a-z]+)*)wiki[-.]")  # "simple" is English
 _ASCII = bytes(range(128)) + b"\x1b$B00\x1b(B"  # and what would change to another character set
 
 
@@ -166,7 +167,7 @@ class _Pages:
         self._head = b""  # of that page, what is before its first revision
         self._part = 0  # where in the buffer the page begins, or its last revision
         self._stub, self._cut = b"", 0  # the start of that part, and how many bytes of it are no longer in the buffer
-        self._site, self._info = Site(), _Info()
+        self._site, self._info = Site(), _Info(path)
         self._encoding = self._declared = "utf-8"
         self._found: list[tuple[int, RawPage]] = []
         self.opened = False
@@ -237,7 +238,7 @@ class _Pages:
         elif not self._closed:
             self._add_torn(tag.start())
         self._closed = True
-        self._info = _Info()
+        self._info = _Info(self._path)
         if not self._read_info(tag.start(), _TAG_END):
             return False
         self._closed, self._encoding, self._declared = False, self._declared, "utf-8"
@@ -286,10 +287,14 @@ class _Pages:
 
 
 class _Info:
-    """An expat parser of the start of a dump, up to the end of its <siteinfo>."""
+    """An expat parser of the start of a dump, up to the end of its <siteinfo>.
 
-    def __init__(self) -> None:
-        self._language, self._key = "", ""
+    Of a Wikipedia's the file's name, as Wikimedia gives it, says the language: parts are cut and joined with other heads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._named = _WIKIPEDIA_FILE.match(path.name)
+        self._language, self._key, self._base = "", "", ""
         self._namespaces: dict[int, str] = {}
         self._parser = expat.ParserCreate("utf-8")
         self._parser.buffer_text = True
@@ -302,6 +307,8 @@ class _Info:
 
     def site(self) -> Site:
         own = {self._namespaces.get(key, "").lower() for key in _MEDIA_NAMESPACES} - {""}
+        if self._named and "wikipedia.org" in self._base:
+            self._language = self._named[1].replace("_", "-")
         return Site(self._language, dict(self._namespaces), MEDIA_NAMES | own)
 
     def _start_element(self, name: str, attributes: dict[str, str]) -> None:
@@ -310,6 +317,11 @@ class _Info:
         elif name == "namespace" and re.fullmatch(r"-?\d{1,6}", key := attributes.get("key", "")):
             self._key, self._namespaces[int(key)] = key, ""
             self._parser.CharacterDataHandler = self._characters
+        elif name == "base":
+            self._parser.CharacterDataHandler = self._base_characters
+
+    def _base_characters(self, data: str) -> None:
+        self._base += data
 
     def _characters(self, data: str) -> None:
         self._namespaces[int(self._key)] += data

@@ -18,7 +18,7 @@ def clean_article(raw: RawPage, templates: str = "") -> Document:
         return Document(dropped=reason)
     try:
         prose = plain_text(page.wikitext, page.site, page.title, templates)
-    except (ParserError, RecursionError):
+    except (ParserError, RecursionError, LookupError, ValueError):  # what parsers raise at odd input
         return Document(dropped="unparsable")
     return Document(prose.text, "" if prose.text else "empty", page.repairs, prose.words, prose.beside)
 

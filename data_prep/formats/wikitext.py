@@ -47,6 +47,7 @@ _FUNCTION = re.compile(
 )
 _ENTITY = re.compile(r"&[a-zA-Z]{2,32};")  # that the parser does not know
 _LONGEST_NAME = 80  # characters
+_MOST_NAMES = 60_000  # that are told apart in a page; a hole can carry 65,534
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,8 @@ class _Renderer:
         name = name[:1].lower() + name[1:]
         if "{" in name or len(name) > _LONGEST_NAME:
             name = "(a computed name)"
+        if len(self.names) > _MOST_NAMES and name not in self._numbers:
+            name = "(other names)"
         number = self._numbers.setdefault(name, len(self.names))
         if number == len(self.names):
             self.names.append(name)

@@ -361,3 +361,20 @@ def test_pages_are_the_same_wherever_a_block_of_bytes_ends(monkeypatch, write):
         for begin, end in [(0, first), *((at, at + size) for at in range(first, len(data), size))]:
             found += pages.feed(data[begin:end])
         assert [page for _, page in found + pages.finish(torn=False)] == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "language"),
+    [
+        ("frwiki-20240101-pages-articles.xml", "https://en.wikipedia.org/wiki/Main_Page", "fr"),
+        ("zh_min_nanwiki-latest-pages-articles1.xml", "https://en.wikipedia.org/wiki/Main_Page", "zh-min-nan"),
+        ("simplewiki-latest-pages-articles.xml", "https://simple.wikipedia.org/wiki/Main_Page", "en"),
+        ("mywiki-backup.xml", "https://wiki.example.org/", "en"),
+        ("dump.xml", "https://fr.wikipedia.org/wiki/", "en"),
+        ("frwiktionary-latest.xml", "https://fr.wiktionary.org/wiki/", "en"),
+    ],
+)
+def test_the_name_of_a_file_of_wikipedia_says_its_language(write, name, base, language):
+    text = dump([{"text": "x"}]).replace("<sitename>W</sitename>", f"<sitename>W</sitename><base>{base}</base>")
+    [(_, page)] = split_dump(write(text, name))
+    assert page.site.language == language

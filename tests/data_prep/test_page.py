@@ -3,8 +3,10 @@
 import gc
 
 import pytest
+from mwparserfromhell.parser import ParserError
 
-from data_prep.formats.dump import Site, split_dump
+from data_prep.formats import wikipedia
+from data_prep.formats.dump import RawPage, Site, split_dump
 from data_prep.formats.page import dropped_for, parse_page
 from data_prep.formats.wiki_names import MEDIA_NAMES
 from data_prep.formats.wikipedia import clean_article
@@ -235,3 +237,14 @@ def test_a_parsed_page_leaves_nothing_to_the_garbage_collector(write):
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("error", [ParserError("x"), RecursionError(), KeyError("x"), ValueError("x")])
+def test_an_error_of_the_parser_costs_one_page(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    raw = RawPage(b"<page><title>A</title><ns>0</ns><revision><text>x</text></revision></page>")
+    assert clean_article(raw).text == "x"
+    monkeypatch.setattr(wikipedia, "plain_text", fail)
+    assert clean_article(raw).dropped == "unparsable"
