@@ -8,7 +8,7 @@ from data_prep.formats.readers import Document
 from data_prep.guard import LeftOut
 
 # Reasons for which the user is told in which files documents were dropped.
-DAMAGED = ("torn", "broken_xml", "over_time", "crashed_parser")
+DAMAGED = ("torn", "broken_xml", "over_time", "crashed_parser", "unparsable")
 
 _NAMES = 100  # of templates, the most common ones
 

@@ -24,7 +24,11 @@ _LEFT_OUT = "left out, and the rest is whole"
 _DAMAGE = (
     (("torn",), "broken off in the middle", "fetch {files} again, and run the same command with --refresh"),
     (("broken_xml",), "no well-formed XML", _LEFT_OUT),
-    (("over_time", "crashed_parser"), "more than the parser can read (it crashed, or took too long)", _LEFT_OUT),
+    (
+        ("over_time", "crashed_parser", "unparsable"),
+        "more than the parser can read (it failed, or took too long)",
+        _LEFT_OUT,
+    ),
 )
 
 

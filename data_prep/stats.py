@@ -43,7 +43,7 @@ def _template_lines(entry: dict[str, Any]) -> list[str]:
     if rest := total - sum(count for _, count in names[:_TEMPLATES]):
         shown.append(f"others {rest:,}")
     rate = total / words * 1000
-    lines = [f"  templates: {rate:.1f} of 1,000 words stood next to a template without a text: {', '.join(shown)}"]
+    lines = [f"  templates: {rate:.2f} of 1,000 words stood next to a template without a text: {', '.join(shown)}"]
     if entry["dropped"].get("template") and "templates" not in entry:
         lines.append(
             "  its dumps define templates: `prep templates DUMP …` makes a table of them for `prep prepare --templates`"

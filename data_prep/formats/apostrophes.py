@@ -49,9 +49,7 @@ def _make_one_literal(line: str, runs: list[re.Match[str]], sizes: list[int]) ->
             continue
         if before.endswith(" "):
             kind = "blank"
-        elif (
-            before[-2:-1] == " " and before[-1].isascii()
-        ):  # MediaWiki looks at bytes: a letter of two is no single one
+        elif before[-2:-1] == " " and before[-1].isascii():  # MediaWiki looks at bytes, of which other letters have two
             kind = "letter"
         else:
             kind = "word"

@@ -16,6 +16,7 @@ _NOTHING += " categorytree inputbox section indicator languages pagequality char
 _HOLES = "math chem ce score hiero"
 _OPENING = re.compile(rf"<!--|<(nowiki|pre|{'|'.join((_NOTHING + ' ' + _HOLES).split())})(?![\w-])([^<>]*)>", re.I)
 _TRANSCLUSION = re.compile(r"</?(?:no|only)include\s*/?>", re.I)  # says nothing about the page itself
+_REST_OF_LINE = re.compile(r"[ \t]*\n")
 _NOWIKI = re.compile(r"</?nowiki\s*>", re.I)
 # A table in which there is no other, line by line. A line "|}}" is the end of a template.
 _TABLE = re.compile(r"^[ \t:]*\{\|[^\n]*\n(?:(?![ \t:]*\{\||[ \t]*\|\}(?!\}))[^\n]*\n)*+[ \t]*\|\}(?!\})", re.M)
@@ -32,10 +33,9 @@ def without_unparsed(wikitext: str) -> str:
     opening = _OPENING.search(wikitext)
     while opening:
         name = (opening[1] or "").lower()
-        end = _end(wikitext, opening, name, unclosed)
-        inner, after = end
+        inner, end = _end(wikitext, opening, name, unclosed)
         kept += [wikitext[done : opening.start()], _shown(name, inner)]
-        done = after
+        done = end
         opening = _OPENING.search(wikitext, done)
     return _without_tables(_TRANSCLUSION.sub("", "".join([*kept, wikitext[done:]])))
 
@@ -53,7 +53,7 @@ def _end(wikitext: str, opening: re.Match[str], name: str, unclosed: set[str]) -
     """What is in a tag, and where it ends. Of one without an end only the tag goes; such an end is looked for once."""
     if not name:
         end = wikitext.find("-->", opening.end())
-        return "", end + 3 if end >= 0 else len(wikitext)
+        return "", _line_end(wikitext, opening.start(), end + 3) if end >= 0 else len(wikitext)
     if opening[2].endswith("/") or name in unclosed:
         return "", opening.end()
     closing = re.compile(rf"</{name}\s*>", re.I).search(wikitext, opening.end())
@@ -61,6 +61,14 @@ def _end(wikitext: str, opening: re.Match[str], name: str, unclosed: set[str]) -
         unclosed.add(name)
         return "", opening.end()
     return wikitext[opening.end() : closing.start()], closing.end()
+
+
+def _line_end(wikitext: str, begin: int, end: int) -> int:
+    """Where a comment ends that reaches from ``begin`` to ``end``: with its line, if nothing else is in it."""
+    while begin and wikitext[begin - 1] in " \t":
+        begin -= 1
+    alone = begin and wikitext[begin - 1] == "\n" and _REST_OF_LINE.match(wikitext, end)
+    return alone.end() if alone else end
 
 
 def _shown(name: str, inner: str) -> str:

@@ -59,7 +59,7 @@ def test_any_number_of_workers_counts_alike(inputs, made, tmp_path):
 def test_stats_show_the_twenty_most_common(made, tmp_path):
     [line] = [line for line in stats_lines(made) if line.startswith("  templates: ")]
     rate = 11328 / (40 * 11325 + 2) * 1000
-    words = f"  templates: {rate:.1f} of 1,000 words stood next to a template without a text: "
+    words = f"  templates: {rate:.2f} of 1,000 words stood next to a template without a text: "
     assert line.startswith(words + "{{t150}} 152, {{t149}} 149, ")
     assert line.count("{{") == 20 and line.endswith(f", others {11328 - sum(range(131, 151)) - 2:,}")
     assert not any("templates" in line for line in stats_lines(write_corpus(tmp_path / "data")))

@@ -16,6 +16,7 @@ from data_prep.formats.wikitext import plain_text, words_of
         ("fact<ref name=a>{{cite|x}}</ref> and<ref name=a /> more", "fact and more"),
         ("a {{no such|1|{{nested|2}}}} b", "a b"),
         ("a <!-- hidden [[x]] --> b", "a b"),
+        ("one\n <!-- alone --> \ntwo <!-- x -->\nthree\n\n<!-- y -->\nfour", "one\ntwo\nthree\n\nfour"),
         ('before\n{| class="x"\n! head\n|-\n| cell {{t}}\n|}\nafter', "before\n\nafter"),
         ("before\n{| unclosed\n|-\n| cell\nafter", "before\n\nafter"),
         ("[[File:a.jpg|thumb|a [[caption]] here]]Text[[Image:b.png]]", "Text"),
