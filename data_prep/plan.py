@@ -5,7 +5,7 @@
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ class Plan:
 
     def cut(self, source: ResolvedSource) -> list[Unit]:
         """All units of a source, also those that no budget calls for."""
-        units = cut(source.name, source.format, source.field, source.files, int(self.unit_mib * MIB) // PIECE)
-        return [replace(unit, templates=source.templates) for unit in units] if source.templates else units
+        pieces = int(self.unit_mib * MIB) // PIECE
+        return cut(source.name, source.format, source.field, source.files, pieces, source.templates)
 
     def cleanup(self, form: str) -> int:
         """The version of a format's clean-up by which the corpus is prepared."""

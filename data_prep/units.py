@@ -97,7 +97,14 @@ class Job:
         return ("heldout", "train") if self.heldout else ("train",)
 
 
-def cut(source: str, form: str, field: str | None, files: Sequence[InputFile], unit_pieces: int) -> list[Unit]:
+def cut(
+    source: str,
+    form: str,
+    field: str | None,
+    files: Sequence[InputFile],
+    unit_pieces: int,
+    templates: InputFile | None = None,
+) -> list[Unit]:
     """The units of a source, in the order of its files.
 
     A file of more than ``unit_pieces`` pieces is cut into runs of that many; smaller ones that follow each other share
@@ -109,7 +116,7 @@ def cut(source: str, form: str, field: str | None, files: Sequence[InputFile], u
 
     def close() -> None:
         if small:
-            units.append(Unit(source, form, field, f"{first:05d}-00000", tuple(small)))
+            units.append(Unit(source, form, field, f"{first:05d}-00000", tuple(small), templates))
             small.clear()
 
     for number, file in enumerate(files):
@@ -118,7 +125,7 @@ def cut(source: str, form: str, field: str | None, files: Sequence[InputFile], u
             close()
             for index, begin in enumerate(range(0, pieces, unit_pieces)):
                 part = Part(file, begin, min(begin + unit_pieces, pieces))
-                units.append(Unit(source, form, field, f"{number:05d}-{index:05d}", (part,)))
+                units.append(Unit(source, form, field, f"{number:05d}-{index:05d}", (part,), templates))
             continue
         if len(small) == _FILES or sum(part.size for part in small) + file.bytes > unit_pieces * PIECE:
             close()

@@ -36,6 +36,7 @@ _CASES: dict[str, Callable[[str], str]] = {
     "lcfirst": lambda text: text[:1].lower() + text[1:],
     "ucfirst": lambda text: text[:1].upper() + text[1:],
 }
+_CHOICES = ("#if", "#ifeq")
 _TITLES = re.compile("(?:full|base|root|sub|subject|article)?pagename")
 # Parser functions without a text of their own, and others, which are counted without their arguments.
 _SILENT_FUNCTION = re.compile(
@@ -139,14 +140,13 @@ class _Renderer:
         function = function.strip().lower()
         if _TITLES.fullmatch(function):
             return literal(self._title)
-        if colon and function in _CASES:
-            return _CASES[function](self.text(template.name).partition(":")[2].strip())
         if colon and function in self._site.template_names:
             source = rest.strip()
 
         values = {str(param.name).strip(): param.value for param in template.params}
-        if colon and function in ("#if", "#ifeq"):
-            return self._choice(function, self.text(template.name).partition(":")[2].strip(), values)
+        if colon and (function in _CASES or function in _CHOICES):
+            first = self.text(template.name).partition(":")[2].strip()
+            return self._choice(function, first, values) if function in _CHOICES else _CASES[function](first)
         if colon and _SILENT_FUNCTION.fullmatch(function):
             return hole(0)
         rule = rule_of(source, self._site.language, self._templates)

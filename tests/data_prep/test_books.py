@@ -25,14 +25,7 @@ START, END = (
 )
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(data, name="book.txt"):
-        path = tmp_path / name
-        path.write_bytes(data if isinstance(data, bytes) else data.encode())
-        return path
-
-    return write
+FILE = "book.txt"  # of ``write``
 
 
 def read(path):

@@ -28,14 +28,7 @@ def read(path, begin=0):
     return [dropped_for(page) or page.wikitext for page in pages]
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(data, name="dump.xml"):
-        path = tmp_path / name
-        path.write_bytes(data if isinstance(data, bytes) else data.encode())
-        return path
-
-    return write
+FILE = "dump.xml"  # of ``write``
 
 
 def test_utf_16_reads_as_utf_8(write):

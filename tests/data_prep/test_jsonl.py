@@ -12,15 +12,7 @@ from data_prep.formats.by_name import open_format
 from data_prep.formats.readers import PIECE, zstd
 from tests.parts.corpora import noise
 
-
-@pytest.fixture
-def write(tmp_path):
-    def write(data, name="lines.jsonl"):
-        path = tmp_path / name
-        path.write_bytes(data if isinstance(data, bytes) else data.encode())
-        return path
-
-    return write
+FILE = "lines.jsonl"  # of ``write``
 
 
 def read(path, field=None):

@@ -12,15 +12,7 @@ from data_prep.formats.wiki_names import MEDIA_NAMES
 from data_prep.formats.wikipedia import clean_article
 from tests.parts.corpora import dump
 
-
-@pytest.fixture
-def write(tmp_path):
-    def write(text):
-        path = tmp_path / "dump.xml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
+FILE = "dump.xml"  # of ``write``
 
 
 @pytest.fixture

@@ -32,14 +32,7 @@ def texts(path):
     return [document.text for document in read(path)]
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(data, name="input.txt"):
-        path = tmp_path / name
-        path.write_bytes(data)
-        return path
-
-    return write
+FILE = "input.txt"  # of ``write``
 
 
 def random_documents(size, seed=0):

@@ -342,9 +342,3 @@ def test_the_tool_counts_what_is_lost_without_the_table_and_with_it(tmp_path, ca
     assert row.split() == ["frwiki", "7", "600.00", "142.86", "23.8%", "285.71"]  # 3 of 5, 1 of 7, 2 of 7
     assert whole.split()[1:] == row.split()[1:] and lost == "still lost: no such 1"
     assert plain_text("a {{lang|fr|b}}").text == "a b"  # the table is back
-
-
-def test_the_tool_takes_the_language_from_the_name_of_a_dump(tmp_path):
-    for name, lost in (("frwiki-1.xml", 0), ("frwiki.xml", 0), ("some-1.xml", 1)):
-        (tmp_path / name).write_text(dump([{"text": "au {{s-|XX}} ici"}]), encoding="utf-8")
-        assert words_beside.losses(tmp_path / name)[1].names.total() == lost

@@ -2,18 +2,16 @@
 
     python -m tests.parts.words_beside DUMP ...
 
-The language is that of a file's name, XXwiki-…, if it has one, else what the dump says (real dumps agree with their names).
 A line for each dump: its words; the templates lost in 1,000 of them without and with the table, and the second as a share of
 the first; how many in 1,000 words are there by the table. Then the most common names that are still lost. Templates that show
 no words anyway (``silent``) never count.
 """
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.formats import wikitext
@@ -21,7 +19,6 @@ from data_prep.formats.dump import split_dump
 from data_prep.formats.page import Page, dropped_for, parse_page
 from data_prep.formats.templates import Rule, rule_of
 
-_LANGUAGE = re.compile(r"([a-z_]{2,})wiki(?=[-.])")
 NAMES = 30  # of what is lost, the most common ones
 
 
@@ -75,11 +72,8 @@ def no_table() -> Iterator[None]:
 def losses(dump: Path) -> tuple[Loss, Loss]:
     """Without the table, and with it."""
     before, after = Loss(), Loss()
-    named = _LANGUAGE.match(dump.name)
     for _, raw in split_dump(dump):
         page = parse_page(raw)
-        if named:
-            page = replace(page, site=replace(page.site, language=named[1]))
         if not dropped_for(page):
             after.add(page)
             with no_table():
