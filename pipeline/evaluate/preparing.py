@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from data_prep.cli import UserError
 from pipeline.artifacts import results
-from pipeline.evaluate import finetune
+from pipeline.evaluate import embedding, finetune
 from pipeline.evaluate.cells import Job, check_card, make_job
 from pipeline.evaluate.scored_model import open_model
 from pipeline.evaluate.task_data import read_task
@@ -29,10 +29,21 @@ def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
         raise UserError(f"--name {options.name}: with {len(options.model)} models; evaluate them one after the other")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out}: is not a folder")
-    for task in tasks:
+    trained = [task for task in tasks if not TASKS[task].embeds]
+    for task in trained:
         finetune.check_batch(options.batch or TASKS[task].batch)
+    if not trained and (unused := _unused(options)):
+        raise UserError(f"{unused}: {', '.join(tasks)} train nothing; leave it out")
+    if options.prefix is not None and len(trained) == len(tasks):
+        raise UserError(f"--prefix: is for the tasks that train nothing, not for {', '.join(tasks)}; leave it out")
     options.seeds = list(dict.fromkeys(options.seeds))
     return tasks, _names(options.languages or "")
+
+
+def _unused(options: argparse.Namespace) -> str:
+    """An option that is given and only for training."""
+    given = {"--learning-rate": options.learning_rate, "--epochs": options.epochs, "--grid": options.grid}
+    return next((name for name, value in given.items() if value), "")
 
 
 def _names(text: str) -> list[str]:
@@ -70,6 +81,10 @@ def prepare(options: argparse.Namespace, say: Callable[..., object]) -> list[Job
         check_card(model, options.out)
 
     jobs = [make_job(options, model, task, data[task], facts[task]) for model in models for task in tasks]
+    for model in models:
+        if any(TASKS[task].embeds for task in tasks):
+            for note in embedding.notes(model, options.prefix):
+                say(note)
     for job in jobs:
         if tuple(job.order) != TASKS[job.task].labels:
             say(f"{job.model.name}: comes with a head for {job.task}; its label order is kept: {', '.join(job.order)}")

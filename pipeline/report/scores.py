@@ -27,6 +27,9 @@ TITLES = {
     "xnli": "XNLI",
     "mlqa": "MLQA",
     "xquad": "XQuAD",
+    "sts": "STS",
+    "lee": "Lee's documents",
+    "bitext": "Bitext retrieval",
 }
 
 METRICS = {
@@ -36,13 +39,15 @@ METRICS = {
     "accuracy_mm": "mismatched",
     "spearman": "Spearman",
     "pearson": "Pearson",
+    "accuracy_to_pivot": "into the pivot",
+    "accuracy_from_pivot": "out of the pivot",
 }
 
 _ROUNDING = 1e-6  # percent: of a mean of equal scores; a row of a million counts for more
 
 
 class Figure(NamedTuple):
-    """Mean and sample standard deviation over ``n`` seeds, in percent; no spread of one seed."""
+    """Mean and sample standard deviation over ``n`` seeds, in percent; no spread of one seed. 0 seeds: nothing was trained."""
 
     mean: float
     spread: float | None
@@ -54,8 +59,12 @@ def figure_of(scores: list[float]) -> Figure:
 
 
 def shown(figure: Figure | None) -> str:
-    """`72.0 ± 2.0 (3)`, with the number of seeds."""
-    return NONE if figure is None else f"{shown_mean(figure.mean, figure.spread)} ({figure.n})"
+    """`72.0 ± 2.0 (3)`, with the number of seeds where there are some."""
+    return NONE if figure is None else f"{shown_mean(figure.mean, figure.spread)}{counted(figure)}"
+
+
+def counted(figure: Figure) -> str:
+    return f" ({figure.n})" if figure.n else ""
 
 
 @dataclass(frozen=True)
@@ -112,9 +121,12 @@ class Scores:
 
     def figure(self, model: str, task: str, metric: str = "") -> Figure | None:
         """A score at the best setting: the primary one, or another. None if there is no such score."""
-        scores = [cell.scores.get(metric or cell.primary) for cell in self.chosen(model, task)]
+        cells = self.chosen(model, task)
+        scores = [cell.scores.get(metric or cell.primary) for cell in cells]
         values = [score for score in scores if score is not None]
-        return figure_of(values) if values else None
+        if not values:
+            return None
+        return figure_of(values)._replace(n=len(values) if "seed" in cells[0].settings else 0)
 
     def retention(self, model: str, task: str) -> float | None:
         """The model's mean in percent of its teacher's.
@@ -151,8 +163,10 @@ class Scores:
         cells, majority = self.chosen(model, task), self.majority(model, task)
         rows = next((f"{cell.rows:,}" for cell in cells if cell.rows is not None), "unknown")
         baseline = "not recorded" if majority is None else f"{majority:.1f}"
-        seeds = f"{len(cells)} seed{'s' * (len(cells) != 1)}"
-        return f"{title(task)} ({rows} rows, {seeds}, majority baseline {baseline})"
+        seeds = f", {len(cells)} seed{'s' * (len(cells) != 1)}"
+        if cells and "seed" not in cells[0].settings:
+            seeds = ""
+        return f"{title(task)} ({rows} rows{seeds}, majority baseline {baseline})"
 
     def average_retention(self, model: str) -> tuple[float, list[str]] | None:
         """The mean of the retention over the tasks where there is one, and these tasks."""

@@ -6,6 +6,7 @@ from pipeline.report.page import NONE, Section, linked, table, words
 from pipeline.report.scores import (
     Figure,
     Scores,
+    counted,
     languages_of,
     metric_name,
     missing,
@@ -155,7 +156,8 @@ def _kept(scores: Scores, model: str) -> list[str]:
     for task in scores.tasks:
         kept = scores.retention(model, task)
         missing_or_low = LOW if task in low else NONE
-        cells.append(missing_or_low if kept is None else f"{kept:.1f} ({len(scores.chosen(model, task))})")
+        figure = scores.figure(model, task)
+        cells.append(missing_or_low if kept is None or figure is None else f"{kept:.1f}{counted(figure)}")
     last = [f"**{average[0]:.1f}**", _count(len(average[1]), "task")] if average else [NONE, NONE]
     return [words(model), *cells, *last]
 
@@ -173,9 +175,10 @@ def _bars(scores: Scores, task: str) -> bytes:
 
 def language_section(scores: Scores) -> Section:
     """A table for each task and metric that has several languages, with a column for each."""
-    lines = []
+    lines, heading = [], "## By language"
     for task in scores.tasks:
         cells = [cell for cell in scores.results.cells if cell.task == task]
+        heading = "## By language or set" if task == "sts" else heading
         primary = scores.primary(task)
         metrics = {name.partition("/")[0] for cell in cells for name in cell.scores if "/" in name}
         for metric in sorted(metrics, key=lambda name: (name != primary, name)):
@@ -184,7 +187,7 @@ def language_section(scores: Scores) -> Section:
                 lines += _languages(scores, task, metric, languages)
     if not lines:
         return [], {}
-    return ["## By language", "", "Means over the seeds of the setting shown above.", "", *lines], {}
+    return [heading, "", "Means over the seeds of the setting shown above.", "", *lines], {}
 
 
 def _languages(scores: Scores, task: str, metric: str, languages: list[str]) -> list[str]:
