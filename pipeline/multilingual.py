@@ -251,12 +251,13 @@ def write_parallel(lines: dict[str, list[str]], folder: Path) -> None:
 def write_texts(wheel: Path, folder: Path, without: dict[str, list[str]]) -> None:
     """Write a file xx.txt.xz of each language in CC-100's layout: a line for each message, a document of its own.
 
-    ``without``: lines of each language that are left out.
+    ``without``: the messages of each language that are left out, with every translation of the English ones.
     """
     documents = collections.defaultdict(list)
-    for language, _, message in messages(wheel):
+    originals = {*without.get("en", ())}
+    for language, original, message in messages(wheel):
         line = _plain(message)
-        if len(line) > 2 and line not in without.get(language, ()):
+        if len(line) > 2 and _plain(original) not in originals and line not in without.get(language, ()):
             documents[language].append(line)
     with new_folder(folder) as aside:
         for language, lines in documents.items():

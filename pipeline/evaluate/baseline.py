@@ -14,6 +14,8 @@ from pipeline.evaluate.tasks import TASKS, Task
 def baseline(name: str, data: TaskData) -> dict[str, float]:
     """The majority baseline of the task's scored sets, in percent, under the names of their scores."""
     task = TASKS[name]
+    if not data.scored:
+        return {}
     by_set = {key: _of_set(task, rows, key if name == "mlqa" else None) for key, rows in data.scored.items()}
     return named_scores(task, by_set)
 

@@ -47,7 +47,7 @@ _NO_LANGUAGES = (
 def read(folder: Path, languages: Sequence[str]) -> TaskData:
     """Pairs of each language with the pivot: rows {"first": the language's text, "second": the pivot's}.
 
-    ``languages``: those that are scored, and the pivot if it is not English: then the first of them. Raises UserError for files
+    ``languages``: those that are scored; where there is no English, the first of them is the pivot. Raises UserError for files
     that are not parallel, and for languages without a pair.
     """
     for place in (folder / name for name in _PLACES):
@@ -90,7 +90,7 @@ def _files(place: Path) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:
 
 def _of_languages(files: dict[str, Path], languages: Sequence[str]) -> dict[str, Dataset]:
     """Each language with the pivot, from a file of each."""
-    english = [language for language in PIVOTS if language in (languages or files)]
+    english = [language for language in PIVOTS if language in files]
     pivot, *_ = [*english, *languages, ""]
     if not pivot:
         raise UserError(

@@ -7,6 +7,7 @@ other language is a line's translation, in both directions. fp32; the same model
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from data_prep.cli import UserError
 from pipeline.evaluate.rows import TaskData
 from pipeline.evaluate.scored_model import ScoredModel
 from pipeline.evaluate.scores import label_scores
-from pipeline.evaluate.tasks import TASKS
+from pipeline.evaluate.tasks import MTEB, TASKS
 from pipeline.measuring import device_here
 from pipeline.models.families import longest_input
 from pipeline.models.loading import load_model
@@ -93,8 +95,21 @@ class Embedder:
         return torch.cat(found)[places]
 
 
+def mteb() -> ModuleType:
+    """What runs the tasks of the package mteb. Raises UserError if that is not installed."""
+    try:
+        from pipeline.evaluate import mteb_tasks
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the package {error.name} is not there: mteb's tasks need the extra: pip install 'minilm-distil[mteb]'"
+        ) from None
+    return mteb_tasks
+
+
 def scores(model: ScoredModel, name: str, data: TaskData, settings: dict, batch: int) -> dict[str, dict[str, float]]:
     """The scores of each set of a task, in percent. Raises ValueError where a correlation is not defined."""
+    if name.startswith(MTEB):
+        return mteb().scores(name, Embedder(model, settings, batch), model.name)
     texts = sorted({text for rows in data.dev.values() for key in ("first", "second") for text in rows[key]})
     vectors = torch.nn.functional.normalize(Embedder(model, settings, batch)(texts), dim=-1)
     numbers = {text: number for number, text in enumerate(texts)}

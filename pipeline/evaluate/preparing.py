@@ -33,7 +33,7 @@ def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     for task in trained:
         finetune.check_batch(options.batch or TASKS[task].batch)
     if not trained and (unused := _unused(options)):
-        raise UserError(f"{unused}: {', '.join(tasks)} train nothing; leave it out")
+        raise UserError(f"{unused}: nothing is trained for {', '.join(tasks)}; leave it out")
     if options.prefix is not None and len(trained) == len(tasks):
         raise UserError(f"--prefix: is for the tasks that train nothing, not for {', '.join(tasks)}; leave it out")
     options.seeds = list(dict.fromkeys(options.seeds))

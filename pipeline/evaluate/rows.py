@@ -41,6 +41,7 @@ class TaskData:
     dev: dict[str, Dataset]
     test: dict[str, Dataset] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    pinned: str = ""  # what names data that are not read here
 
     @property
     def scored(self) -> dict[str, Dataset]:
@@ -52,13 +53,15 @@ class TaskData:
 
     def facts(self) -> dict:
         """A cell's record of its data: the source, the number of rows, and a hash of all of them."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.pinned.encode())
         train = {} if self.train is None else {"train": self.train}
         for name, rows in [*train.items(), *self.dev.items(), *self.test.items()]:
             digest.update(f"{name} {len(rows)}\n".encode())
             for batch in rows.iter(1000):
                 digest.update(json.dumps(batch, sort_keys=True).encode())
-        sizes = {name: len(rows) for name, rows in train.items()} | {"dev": sum(map(len, self.dev.values()))}
+        sizes = {name: len(rows) for name, rows in train.items()}
+        if self.dev:
+            sizes["dev"] = sum(map(len, self.dev.values()))
         if self.test:
             sizes["test"] = sum(map(len, self.test.values()))
         return {"source": self.source, **sizes, "fingerprint": digest.hexdigest()[:16]}

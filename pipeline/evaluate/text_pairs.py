@@ -17,10 +17,10 @@ from datasets import Dataset, concatenate_datasets
 
 from data_prep.cli import UserError
 from pipeline import assets
-from pipeline.evaluate import bitext, hub
+from pipeline.evaluate import bitext, embedding, hub
 from pipeline.evaluate.rows import TaskData, Unlabelled, is_path, number_label
 from pipeline.evaluate.task_files import read_tsv
-from pipeline.evaluate.tasks import STS_HUB, TASKS, Layout
+from pipeline.evaluate.tasks import MTEB, STS_HUB, TASKS, Layout
 
 LEE = ("lee.cor", "similarities0-1.txt")
 _STS_B = Layout((5, 6), 4, width=7, wider=True)  # sts-train.csv and so on: tabs, no header, sources after the texts
@@ -35,6 +35,10 @@ Reader = Callable[[list[str]], Dataset]  # of a set; it may add notes
 
 def read(name: str, data: str | None, languages: Sequence[str]) -> TaskData:
     """The sets of a task that trains nothing. Raises UserError where there are none, or they are torn or of another task."""
+    if name.startswith(MTEB):
+        if data is not None:
+            raise UserError(f"--data {data}: mteb reads the data of {name} itself; leave it out")
+        return embedding.mteb().read(name)
     folder = None
     if data is not None and is_path(data):
         folder = Path(data)

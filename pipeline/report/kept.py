@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.artifacts.results import read_results
 from pipeline.report.page import NONE, table, words
-from pipeline.report.scores import Scores, check, find_teacher, languages_of, metric_name, title
+from pipeline.report.scores import Scores, check, find_teacher, metric_name, sets_of, title
 
 
 def kept(folder: Path, teacher: str | None = None) -> list[str]:
@@ -55,8 +55,8 @@ def sentences(scores: Scores) -> list[str]:
 def _by_set(scores: Scores, models: list[str], task: str) -> list[str]:
     """A row for each language or set of a task that has several."""
     primary = scores.primary(task)
-    keys = languages_of([cell for model in models for cell in scores.chosen(model, task)], primary)
-    if len(keys) < 2:
+    keys = sets_of(task, [cell for model in models for cell in scores.chosen(model, task)], primary)
+    if not keys:
         return []
     head = [words(f"{title(task)}, {metric_name(primary)}"), *map(words, models)]
     rows = []

@@ -39,6 +39,7 @@ METRICS = {
     "accuracy_mm": "mismatched",
     "spearman": "Spearman",
     "pearson": "Pearson",
+    "main_score": "main score",
     "accuracy_to_pivot": "into the pivot",
     "accuracy_from_pivot": "out of the pivot",
 }
@@ -187,7 +188,9 @@ def shown_setting(settings: dict) -> str:
     epochs = "{:g} epoch" if settings.get("epochs") == 1 else "{:g} epochs"
     known = {"learning_rate": "lr {:g}", "epochs": epochs, "batch": "batch {}", "length": "length {}"}
     parts = [form.format(settings[key]) for key, form in known.items() if isinstance(settings.get(key), int | float)]
-    others = [f"{key} {value}" for key, value in sorted(settings.items()) if key not in known and value is not None]
+    others = [
+        f"{key} {value}" for key, value in sorted(settings.items()) if key not in known and value not in (None, "")
+    ]
     return ", ".join(parts + others)
 
 
@@ -305,7 +308,13 @@ def unequal(scores: Scores) -> list[str]:
 
 
 def shown_seeds(cells: list[Cell]) -> str:
-    return " ".join(str(cell.settings.get("seed", "?")) for cell in cells)
+    return " ".join(str(cell.settings.get("seed", NONE)) for cell in cells)
+
+
+def sets_of(task: str, cells: Iterable[Cell], metric: str) -> list[str]:
+    """The languages or sets that a task's scores are shown by: where there are several, or a single one must be named."""
+    found = languages_of(cells, metric)
+    return found if len(found) > 1 or task == "sts" else []
 
 
 def _each(values: Iterable[str]) -> str:

@@ -7,9 +7,9 @@ from pipeline.report.scores import (
     Figure,
     Scores,
     counted,
-    languages_of,
     metric_name,
     missing,
+    sets_of,
     shown,
     shown_setting,
     title,
@@ -182,8 +182,7 @@ def language_section(scores: Scores) -> Section:
         primary = scores.primary(task)
         metrics = {name.partition("/")[0] for cell in cells for name in cell.scores if "/" in name}
         for metric in sorted(metrics, key=lambda name: (name != primary, name)):
-            languages = languages_of(cells, metric)
-            if len(languages) > 1:
+            if languages := sets_of(task, cells, metric):
                 lines += _languages(scores, task, metric, languages)
     if not lines:
         return [], {}
