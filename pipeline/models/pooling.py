@@ -13,12 +13,16 @@ from typing import Any
 import huggingface_hub
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from data_prep.cli import UserError
+from pipeline.models.families import longest_input
 from pipeline.models.weights import opened
 
 MODULES, SETTINGS, PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 _CONFIG = "config.json"  # of a module, in its folder
+POOLING = f"1_Pooling/{_CONFIG}"
+POOLING_FILES = (MODULES, SETTINGS, PROMPTS, POOLING)  # of a student
 
 # The modes by their names in older folders, in the order in which several are joined.
 _MODES = {
@@ -78,6 +82,39 @@ def _pooled(mode: str, hidden: Tensor, kept: Tensor, places: Tensor) -> Tensor:
     if mode == "mean_sqrt_len_tokens":
         total = total.sqrt()
     return torch.einsum("bt,btd->bd", weights, hidden) / total
+
+
+# --- a student's files ------------------------------------------------------------------------------------------------
+
+
+def pooling_files(teacher: str, revision: str, config: PreTrainedConfig) -> dict[str, str]:
+    """The files by which sentence-transformers loads a student of this config and pools it as its teacher, {name: content}.
+
+    None where the teacher's folder does not say how it pools, or in a way that is not read here: a note says so. Maps are left
+    out: they belong to the teacher's own vectors.
+    """
+    try:
+        pooling = read_pooling(teacher, revision)
+    except UserError as error:
+        print(f"note: the student's folder will not say how it is pooled: {error}", flush=True)
+        return {}
+    if not pooling.stated:
+        return {}
+    places = {"Transformer": "", "Pooling": POOLING.partition("/")[0]}
+    if pooling.normalizes:
+        places["Normalize"] = "2_Normalize"
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(places.items())
+    ]
+    modes = {key: mode in pooling.modes for key, mode in _MODES.items()}
+    pools = {"word_embedding_dimension": config.hidden_size, **modes, "include_prompt": pooling.includes_prompt}
+    longest = longest_input(config)
+    settings = {"max_seq_length": min(pooling.length or longest, longest), "do_lower_case": pooling.lowers}
+    prompts = _read(_folder_of(teacher, revision) / PROMPTS, dict)
+    kept = {"prompts": prompts.get("prompts") or {}, "default_prompt_name": prompts.get("default_prompt_name")}
+    files = {MODULES: modules, POOLING: pools, SETTINGS: settings, PROMPTS: kept | {"similarity_fn_name": "cosine"}}
+    return {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
 
 
 # --- a folder's files -------------------------------------------------------------------------------------------------

@@ -45,7 +45,8 @@ def sentences(scores: Scores) -> list[str]:
     for model in scores.models:
         if average := scores.average_retention(model):
             basis = "; ".join(scores.basis(model, task) for task in average[1])
-            found.append(f"{model} keeps {average[0]:.1f} % of {scores.teachers[model]}: {basis}")
+            many = ", on average" if len(average[1]) > 1 else ""
+            found.append(f"{model} keeps {average[0]:.1f} % of {scores.teachers[model]}{many}: {basis}")
         if low := scores.unclaimed(model):
             basis = "; ".join(scores.basis(model, task) for task in low)
             found.append(f"{model}, nothing claimed where it or its teacher is not above the baseline: {basis}")

@@ -1,5 +1,6 @@
 """How a folder's files make one vector of a text: each mode next to a plain loop, maps, prompts, and files that are torn."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from data_prep.cli import UserError
-from pipeline.models.pooling import Pooling, read_pooling
+from pipeline.export import export_untrained
+from pipeline.models.loading import load_config
+from pipeline.models.pooling import Pooling, pooling_files, read_pooling
+from pipeline.settings.reading import load_recipe
+from tests.parts.tiny import make_recipe, make_teacher
 
 HIDDEN = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(1))
 LENGTHS = (6, 3, 4)
@@ -54,7 +59,9 @@ def write(folder, path, content):
 
 def modules(*kinds):
     place = {"Pooling": "1_Pooling", "Dense": "2_Dense"}
-    return [{"type": f"sentence_transformers.models.{kind}", "path": place.get(kind, "")} for kind in kinds]
+    return [
+        {"name": kind, "type": f"sentence_transformers.models.{kind}", "path": place.get(kind, "")} for kind in kinds
+    ]
 
 
 def test_a_folder_of_sentence_transformers_is_read_whole(tmp_path):
@@ -132,3 +139,37 @@ def test_no_code_of_a_folder_is_named_into_being(tmp_path):
     write(tmp_path, "modules.json", [{"type": "evil.Pooling2", "path": ""}])
     with pytest.raises(UserError, match="a module 'Pooling2'"):
         read_pooling(str(tmp_path))
+
+
+# --- a student's files ------------------------------------------------------------------------------------------------
+
+
+def st_teacher(folder, **settings):
+    """A random teacher of the tiny recipe, with the files of sentence-transformers."""
+    make_teacher(folder)
+    write(folder, "modules.json", modules("Transformer", "Pooling", "Normalize"))
+    write(
+        folder,
+        "1_Pooling/config.json",
+        {"embedding_dimension": 32, "pooling_mode": ["cls", "mean"], "include_prompt": False},
+    )
+    write(folder, "sentence_bert_config.json", {"max_seq_length": 77, "do_lower_case": True} | settings)
+    write(folder, "config_sentence_transformers.json", {"prompts": {"q": "w3 "}, "default_prompt_name": "q"})
+    return folder
+
+
+def test_a_student_of_such_a_teacher_pools_as_it_does(tmp_path):
+    st_teacher(tmp_path / "teacher")
+    export_untrained(load_recipe(make_recipe(tmp_path)), tmp_path / "start")
+    own, theirs = (read_pooling(str(tmp_path / name)) for name in ("start", "teacher"))
+    assert own == dataclasses.replace(theirs, length=64)  # the student has no more positions
+    assert json.loads((tmp_path / "start/1_Pooling/config.json").read_text())["word_embedding_dimension"] == 16
+
+
+def test_a_teacher_that_says_nothing_or_too_much_leaves_its_student_as_it_is(tmp_path, capsys):
+    make_teacher(tmp_path / "teacher")
+    config = load_config(str(tmp_path / "teacher"))
+    assert pooling_files(str(tmp_path / "teacher"), "main", config) == {} and capsys.readouterr().out == ""
+    write(tmp_path / "teacher", "modules.json", modules("Transformer", "LSTM"))
+    assert pooling_files(str(tmp_path / "teacher"), "main", config) == {}
+    assert "note: the student's folder will not say how it is pooled: " in capsys.readouterr().out
