@@ -31,6 +31,8 @@ from transformers import BertConfig, BertModel, XLMRobertaTokenizer
 from data_prep.cli import Parser, UserError, run_command
 from data_prep.files import new_folder, write_text
 from pipeline import assets
+from pipeline.models.loading import load_folder_config
+from pipeline.models.pooling import Pooling, files_of
 from pipeline.models.portable import write_settings
 from pipeline.models.weights import weights_hash
 
@@ -204,6 +206,11 @@ def write_teacher(package: Path, folder: Path, weights: str | None = None) -> No
         write_settings(aside, tokenizer, config)
 
 
+def pooling_of(teacher: Path) -> dict[str, str]:
+    """The original's files of sentence-transformers, by name: the mean over at most 512 tokens, of unit length."""
+    return files_of(Pooling(normalizes=True, length=512), load_folder_config(teacher), {})
+
+
 def messages(wheel: Path) -> Iterator[tuple[str, str, str]]:
     """(language, original, message) of Django's compiled catalogues, sorted. Originals are English, their own messages too."""
     english = set()
@@ -271,8 +278,10 @@ def make(folder: Path = FOLDER) -> None:
     if not (folder / "teacher").exists():
         print("dequantising the teacher", flush=True)
         write_teacher(folder / "e5-small-q4.bin", folder / "teacher", WEIGHTS)
-    if not (card := folder / "teacher" / "README.md").exists():
-        write_text(card, CARD)
+    for name, text in ({"README.md": CARD} | pooling_of(folder / "teacher")).items():
+        if not (path := folder / "teacher" / name).exists():
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, text)
     if not all((folder / name).exists() for name in ("text", "parallel")):
         without = heldout(folder / "django.whl")
         write_parallel(without, folder / "parallel")

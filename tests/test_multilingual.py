@@ -7,10 +7,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig
 
 from data_prep.cli import UserError
 from pipeline import multilingual
 from pipeline.models.loading import load_config, load_model, load_tokenizer
+from pipeline.models.pooling import read_pooling
 
 WIDTH, LAYERS, FFN, ROWS = 32, 2, 64, 40
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", *"▁abcdefgh", "▁ab", "▁cd", "ﬀ", "<mask>"]
@@ -207,5 +209,15 @@ def test_what_is_there_is_not_made_again(monkeypatch, tmp_path):
     monkeypatch.setattr(multilingual.assets, "fetch", lambda folder, wanted: None)
     for name in ("teacher", "text", "parallel"):
         (tmp_path / name).mkdir()
+    BertConfig().save_pretrained(tmp_path / "teacher")
     multilingual.make(tmp_path)
-    assert [path.name for path in (tmp_path / "teacher").iterdir()] == ["README.md"]  # an earlier version wrote none
+    assert sorted(path.name for path in (tmp_path / "teacher").iterdir()) == [
+        "1_Pooling",
+        "README.md",
+        "config.json",
+        "config_sentence_transformers.json",
+        "modules.json",
+        "sentence_bert_config.json",
+    ]  # fmt: skip  (an earlier version wrote none of them)
+    pooling = read_pooling(str(tmp_path / "teacher"))
+    assert (str(pooling), pooling.length, pooling.prompt) == ("mean, normalised", 512, "")

@@ -100,6 +100,11 @@ def pooling_files(teacher: str, revision: str, config: PreTrainedConfig) -> dict
         return {}
     if not pooling.stated:
         return {}
+    return files_of(pooling, config, _read(_folder_of(teacher, revision) / PROMPTS, dict))
+
+
+def files_of(pooling: Pooling, config: PreTrainedConfig, prompts: dict[str, Any]) -> dict[str, str]:
+    """The files that describe ``pooling`` without its maps, for a model of this config; ``prompts`` as in PROMPTS."""
     places = {"Transformer": "", "Pooling": POOLING.partition("/")[0]}
     if pooling.normalizes:
         places["Normalize"] = "2_Normalize"
@@ -111,7 +116,6 @@ def pooling_files(teacher: str, revision: str, config: PreTrainedConfig) -> dict
     pools = {"word_embedding_dimension": config.hidden_size, **modes, "include_prompt": pooling.includes_prompt}
     longest = longest_input(config)
     settings = {"max_seq_length": min(pooling.length or longest, longest), "do_lower_case": pooling.lowers}
-    prompts = _read(_folder_of(teacher, revision) / PROMPTS, dict)
     kept = {"prompts": prompts.get("prompts") or {}, "default_prompt_name": prompts.get("default_prompt_name")}
     files = {MODULES: modules, POOLING: pools, SETTINGS: settings, PROMPTS: kept | {"similarity_fn_name": "cosine"}}
     return {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
