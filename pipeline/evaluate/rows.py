@@ -49,6 +49,8 @@ class TaskData:
 
     @property
     def split(self) -> str:
+        if self.train is None:
+            return "all"
         return "test" if self.test else "dev"
 
     def facts(self) -> dict:

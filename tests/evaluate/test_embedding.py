@@ -68,7 +68,7 @@ def test_similarities_agree_with_those_of_texts_alone(run, data, tmp_path, model
     for kind in ("spearman", "pearson"):
         expected[kind] = (expected[f"{kind}/STS-B-dev"] + expected[f"{kind}/STS-B-test"]) / 2
     assert cell.scores == pytest.approx(expected, abs=1e-4)
-    assert (cell.primary, cell.rows, cell.majority) == ("spearman", 49, 0.0)
+    assert (cell.primary, cell.split, cell.rows, cell.majority) == ("spearman", "all", 49, 0.0)
     assert cell.settings == {"pooling": "mean", "prompt": "", "length": 64}
     sets = f"STS-B-dev {expected['spearman/STS-B-dev']:.1f}, STS-B-test {expected['spearman/STS-B-test']:.1f}"
     assert (
@@ -187,6 +187,7 @@ def test_texts_that_are_too_long_are_cut_and_padding_changes_nothing(model):
     ("task", "options", "message"),
     [
         ("lee", ["--learning-rate", "1e-4"], r"--learning-rate: nothing is trained for lee; leave it out"),
+        ("lee", ["--batch", "8"], r"--batch: nothing is trained for lee; leave it out"),
         ("lee,sts", ["--grid"], r"--grid: nothing is trained for lee, sts; leave it out"),
         ("rte", ["--prefix", "query: "], r"--prefix: is for the tasks that train nothing, not for rte; leave it out"),
         ("lee", ["--languages", "de"], r"--languages: lee has one language; leave it out"),
