@@ -99,11 +99,11 @@ def main() -> None:
 
 
 def _report_run(options: argparse.Namespace) -> None:
-    if options.runs or options.teacher or options.all_tables:
+    if options.runs or options.all_tables or (options.teacher and not options.scores):
         raise UserError("--runs, --teacher and --all-tables are for a results folder; leave the student's folder out")
     from pipeline.report.run import report  # torch takes seconds
 
-    print(report(options.folder, options.student, options.scores))
+    print(report(options.folder, options.student, options.scores, options.teacher))
 
 
 def _report_results(options: argparse.Namespace) -> None:

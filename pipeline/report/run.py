@@ -25,10 +25,10 @@ from pipeline.training.maps import SENTENCE, relation_maps, save_figure
 transformers_logging.disable_progress_bar()
 
 
-def report(run: Path, student_folder: Path, scores: Path | None = None) -> str:
+def report(run: Path, student_folder: Path, scores: Path | None = None, reference: str | None = None) -> str:
     """The report's Markdown text, which is also written to the run folder with its picture.
 
-    ``scores``: a results folder whose models are compared in it.
+    ``scores``: a results folder whose models are compared in it; ``reference``: the teacher's name there, if it is not clear.
     """
     checkpoint = checkpoints.newest_of(run)
     recipe = checkpoint.info["recipe"]
@@ -42,7 +42,7 @@ def report(run: Path, student_folder: Path, scores: Path | None = None) -> str:
         "",
         speed_line(teacher, student, recipe["length"]),
         "",
-        *([] if scores is None else kept(scores)),
+        *([] if scores is None else kept(scores, reference)),
         *losses(run, checkpoint.step, recipe["pairs"]),
         "",
         *sources(run, checkpoint.step),

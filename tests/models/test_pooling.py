@@ -122,6 +122,10 @@ DENSE = modules("Transformer", "Dense")
             r"2_Dense/config.json: activation_function = os.system is none of torch.nn",
         ),
         (
+            {"modules.json": DENSE, "2_Dense/config.json": {"activation_function": "my.Tanh"}},
+            r"2_Dense/config.json: activation_function = my.Tanh is none of torch.nn",
+        ),
+        (
             {"modules.json": DENSE, "2_Dense/config.json": {"use_residual": True}},
             r"use_residual = true is not read here",
         ),
