@@ -20,11 +20,11 @@ def kept(folder: Path, teacher: str | None = None) -> list[str]:
         rows.append(
             [words(f"{title(task)}, {metric_name(primary)}"), *(_kept(scores, model, task) for model in models)]
         )
-    lines = [*table(head, rows), ""]
-    lines += [f"* {words(sentence)}" for sentence in sentences(scores)]
+    lines = [*table(head, rows), "", *(f"* {words(sentence)}" for sentence in sentences(scores)), ""]
     for task in scores.tasks:
-        lines += ["", *_by_set(scores, models, task)]
-    return [*lines, ""]
+        if by_set := _by_set(scores, models, task):
+            lines += [*by_set, ""]
+    return lines
 
 
 def _order(scores: Scores, model: str) -> tuple[bool, bool, str]:
