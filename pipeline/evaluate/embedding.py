@@ -101,7 +101,7 @@ def mteb() -> ModuleType:
         from pipeline.evaluate import mteb_tasks
     except ModuleNotFoundError as error:
         raise UserError(
-            f"the package {error.name} is not there: mteb's tasks need the extra: pip install 'minilm-distil[mteb]'"
+            f"the package {error.name} is not there: mteb's tasks need the extra: pip install --editable '.[mteb]'"
         ) from None
     return mteb_tasks
 

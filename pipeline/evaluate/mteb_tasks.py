@@ -1,4 +1,4 @@
-"""Tasks of the package mteb, which is an extra (`pip install 'minilm-distil[mteb]'`), by the same vectors as the other tasks.
+"""Tasks of the package mteb, which is an extra (`pip install --editable '.[mteb]'`), by the same vectors as the other tasks.
 
 mteb fetches their data from the hub and computes the scores; only a task's main score is taken, of each split and subset.
 """

@@ -208,7 +208,7 @@ def test_mistakes_are_one_line_before_anything_is_computed(run, data, monkeypatc
 def test_mteb_without_the_extra_is_one_line(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "mteb", None)
     monkeypatch.delitem(sys.modules, "pipeline.evaluate.mteb_tasks", raising=False)
-    with pytest.raises(UserError, match=r"the package mteb is not there: .*pip install 'minilm-distil\[mteb\]'"):
+    with pytest.raises(UserError, match=r"the package mteb is not there: .*pip install --editable '\.\[mteb\]'"):
         embedding.mteb()
 
 
