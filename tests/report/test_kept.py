@@ -11,7 +11,7 @@ from pipeline.report.kept import kept
 from tests.parts.launching import run_main
 from tests.report.test_report import made, put, put_model, row, section, stage
 
-MODELS = {"teacher": (6, None), "start": (3, None), "student": (3, [stage()])}
+MODELS = {"teacher": (6, None), "undistilled": (3, None), "student": (3, [stage()])}
 
 
 def put_embedded(folder, model, task, metric, score, baseline=0.0, source="texts", **others):
@@ -38,7 +38,7 @@ def folder(tmp_path):
         put_model(out, model, layers, distillation=distillation)
     for model, lee, de, sw in (
         ("teacher", 66.0, 90.0, 60.0),
-        ("start", 55.0, 50.0, 10.0),
+        ("undistilled", 55.0, 50.0, 10.0),
         ("student", 64.0, 80.0, 40.0),
     ):
         put_embedded(out, model, "lee", "pearson", lee, source="gensim==4.4.0")
@@ -49,7 +49,7 @@ def folder(tmp_path):
 
 def test_a_run_report_says_what_is_kept_of_the_teacher(folder):
     text = "\n".join(kept(folder))
-    assert text.splitlines()[0] == "| score | teacher | start | student |"
+    assert text.splitlines()[0] == "| score | teacher | undistilled | student |"
     assert row(text, "Lee's documents, Pearson") == ["66.0", "55.0 (83.3 %)", "64.0 (97.0 %)"]
     assert row(text, "Bitext retrieval, accuracy") == ["75.0", "30.0 (40.0 %)", "60.0 (80.0 %)"]
     assert [row(text, language) for language in ("de", "sw")] == [["90.0", "50.0", "80.0"], ["60.0", "10.0", "40.0"]]
@@ -61,10 +61,12 @@ def test_a_run_report_says_what_is_kept_of_the_teacher(folder):
 
 
 def test_nothing_is_claimed_below_the_baseline(folder):
-    put_embedded(folder, "start", "bitext", "accuracy", 1.0, baseline=1.25)
+    put_embedded(folder, "undistilled", "bitext", "accuracy", 1.0, baseline=1.25)
     text = "\n".join(kept(folder))
     assert row(text, "Bitext retrieval, accuracy")[1] == "1.0"
-    assert "* start, nothing claimed where it or its teacher is not above the baseline: Bitext retrieval (" in text
+    assert (
+        "* undistilled, nothing claimed where it or its teacher is not above the baseline: Bitext retrieval (" in text
+    )
 
 
 def test_the_report_of_results_has_them_without_seeds_and_with_commands_that_make_them_again(folder):
