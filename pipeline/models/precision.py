@@ -1,9 +1,8 @@
-"""Arithmetic that suits the machine: bf16 on CPUs that have no units for it, and dropout on CPUs.
+"""Arithmetic that suits the machine: bf16 on CPUs that are faster in fp32, and dropout on CPUs.
 
-torch runs a bf16 matrix product on a CPU without such units (AVX2, older AVX-512) in a plain loop, many times slower than
-the fp32 one. What a bf16 unit does is: multiply exactly, add up in fp32, round the result to bf16. The same comes out of
-widening the operands to fp32, an fp32 product, and rounding; so on these machines the linear layers and the attention of
-an encoder are run that way. Weights, activations, gradients and traffic stay bf16.
+What a bf16 unit does is: multiply exactly, add up in fp32, round the result to bf16. The same comes out of widening the
+operands to fp32, an fp32 product, and rounding; so where that is the faster way (arithmetic.py) the linear layers and the
+attention of an encoder are run that way. Weights, activations, gradients and traffic stay bf16.
 
 torch's dropout on CPUs asks a serial generator for one number per element, 7 ns each (on Intel's it asks MKL). Here one
 64-bit draw, 4 ns, decides on four elements.
@@ -12,41 +11,50 @@ torch's dropout on CPUs asks a serial generator for one number per element, 7 ns
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from pipeline.models.arithmetic import Way, widened_product, widens
 from pipeline.models.attention import by_pieces
-from pipeline.models.units import lacks_bf16_units
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_WIDENED = ", products widened to fp32"
 
 
-def arithmetic_of(precision: str, device: torch.device) -> str:
-    """A name of what a model of this ``precision`` is computed with on ``device``: elsewhere its last bits are others."""
+def arithmetic_of(precision: str, device: torch.device, arithmetic: str) -> str:
+    """A name of what a model is computed with on ``device``, given its recipe's keys: elsewhere its last bits are others."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    widened = ", products widened to fp32" if precision == "bf16" and lacks_bf16_units(device) else ""
+    widened = _WIDENED if widens(arithmetic, precision, device) else ""
     return f"{precision} on {name}{widened}"
 
 
-def fit_arithmetic(encoder: nn.Module, precision: str, device: torch.device) -> None:
-    """Give ``encoder``, whose weights are ``precision``, the arithmetic that is fast on ``device``, where it stays."""
+def way_of(name: object) -> Way | None:
+    """How bf16 products were taken on a CPU, of what ``arithmetic_of`` has given; None where there was no choice."""
+    if not isinstance(name, str) or not name.startswith("bf16 on cpu"):
+        return None
+    return "widened" if name.endswith(_WIDENED) else "native"
+
+
+def fit_arithmetic(encoder: nn.Module, precision: str, device: torch.device, arithmetic: str = "auto") -> None:
+    """Give ``encoder``, whose weights are ``precision``, the arithmetic that is fast on ``device``, where it stays.
+
+    ``arithmetic``: a recipe's.
+    """
     if device.type == "cpu":
         for module in encoder.modules():
             if type(module) is nn.Dropout:
                 module.__class__ = BulkDropout
             attend_by("cpu_sdpa", module)
-    if precision == "bf16" and lacks_bf16_units(device):
+    if widens(arithmetic, precision, device):
         widen_products(encoder)
 
 
 def use_torchs_own(encoder: nn.Module) -> None:
-    """Undo ``fit_arithmetic``: ``encoder`` has torch's own layers and attention, as on a GPU."""
+    """Undo ``fit_arithmetic`` with native products: ``encoder`` has torch's own dropout and attention, as on a GPU."""
     for module in encoder.modules():
-        torchs: dict[type, type[nn.Module]] = {BulkDropout: nn.Dropout, WideLinear: nn.Linear}
-        module.__class__ = torchs.get(type(module), type(module))
+        module.__class__ = nn.Dropout if type(module) is BulkDropout else type(module)
         attend_by("plain_sdpa", module)
 
 
@@ -72,12 +80,18 @@ def attend_by(attention: str, module: nn.Module) -> None:
         config._attn_implementation = attention  # noqa: SLF001
 
 
+def keep_widened(encoder: nn.Module) -> None:
+    """Keep the weights of ``encoder``'s widened layers in fp32: the same numbers, which nothing then casts in a forward."""
+    for module in encoder.modules():
+        if isinstance(module, WideLinear):
+            module.float()
+
+
 class WideLinear(nn.Linear):
-    """A linear layer of bf16 weights whose product is taken in fp32. Parameters and names are nn.Linear's."""
+    """A linear layer whose product is taken in fp32, its weights bf16 or kept widened. Names are nn.Linear's."""
 
     def forward(self, x):
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(x.float(), self.weight.float(), bias).to(x.dtype)
+        return widened_product(x, self.weight, self.bias)
 
 
 class BulkDropout(nn.Dropout):

@@ -51,12 +51,16 @@ def qkv(cut: Cut, batch: int, length: int, device: Device) -> int:
     return 3 * device.number * batch * length * cut.width
 
 
-def teacher_pass(cut: Cut, batch: int, length: int, device: Device) -> int:
-    """Bytes that a forward without gradients needs at its largest moment: in an FFN, between its two products."""
+def teacher_pass(cut: Cut, batch: int, length: int, device: Device, kept: bool = False) -> int:
+    """Bytes that a forward without gradients needs at its largest moment: in an FFN, between its two products.
+
+    ``kept``: widened weights are, and not made in a forward.
+    """
     n, width, ffn = device.number, cut.width, cut.ffn * (2 if cut.gated else 1)
     if device.widens:
         product = 4 * width + 4 * ffn  # input and output in fp32
-        return batch * length * (2 * n * width + n * ffn + product) + 4 * width * ffn
+        weights = 0 if kept else 4 * width * ffn
+        return batch * length * (2 * n * width + n * ffn + product) + weights
     return n * batch * length * max(2 * width + 2 * ffn, 5 * width)
 
 
@@ -113,12 +117,13 @@ def memory_of(
     accumulates = recipe.batch > world * micro
     pairs = list(zip(students, recipes, strict=True))
 
+    widened = hosting.weights(device.number) - device.number * hosting.per_rank
     weights = device.number * hosting.per_rank
     if hosting.kind == "zero3" and offloads(recipe) and not device.cpu:
         weights = device.number * teacher.embeddings
     layers = gathered(teacher, hosting.shards, recipe, device)
     results = len(teacher_layers(recipes)) * qkv(teacher, recipe.teacher_batch, length, device)
-    passing = max(teacher_pass(teacher, recipe.teacher_batch, length, device), results)
+    passing = max(teacher_pass(teacher, recipe.teacher_batch, length, device, widened > 0), results)
     previous = results if accumulates else 0  # those of the window before are replaced at the end of the new one's pass
     ahead, graph = another_pass(recipe, hosting, world, device, passing)
 
@@ -130,7 +135,7 @@ def memory_of(
     losses = [loss_memory(each, teacher, student, device) for student, each in pairs]
     learning = [k + x + s.forward + s.bucket for k, x, s in zip(kept, losses, states, strict=True)]
 
-    standing = fixed + weights + graph + tails + sum(state.standing for state in states)
+    standing = fixed + weights + widened + graph + tails + sum(state.standing for state in states)
     between = sum(state.accumulated for state in states) if accumulates else 0
     others = [between - state.accumulated if accumulates else 0 for state in states]  # gradients of the other students
     reductions = [state.reduction + more for state, more in zip(states, others, strict=True)]
@@ -145,6 +150,7 @@ def memory_of(
     parts = {
         "framework": fixed,
         "teacher's weights": weights,
+        "teacher's widened weights": widened,
         "teacher's gathered layers": layers,
         "teacher's pass": passing,
         "teacher's CUDA graph": graph,

@@ -108,7 +108,7 @@ def host(run: Run, models: Models) -> HostedTeacher:
     run.progress.at(LOAD)
     hosting = choose_hosting(run.recipe, run.ranks, models.teacher)
     recipes, students = zip(*((student.recipe, student.model) for student in models.students), strict=True)
-    check_memory(list(recipes), run.ranks, hosting, list(students))
+    hosting = check_memory(list(recipes), run.ranks, hosting, list(students))
 
     if _is_fetched(run.recipe) and hosting.kind == "zero3" and run.recipe.teacher.shard_group == "node":
         run.progress.at(DOWNLOAD)  # each host reads for itself; elsewhere rank 0 alone does, and has it by now
