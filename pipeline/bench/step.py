@@ -72,9 +72,9 @@ def step(options: Namespace) -> Iterator[Row]:
         return
     every = {way: Models(options, settings, ranks, way) for way in dict.fromkeys(options.arithmetic)}
     works = {way: models.works() for way, models in every.items()}
-    together = {f"{way} {name}": work for way, own in works.items() for name, work in own.items()}
+    together = {f"{name}, {way}": work for way, own in works.items() for name, work in own.items()}
     times = interleaved_times(together, options.repeats, ranks.device)
-    by_way = {way: {name: times[f"{way} {name}"] for name in own} for way, own in works.items()}
+    by_way = {way: {name: times[f"{name}, {way}"] for name in own} for way, own in works.items()}
     for way, models in every.items():
         yield from _rows(models, by_way[way], settings, options.repeats)
     first, *others = by_way

@@ -18,6 +18,7 @@ from pipeline.evaluate.cells import Job, check_card, make_job
 from pipeline.evaluate.scored_model import open_model
 from pipeline.evaluate.task_data import read_task
 from pipeline.evaluate.tasks import TASKS, check_task
+from pipeline.models.arithmetic import adopt, rates
 
 
 def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -93,12 +94,17 @@ def prepare(options: argparse.Namespace, say: Callable[..., object]) -> list[Job
 
 
 def agree(jobs: list[Job]) -> None:
-    """Give all processes the first one's list of finished and failed cells: they must run the same ones in the same order."""
+    """Give all processes what the first one has found: which cells are finished or failed, and what the CPU is faster in.
+
+    They must run the same cells, in the same order and precision.
+    """
     if not finetune.distributed():
         return
     if torch.cuda.is_available():
         accelerate.PartialState(cpu=False)
     else:
-        accelerate.PartialState(cpu=True, backend="gloo")
+        first = accelerate.PartialState(cpu=True, backend="gloo").is_main_process
+        (found,) = broadcast_object_list([rates() if first else None])
+        adopt(found)
     for job in jobs:
         job.finished[:], job.failed[:] = broadcast_object_list([job.finished, job.failed])

@@ -3,12 +3,7 @@
 What a bf16 unit does is: multiply exactly, add up in fp32, round the result to bf16. The same comes out of widening the
 operands to fp32, an fp32 product, and rounding; so where that is the faster way (arithmetic.py) the linear layers and the
 attention of an encoder are run that way. Weights, activations, gradients and traffic stay bf16.
-
-torch's dropout on CPUs asks a serial generator for one number per element, 7 ns each (on Intel's it asks MKL). Here one
-64-bit draw, 4 ns, decides on four elements.
 """
-
-import math
 
 import torch
 from torch import nn
@@ -18,6 +13,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from pipeline.models.arithmetic import Way, widened_product, widens
 from pipeline.models.attention import by_pieces
+from pipeline.models.dropout import BulkDropout, dropped_attention
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _WIDENED = ", products widened to fp32"
@@ -94,29 +90,6 @@ class WideLinear(nn.Linear):
         return widened_product(x, self.weight, self.bias)
 
 
-class BulkDropout(nn.Dropout):
-    """nn.Dropout for CPUs, its numbers drawn in bulk from torch's default generator."""
-
-    def forward(self, x):
-        if not self.training or not self.p:
-            return super().forward(x)
-        keep, scale = _draw(x.shape, self.p)
-        return x * keep * scale
-
-
-def _draw(shape: torch.Size, p: float) -> tuple[torch.Tensor, float]:
-    """Which elements dropout keeps, as bools, and the factor that keeps the expectation: 1 / the chance to be kept.
-
-    An element is decided by 16 bits, so the chance is exact to 2^-17 and the factor is that of the chance as it is.
-    """
-    drop = min(round(p * 2**16), 2**16 - 1)
-    count = math.prod(shape)
-    # Plain random_() leaves the sign bit 0.
-    numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
-    keep = numbers.view(torch.int16)[:count].view(shape) >= drop - 2**15
-    return keep, 2**16 / (2**16 - drop)
-
-
 def cpu_sdpa(module, query, key, value, attention_mask, dropout=0.0, **options):
     """transformers' SDPA attention, but wide_sdpa with dropout, for which torch has no CPU kernel in any dtype."""
     attend = wide_sdpa if dropout else sdpa_attention_forward
@@ -132,36 +105,11 @@ def wide_sdpa(module, query, key, value, attention_mask, dropout=0.0, scaling=No
         sharing = query.shape[1] // key.shape[1]
         if sharing > 1:  # heads have keys and values in common
             key, value = (x.repeat_interleave(sharing, 1) for x in (key, value))
-        return _dropped_attention(query, key, value, mask, dropout, scaling).to(dtype), None
+        return dropped_attention(query, key, value, mask, dropout, scaling).to(dtype), None
     output, weights = sdpa_attention_forward(
         module, query, key, value, mask, dropout=dropout, scaling=scaling, **options
     )
     return output.to(dtype), weights
-
-
-def _dropped_attention(query, key, value, mask, p, scaling):
-    """dropout(softmax(scaling · Q Kᵀ + mask)) V by its formula: [B, heads, T, size] -> [B, T, heads, size].
-
-    Sample by sample: the weights of a whole batch exceed the 32 MB from which malloc returns memory to the kernel, so every
-    use of them would be paid in page faults. [4, 12, 512, 32] and its backward pass on two cores: 92 ms; as a whole batch
-    146 ms; torch's SDPA 223 ms with dropout, 54 ms without.
-    """
-    masks = [None] * len(query)
-    if mask is not None:
-        if mask.dtype == torch.bool:
-            # Not -inf: a padded query may have no key in its window, and a softmax of nothing would be NaN. Under autocast
-            # logits are bf16, which rounds the least fp32 number to -inf.
-            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.bfloat16).min)
-        masks = mask.expand(*query.shape[:-1], key.shape[-2])
-    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    outputs = []
-    for q, k, v, m in zip(query, key, value, masks, strict=True):
-        logits = q @ k.transpose(-1, -2)
-        if m is not None:
-            logits += m
-        keep, scale = _draw(logits.shape, p)
-        outputs.append(((logits.softmax(-1) * keep) @ (v * scale)).transpose(0, 1))
-    return torch.stack(outputs)
 
 
 def _float_mask(mask):

@@ -7,6 +7,7 @@ for the loss, DeepSpeed 0.19 for a student's state. ``python -m pipeline.plan RE
 from dataclasses import dataclass, field
 
 from pipeline.engines.hosting import Hosting
+from pipeline.models.dropout import goes_in_blocks
 from pipeline.pairs import VALUE_MSE
 from pipeline.plan.fused import is_fused
 from pipeline.plan.sizes import Cut, Device
@@ -29,8 +30,8 @@ def activations(cut: Cut, batch: int, length: int, dropout: float, device: Devic
 
     norm, masks = n * width + 8, width if dropout else 0
     attention = 3 * wide * width
-    if maps:  # two maps in fp32, and which entries were kept
-        attention += 9 * cut.heads * length
+    if maps:  # a map in fp32, and its product with which entries were kept unless blocks make it again
+        attention += (5 if goes_in_blocks(cut.heads, length, length) else 9) * cut.heads * length
     else:
         attention += 4 * cut.heads + (wide * width if device.widens else 0)
     layer = read(width, 3) + attention + read(width)
