@@ -118,8 +118,7 @@ def memory_of(
     accumulates = recipe.batch > world * micro
     pairs = list(zip(students, recipes, strict=True))
 
-    widened = hosting.weights(device.number) - device.number * hosting.per_rank
-    weights = device.number * hosting.per_rank
+    weights, widened = device.number * hosting.per_rank, (4 - device.number) * hosting.widened
     if hosting.kind == "zero3" and offloads(recipe) and not device.cpu:
         weights = device.number * teacher.embeddings
     layers = gathered(teacher, hosting.shards, recipe, device)
@@ -130,9 +129,7 @@ def memory_of(
 
     states = [student_state(student, each, world, device) for student, each in pairs]
     tails = 4 * sum(cut.tail for cut in students) if device.cpu else 0  # kept outside the engine, on the host
-    kept = [
-        activations(student, micro, length, each.student.dropout, device, len(each.layers)) for student, each in pairs
-    ]
+    kept = [activations(student, micro, length, own.student.dropout, device, len(own.layers)) for student, own in pairs]
     losses = [loss_memory(each, teacher, student, device) for student, each in pairs]
     learning = [k + x + s.forward + s.bucket for k, x, s in zip(kept, losses, states, strict=True)]
 
