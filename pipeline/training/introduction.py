@@ -1,7 +1,5 @@
 """The sentences at the start of a run: models, hosting, batch, data, and notes on what may surprise."""
 
-from pathlib import Path
-
 from data_prep.machine import threads
 from pipeline.data.fits import notes
 from pipeline.data.reading import Heldout
@@ -28,7 +26,7 @@ def introduce(
         monitor.say(f"Resuming from {resumed.path}." if resumed else "Starting at step 0.")
         if student.about_loss:
             monitor.say(student.about_loss)
-        for note in about_bits(student):
+        for note in about_bits(student) + about_products(student):
             monitor.say(note)
         for note in about_vocabulary(student.recipe, heldout):
             monitor.say(note)
@@ -108,16 +106,19 @@ def about_bits(student: Built) -> list[str]:
         "the run as a whole cannot be repeated bit for bit"
         for way, (before, now) in ways.items()
         if before != now
-    ] + about_products(info, recipe, student.checkpoint.path)
+    ]
 
 
-def about_products(info: dict, recipe: Recipe, path: Path) -> list[str]:
-    """A note if bf16 products on a CPU are taken another way than in the checkpoint of this ``info``."""
-    before, now = way_of(info.get("arithmetic")), recipe.arithmetic
+def about_products(student: Built) -> list[str]:
+    """A note if a run is resumed with bf16 products on a CPU taken another way than before."""
+    if student.checkpoint is None:
+        return []
+    before, now = way_of(student.checkpoint.info.get("arithmetic")), student.recipe.arithmetic
     if before is None or now in ("auto", before):
         return []
     return [
-        f"note: arithmetic = {now!r}, but {path} was made with {before!r}: the run as a whole cannot be repeated bit for bit"
+        f"note: arithmetic = {now!r}, but {student.checkpoint.path} was made with {before!r}: the run as a whole cannot be "
+        "repeated bit for bit"
     ]
 
 

@@ -290,6 +290,37 @@ def test_step_compares_an_update_with_its_floor(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_both_ways_of_bf16_products_are_compared_in_one_run(monkeypatch, capsys):
+    seen = []
+
+    def timed(works, *_):
+        seen.extend(works)
+        return {name: [{"step 0, native": 6.0, "step 0, widened": 4.0}.get(name, 1.0)] for name in works}
+
+    monkeypatch.setattr(bench_step, "interleaved_times", timed)
+    few = ["--student", "1x24", "--heads", "2", "--pairs", "qk,vv", "--arithmetic", "native", "widened", "native"]
+    machine, rows = json_rows(run(monkeypatch, capsys, *STEP, *few))
+    assert set(machine["bf16_products"]) == {"native", "widened"}
+    works = ("teacher", "plain 0", "engine 0", "step 0")
+    assert seen == [f"{name}, {way}" for way in ("native", "widened") for name in works]
+    steps = {row["arithmetic"]: row["value"] for row in rows if row["measure"] == "step"}
+    assert steps == {"native": 6.0, "widened": 4.0}
+    (both,) = (row for row in rows if row["measure"] == "native / widened")
+    assert both["value"] == 1.5 and "arithmetic" not in both and both["heads"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["native", "widened"])
+def test_a_measured_update_takes_products_in_the_way_that_is_asked_for(way):
+    arguments = [*STEP, "--student", "1x24", "--heads", "12"]
+    made = bench_step.Models(bench.parser().parse_args(arguments), [Setting(("qk", "vv"), 12)], start_ranks(), way)
+    kinds = {type(made.teacher.body.last.projections[0]), type(made.engines[0].module.body.last.projections[0])}
+    kinds.add(type(made.plain[0]._student.body.last.projections[0]))
+    assert kinds == {precision.WideLinear if way == "widened" else torch.nn.Linear}
+    assert (made.teacher.body.last.projections[0].weight.dtype == torch.float32) == (way == "widened")
+
+
+@pytest.mark.slow
 def test_a_step_is_measured_with_what_computes_its_loss(monkeypatch, capsys):
     asked = []
     kernel = which_loss.reason_against

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import accelerate
 import datasets
@@ -173,13 +174,18 @@ def test_the_process_that_crashes_first_records_why(job, monkeypatch):
 
 def test_all_processes_run_the_cells_that_the_first_has_not_finished_in_its_order(job, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(accelerate, "PartialState", lambda **_: None)
-    monkeypatch.setattr(preparing, "broadcast_object_list", lambda _: [job.cells[1:2], job.cells[:1]])
+    sent = iter([[Rates(1.0, 2.0)], [job.cells[1:2], job.cells[:1]]])
+    monkeypatch.setattr(accelerate, "PartialState", lambda **_: SimpleNamespace(is_main_process=False))
+    monkeypatch.setattr(preparing, "broadcast_object_list", lambda _: next(sent))
+    monkeypatch.setattr(arithmetic, "_known", {})
+    monkeypatch.setattr(arithmetic, "measure", lambda _: Rates(2.0, 1.0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     ran = []
     monkeypatch.setattr(cells, "run_cell", lambda _, cell, __: (ran.append(cell.settings["seed"]), ("", True))[1])
     agree([job])
     run_job(job, lambda *_, **__: None, "rte")
     assert ran == [3, 1]
+    assert finetune.precision() == "fp32"  # what suits the first one's CPU
 
 
 def test_settings_that_differ_anywhere_have_files_of_their_own(run, data, tmp_path, monkeypatch):

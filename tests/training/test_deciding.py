@@ -92,12 +92,11 @@ def test_a_resumed_run_goes_on_as_it_began_and_notes_what_would_be_faster(tmp_pa
 
 def test_the_way_of_a_checkpoint_of_before_there_was_the_key_is_known_by_its_description(cpu):
     cpu(NATIVE)
-    info = {"arithmetic": "bf16 on cpu, products widened to fp32", "recipe": {}}
-    recipe = load_recipe("demo")
-    assert about_products(info, recipe, "step-1") == []
-    (note,) = about_products(info, load_recipe("demo", ["arithmetic=native"]), "step-1")
-    assert "was made with 'widened'" in note
-    assert about_products({}, load_recipe("demo", ["arithmetic=native"]), "step-1") == []
+    older = {"arithmetic": "bf16 on cpu, products widened to fp32", "recipe": {}}
+    for info, way, told in ((older, "native", True), (older, "widened", False), ({}, "native", False)):
+        recipe, checkpoint = load_recipe("demo", [f"arithmetic={way}"]), SimpleNamespace(info=info, path="step-1")
+        notes = about_products(SimpleNamespace(recipe=recipe, checkpoint=checkpoint))
+        assert ["step-1 was made with 'widened'" in note for note in notes] == [True] * told
 
 
 def test_a_teacher_whose_weights_are_kept_widened_gives_what_a_sharded_one_does(tmp_path):
