@@ -214,7 +214,7 @@ def compiler() -> dict[str, Any]:
 
 
 def accelerator() -> dict[str, Any]:
-    """The GPUs that torch sees, their driver, and whether bf16 products are fast; ``error`` if torch cannot be loaded."""
+    """The GPUs that torch sees, their driver, and how fast bf16 products are; ``error`` if torch cannot be loaded."""
     driver = nvidia_driver()
     try:  # here, since a broken torch is an answer
         import torch
@@ -228,7 +228,7 @@ def accelerator() -> dict[str, Any]:
         devices.append({"name": properties.name, "memory": properties.total_memory})
     bf16 = has_fast_bf16(torch.device("cuda" if devices else "cpu"))
     found = {"error": None, "devices": devices, "driver": driver, "bf16": bf16, "build": torch.version.cuda}
-    return found if devices else found | {"products": str(rates())}
+    return found | {"products": "" if devices else str(rates())}
 
 
 def nvidia_driver() -> str | None:

@@ -23,7 +23,6 @@ LIMIT = 0.25  # seconds of products, so that a measurement takes 0.3 with what i
 # Times the native rate. Below it native products stay: a measurement must not say one thing today and another tomorrow, and
 # widened ones need memory.
 WIDENS_FROM = 1.1
-_EMULATED = 4.0  # times as slow native as widened: so at any size
 _CALLS = 3  # of each way at a size; the fastest counts
 # Smaller products are timed at this size, where units decide, not calls; and no larger matrix than of so many numbers.
 _LEAST = 256, 256, 1024
@@ -89,8 +88,7 @@ def measure(products: Sequence[Product], seconds_of: Seconds | None = None) -> R
 def _measure_one(product: Product, limit: float, seconds_of: Seconds) -> Rates:
     """The rates of one product. The ways take turns, so that a busy machine is so for both.
 
-    Tokens are doubled up to the product's, as long as time allows: a CPU that emulates bf16 is known for one before it is
-    asked for a whole product.
+    Tokens are doubled up to the product's as long as time allows: a CPU that emulates bf16 is never asked for a whole one.
     """
     most, width, outputs = map(max, product[:3], _LEAST)
     weight = torch.ones(min(outputs, max(1, _WEIGHT // width)), width, dtype=torch.bfloat16)
@@ -101,11 +99,10 @@ def _measure_one(product: Product, limit: float, seconds_of: Seconds) -> Rates:
         turns = [[seconds_of(way) for way in ways] for _ in range(_CALLS)]
         spent += sum(map(sum, turns))
         native, widened = (min(each) for each in zip(*turns, strict=True))
-        emulated = tokens >= 64 and native > _EMULATED * widened
-        if tokens == most or emulated or spent + 2 * sum(map(sum, turns)) > limit:
+        if tokens == most or spent + 2 * sum(map(sum, turns)) > limit:
             break
         tokens = min(2 * tokens, most)
-    while not emulated and spent + 2 * (native + widened) < limit:
+    while spent + 2 * (native + widened) < limit:
         turn = [seconds_of(way) for way in ways]
         spent += sum(turn)
         native, widened = min(native, turn[0]), min(widened, turn[1])
