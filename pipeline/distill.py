@@ -41,6 +41,7 @@ from pipeline.models.vocabulary import vocabulary_of
 from pipeline.processes import LONGEST, TIMEOUT, die_with
 from pipeline.settings.reading import load_stages
 from pipeline.settings.recipe import Recipe
+from pipeline.training.deciding import with_arithmetic
 from pipeline.training.early_stop import EarlyStop
 from pipeline.training.guards import failure_on_record, sole_writer, stop_if_ranks_differ
 from pipeline.training.loop import train
@@ -85,7 +86,7 @@ def distill(
         run = Run(recipe, ranks, corpus, windows, tokenizer, last, early, watchdog.progress)
         pending = unfinished(run, recipes)
         with without_an_algorithm(recipe):
-            step = train(run, pending) if pending else last
+            step = train(*with_arithmetic(run, pending)) if pending else last
         if step == recipe.steps:
             finish(ranks, recipes, watchdog.progress)
 

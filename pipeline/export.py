@@ -3,7 +3,8 @@
     python -m pipeline.export RUN_DIR OUT_DIR
     python -m pipeline.export --untrained RECIPE OUT_DIR [key=value …]      the student before its first step, to compare with
 
-OUT_DIR receives config.json, model.safetensors (fp32), the tokenizer and a model card; AutoModel and AutoTokenizer load it.
+OUT_DIR receives config.json, model.safetensors (fp32), the tokenizer and a model card; AutoModel and AutoTokenizer load it. If
+the teacher's folder is one of sentence-transformers, so is the student's: it pools in the same way.
 The run's last held-out loss is computed again from what was written: if it is another, OUT_DIR stays as it was.
 distillation.json records its provenance: checkpoint, recipe, corpus and hashes, preceded by the teacher's if that was
 distilled too.
@@ -36,6 +37,7 @@ from pipeline.models.fit import (
     with_segments,
 )
 from pipeline.models.loading import load_folder_config, load_folder_tokenizer, weights_of
+from pipeline.models.pooling import MODULES, POOLING_FILES, pooling_files
 from pipeline.models.portable import TOKENIZER_FILES, add_older_keys, loads_in, write_tokenizer
 from pipeline.pairs import value_mse_note
 from pipeline.settings.reading import load_recipe
@@ -46,7 +48,26 @@ from pipeline.training.recomputing import NOT_RECOMPUTED, recompute
 
 # What an export may hold, and so what it may replace.
 _FILES = {CARD, DISTILLATION, "config.json", "model.safetensors", *TOKENIZER_FILES}
+_FILES |= {name.partition("/")[0] for name in POOLING_FILES}
 
+_EMBEDS = {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
+_BY_TRANSFORMERS = """```python
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoModel.from_pretrained("path/to/this/folder")
+```
+"""
+_BY_SENTENCE_TRANSFORMERS = """
+As vectors of texts, pooled as the teacher's:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+vectors = model.encode(["The student is small.", "It is a small student."])
+```
+"""
 
 transformers_logging.disable_progress_bar()
 
@@ -67,11 +88,13 @@ def export(run: Path, out: Path, recomputes: bool = True, progress: Progress | N
     chain = distillation_of(checkpoint)
 
     def files(written: Path) -> dict[str, str]:
+        pools = {name: run / "student" / name for name in POOLING_FILES if (run / "student" / name).is_file()}
         said = recompute(run, checkpoint, written, progress) if recomputes else NOT_RECOMPUTED
         card = model_card(run, checkpoint, model, chain, said)
         if is_export_of(out, checkpoint):
             card = with_scores_of(card, out / CARD)
-        return {DISTILLATION: json.dumps(chain, indent=1) + "\n", CARD: card}
+        own = {name: path.read_text(encoding="utf-8") for name, path in pools.items()}
+        return own | {DISTILLATION: json.dumps(chain, indent=1) + "\n", CARD: card}
 
     tokenizer = run / "student"
     paired = checkpoint.info["recipe"].get("segments") == "pairs"
@@ -91,7 +114,7 @@ def export_untrained(recipe: Recipe, out: Path) -> None:
     start = f"{recipe.student.layers} layers × {recipe.student.hidden}, {recipe.student.init} weights, not trained"
     metadata = student_metadata(recipe)
     card = f"# {recipe.source}: {start}\n\nLoads in {loads_in(model.config)}. License: {_license(metadata)}.\n"
-    files = {CARD: card_text(metadata, f"\n{card}")}
+    files = pooling_files(*teacher, model.config) | {CARD: card_text(metadata, f"\n{card}")}
     tokenizer = student_tokenizer(recipe)
     paired = with_segments(recipe, config, tokenizer).segments == "pairs"
     _write(out, model, tokenizer, tokenizer_origin(recipe), lambda _: files, paired)
@@ -112,6 +135,7 @@ def _write(
         write_tokenizer(tokenizer, origin, model.config, written, paired)
         check_export(written, model)
         for name, text in files(written).items():
+            (written / name).parent.mkdir(exist_ok=True)
             (written / name).write_text(text, encoding="utf-8")
 
 
@@ -195,21 +219,19 @@ Held-out relation loss (KL divergence of teacher ‖ student in nats{value_mse_n
 
 {recomputed}
 
-```python
-from transformers import AutoModel, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-model = AutoModel.from_pretrained("path/to/this/folder")
-```
-"""
+{_usage(run)}"""
     return card_text(metadata, body, run / "student" / CARD)
 
 
 def _metadata(run: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """The metadata that the run wrote at its start; of an old run, what its teacher says now."""
-    if found := read_metadata(run / "student" / CARD):
-        return found
-    return student_metadata(recipe_of(checkpoint.info["recipe"], str(checkpoint.path)))
+    found = read_metadata(run / "student" / CARD)
+    found = found or student_metadata(recipe_of(checkpoint.info["recipe"], str(checkpoint.path)))
+    return found | (_EMBEDS if (run / "student" / MODULES).is_file() else {})
+
+
+def _usage(run: Path) -> str:
+    return _BY_TRANSFORMERS + (_BY_SENTENCE_TRANSFORMERS if (run / "student" / MODULES).is_file() else "")
 
 
 def _license(metadata: dict[str, Any]) -> str:

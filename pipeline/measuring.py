@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from pipeline.models.units import has_bf16_gpu
+from pipeline.models.arithmetic import has_fast_bf16
 
 Batch = dict[str, Tensor]
 # Made-up ids begin here where the vocabulary is large enough: below are special and unused ones.
@@ -41,8 +41,8 @@ def device_here() -> torch.device:
 
 
 def usual_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where a GPU computes in it, else fp32."""
-    return torch.bfloat16 if device.type == "cuda" and has_bf16_gpu() else torch.float32
+    """bf16 where the device is faster in it, else fp32."""
+    return torch.bfloat16 if has_fast_bf16(device) else torch.float32
 
 
 def device_name(device: torch.device, dtype: torch.dtype) -> str:

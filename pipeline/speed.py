@@ -4,7 +4,7 @@
 
 Whole encoders in inference mode run the same 100 batches in turn, so that a machine whose speed changes alters ratios
 little, and medians count. The batches are QNLI's dev set (MiniLM, arXiv 2002.10957, measures 100 batches of it) or, without
---data, made-up ids of full length. fp32 on CPUs and on GPUs without bf16 units, bf16 on other GPUs.
+--data, made-up ids of full length. bf16 where the GPU, or without one the CPU, is faster in it, else fp32.
 With --out, RESULTS/STUDENT/speed.json receives each student's figures for the report.
 """
 

@@ -37,6 +37,7 @@ BETWEEN_VERBS = {
     ("bench", "plan"): "it predicts the fused loss's time on the GPUs that a plan knows",
     ("speed", "evaluate"): "it reads the same task files and describes models in the same words",
     ("doctor", "launch"): "it enters hosts as a launch does",
+    ("evaluate", "assets"): "Lee's documents come from the package index, as the demo's parts",
     ("multilingual", "assets"): "both demos' parts come from the package index",
 }
 
@@ -138,6 +139,7 @@ LATE = {
     "pipeline.launch.__main__": "--help and a mistyped option load no torch",
     "pipeline.plan.__main__": "--help and a mistyped option load no torch",
     "pipeline.evaluate.__main__": "--help and a mistyped option load no torch",
+    "pipeline.evaluate.embedding": "mteb is an extra",
     "pipeline.bench.__main__": "--help and a mistyped option load no torch",
     "pipeline.report.__main__": "a report of results loads no torch",
     "pipeline.report.sections": "matplotlib is only for a report with charts",
@@ -171,7 +173,7 @@ def test_nobody_takes_a_private_name_of_another_file():
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 # A new key or option is a decision: raise the number in the same change, and say why there.
-RECIPE_KEYS, OPTIONS = 44, 168
+RECIPE_KEYS, OPTIONS = 45, 171
 
 
 def test_files_have_at_most_400_lines_and_functions_60():

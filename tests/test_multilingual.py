@@ -7,10 +7,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig
 
 from data_prep.cli import UserError
 from pipeline import multilingual
 from pipeline.models.loading import load_config, load_model, load_tokenizer
+from pipeline.models.pooling import read_pooling
 
 WIDTH, LAYERS, FFN, ROWS = 32, 2, 64, 40
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", *"▁abcdefgh", "▁ab", "▁cd", "ﬀ", "<mask>"]
@@ -160,7 +162,7 @@ def test_messages_become_documents_of_their_language(tmp_path):
         wheel.writestr("p/app/locale/de/LC_MESSAGES/p.mo", catalogue({"Home": "Heim", "<b>Home</b> again": "Heim"}))
         wheel.writestr("p/app/locale/zh_Hant/LC_MESSAGES/p.mo", catalogue({"Home": "首頁連結"}))
         wheel.writestr("p/app/locale/de/LC_MESSAGES/p.po", "not compiled")
-    multilingual.write_texts(tmp_path / "wheel", tmp_path / "text")
+    multilingual.write_texts(tmp_path / "wheel", tmp_path / "text", {})
     found = {path.name: lzma.decompress(path.read_bytes()).decode() for path in (tmp_path / "text").iterdir()}
     assert found == {
         "de.txt.xz": "Heim\n\njetzt sichern\n",  # the short one is left out, and what is there twice is there once
@@ -169,9 +171,53 @@ def test_messages_become_documents_of_their_language(tmp_path):
     }
 
 
+def test_held_out_messages_are_the_same_in_all_languages_and_in_no_training_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(multilingual, "_LINES", 5)
+    long = [f"A message of number {number} and %(name)s" for number in range(200)]
+    german = {original: f"Nachricht {number}" for number, original in enumerate(long)}
+    french = {original: f"Message {number}" for number, original in enumerate(long[:100])}
+    with zipfile.ZipFile(tmp_path / "wheel", "w") as wheel:
+        for app, first in (("a", "Nachricht eins"), ("b", "anders")):  # two translations of one message
+            own = german | {
+                long[10]: first,
+                long[1]: "Nachricht 12",
+                "Short": "kurz",
+                "context\x04" + long[1]: "anders gemeint",
+            }
+            wheel.writestr(f"{app}/locale/de/LC_MESSAGES/p.mo", catalogue(own))
+        wheel.writestr("a/locale/fr/LC_MESSAGES/p.mo", catalogue(french))
+        wheel.writestr("a/locale/fy/LC_MESSAGES/p.mo", catalogue({long[2]: "berjocht"}))
+    found = multilingual.heldout(tmp_path / "wheel")
+    assert set(found) == {"de", "en", "fr"}  # of fy there is too little
+    assert 20 <= len(found["en"]) <= 60 and found["en"] == sorted(found["en"])
+    for english, de, fr in zip(found["en"], found["de"], found["fr"], strict=True):
+        number = int(english.split()[4])
+        assert english == f"A message of number {number} and"
+        assert de == (f"Nachricht {number}" if number != 10 else "Nachricht eins")
+        assert fr == (f"Message {number}" if number < 100 else "")
+
+    multilingual.write_parallel(found, tmp_path / "parallel")
+    multilingual.write_texts(tmp_path / "wheel", tmp_path / "text", found)
+    for language in ("de", "en", "fr"):
+        lines = (tmp_path / f"parallel/{language}.txt").read_text().splitlines()
+        trained = lzma.decompress((tmp_path / f"text/{language}.txt.xz").read_bytes()).decode().strip().split("\n\n")
+        assert lines == found[language] and not {*lines} & {*trained} and len(trained) > 60
+        assert "anders" not in trained  # nor another translation of one that is held out
+
+
 def test_what_is_there_is_not_made_again(monkeypatch, tmp_path):
     monkeypatch.setattr(multilingual.assets, "fetch", lambda folder, wanted: None)
-    for name in ("teacher", "text"):
+    for name in ("teacher", "text", "parallel"):
         (tmp_path / name).mkdir()
+    BertConfig().save_pretrained(tmp_path / "teacher")
     multilingual.make(tmp_path)
-    assert [path.name for path in (tmp_path / "teacher").iterdir()] == ["README.md"]  # an earlier version wrote none
+    assert sorted(path.name for path in (tmp_path / "teacher").iterdir()) == [
+        "1_Pooling",
+        "README.md",
+        "config.json",
+        "config_sentence_transformers.json",
+        "modules.json",
+        "sentence_bert_config.json",
+    ]  # fmt: skip  (an earlier version wrote none of them)
+    pooling = read_pooling(str(tmp_path / "teacher"))
+    assert (str(pooling), pooling.length, pooling.prompt) == ("mean, normalised", 512, "")

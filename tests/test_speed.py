@@ -13,6 +13,8 @@ from pipeline import speed
 from pipeline.artifacts import results
 from pipeline.evaluate.scored_model import describe_model
 from pipeline.measuring import device_here, device_name, forward_seconds, made_up_batches, usual_dtype
+from pipeline.models import arithmetic
+from pipeline.models.arithmetic import Rates
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.speed import compare, describe, main, qnli_batches, table
 from tests.parts.launching import run_main
@@ -90,7 +92,10 @@ def test_pairs_are_cut_to_the_length(models, qnli):
     assert batch["input_ids"].shape == (7, 6)
 
 
-def test_every_student_is_measured_against_the_reference(models, monkeypatch):
+@pytest.mark.parametrize("here, precision", [(Rates(1.0, 2.0), "fp32"), (Rates(2.0, 1.0), "bf16")])
+def test_every_student_is_measured_against_the_reference_in_the_faster_precision(models, monkeypatch, here, precision):
+    monkeypatch.setattr(arithmetic, "rates", lambda *_: here)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(speed, "forward_seconds", lambda *_: {"teacher": 0.6, "student": 0.2, "other": 0.1})
     abouts = describe(list(models.values()), None)
     records = compare(abouts, None, SHAPE)
@@ -100,7 +105,7 @@ def test_every_student_is_measured_against_the_reference(models, monkeypatch):
     ]
     assert [record["speedup"] for record in records] == pytest.approx([3.0, 6.0])
     assert records[0]["reference_seconds"] == 0.6 and records[0]["text"] == "made-up ids"
-    assert records[0]["device"].startswith("cpu (") and records[0]["device"].endswith("fp32")
+    assert records[0]["device"].startswith("cpu (") and records[0]["device"].endswith(precision)
 
 
 def test_the_command_measures_writes_and_shows_the_paper(models, qnli, tmp_path, monkeypatch, capsys):

@@ -147,14 +147,16 @@ def _precision(options: argparse.Namespace) -> str:
 
 def _about_machine(precision: str, as_json: bool) -> str:
     from pipeline.bench.machine import machine
+    from pipeline.models.arithmetic import Rates
 
     about = machine(precision)
     if as_json:
         return json.dumps({"bench": "machine", **about})
-    units = "has" if about["bf16_units"] else "lacks"
+    found = about["bf16_products"]
+    products = f"; bf16 products: {Rates(**found)}" if found else ""
     return (
         f"{about['name']} ({about['device']}), {about['threads']} threads, torch {about['torch']}, "
-        f"{about['precision']}; {units} bf16 units"
+        f"{about['precision']}{products}"
     )
 
 

@@ -41,7 +41,7 @@ def layouts(options: Namespace) -> Iterator[Row]:
     ]
     ranks = start_ranks()
     readings = [Reading(corpus, name, options, ranks) for name in dict.fromkeys(options.layout)]
-    models = Models(options, settings, ranks)
+    models = Models(options, settings, ranks, options.arithmetic[0])
     case = models.case | {"data": str(options.data)}
     for setting, trainees in zip(settings, models.trainees, strict=True):
         yield from _rows_of_setting(readings, models, trainees, options.repeats, case | setting.case)
@@ -56,6 +56,8 @@ def _checked(options: Namespace) -> Corpus:
     for name in ("launches", "embeddings"):
         if getattr(options, name):
             raise UserError(f"--{name}: does not go with --layout")
+    if len(options.arithmetic) > 1:
+        raise UserError("--arithmetic: one with --layout")
     if "literal" in options.loss_kernel:
         raise UserError("--loss-kernel literal: does not go with --layout; it takes rows of one sequence")
     corpus = open_corpus(options.data)

@@ -7,7 +7,7 @@ import torch
 
 from data_prep.machine import memory
 from pipeline.measuring import device_here
-from pipeline.models.units import lacks_bf16_units
+from pipeline.models.arithmetic import rates
 
 
 def machine(precision: str) -> dict:
@@ -22,7 +22,7 @@ def machine(precision: str) -> dict:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "precision": precision,
-        "bf16_units": not lacks_bf16_units(device),
+        "bf16_products": rates()._asdict() if device.type == "cpu" else None,  # FLOP/s of both ways
     }
 
 

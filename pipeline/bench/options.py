@@ -115,6 +115,8 @@ def _add_step(kind: argparse.ArgumentParser) -> None:
     config = "the students' (default: %(default)s)"
     kind.add_argument("--ds-config", default="student_zero1.json", metavar="FILE", help=config)
     kind.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: %(default)s")
+    ways = "how bf16 products are taken on a CPU, several allowed and compared: as in a recipe (default: auto)"
+    kind.add_argument("--arithmetic", choices=("auto", "native", "widened"), nargs="+", default=["auto"], help=ways)
     kind.add_argument(
         "--compile", choices=("loss", "none", "all"), default="loss", help="as in a recipe (default: %(default)s)"
     )

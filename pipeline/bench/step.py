@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from pipeline.bench.shares import communication, shares
 from pipeline.bench.tools import Row, Setting, settings_of
 from pipeline.bounds import Bounds
 from pipeline.data.inputs import Inputs
+from pipeline.engines.agreeing import decided
 from pipeline.engines.both import fit
 from pipeline.engines.memory import choose_hosting
 from pipeline.engines.ranks import Ranks, start_ranks
@@ -32,6 +34,7 @@ from pipeline.engines.state import read_state
 from pipeline.engines.student import decay_groups, student_engine
 from pipeline.engines.teacher import host_teacher
 from pipeline.measuring import free_memory, interleaved_times, median_ratio, summed
+from pipeline.models.arithmetic import has_choice
 from pipeline.models.counting import forward_flops
 from pipeline.models.cut import CutEncoder, cut_encoder, split
 from pipeline.models.fit import check_teacher, student_config_of
@@ -64,18 +67,33 @@ def step(options: Namespace) -> Iterator[Row]:
             yield Row("literal needs", needed / 2**20, "MiB", "estimated; not run, it would not fit", setting.case)
     if not settings:
         raise UserError("--loss-kernel literal: its maps do not fit the memory; use a smaller --batch or --length")
-    models = Models(options, settings, ranks)
     if options.launches:
-        yield from _launches(models, settings)
+        yield from _launches(Models(options, settings, ranks, "native"), settings)
         return
-    times = interleaved_times(models.works(), options.repeats, ranks.device)
+    every = {way: Models(options, settings, ranks, way) for way in dict.fromkeys(options.arithmetic)}
+    works = {way: models.works() for way, models in every.items()}
+    together = {f"{name}, {way}": work for way, own in works.items() for name, work in own.items()}
+    times = interleaved_times(together, options.repeats, ranks.device)
+    by_way = {way: {name: times[f"{name}, {way}"] for name in own} for way, own in works.items()}
+    for way, models in every.items():
+        yield from _rows(models, by_way[way], settings, options.repeats)
+    first, *others = by_way
+    for number, setting in enumerate(settings):
+        for other in others:
+            ratio = median_ratio(by_way[first][f"step {number}"], by_way[other][f"step {number}"])
+            case = every[first].sizes | setting.case
+            yield Row(f"{first} / {other}", ratio, "×", f"a step is so many times as fast {other} as {first}", case)
+
+
+def _rows(models: "Models", times: dict[str, list[float]], settings: list[Setting], repeats: int) -> Iterator[Row]:
+    """The rows of one way to take products."""
     plain, engine = (summed(*(times[f"{kind} {i}"] for i in models.students)) for kind in ("plain", "engine"))
     floor = summed(times["teacher"], plain)
     for number, setting in enumerate(settings):
         yield from _rows_of_setting(models, times, floor, number, setting)
 
     case = models.case
-    saved = statistics.median(save_times(models, options.repeats))
+    saved = statistics.median(save_times(models, repeats))
     shared = 100 * saved / (saved + _INTERVAL * statistics.median(times["step 0"]))
     own = 100 * (median_ratio(engine, plain) - 1)
     yield Row("checkpoint", saved, "s", "gathered and written whole, of every student", case)
@@ -131,10 +149,13 @@ class Models:
     the same students with word embeddings that are not trained, else nothing.
     """
 
-    def __init__(self, options: Namespace, settings: list[Setting], ranks: Ranks):
+    def __init__(self, options: Namespace, settings: list[Setting], ranks: Ranks, arithmetic: str = "auto"):
         self.ranks = ranks
         config = _bert(options)
-        recipes = [[_recipe(options, size, setting, ranks.world) for size in options.student] for setting in settings]
+        recipes = [
+            [decided(_recipe(options, size, setting, ranks.world, arithmetic), ranks) for size in options.student]
+            for setting in settings
+        ]
         for of_setting in recipes:
             for recipe in of_setting:
                 recipe.check()
@@ -170,11 +191,13 @@ class Models:
         forwards += [(student_config_of(recipe, config), recipe.student.layers, 3) for recipe in students]
         flops = (times * forward_flops(shape, layer, options.length) for shape, layer, times in forwards)
         self.flops = first.batch * sum(flops)
-        self.case = {
+        self.sizes = {
             "teacher": _shown(options.teacher), "layer": first.teacher.layer,
             "students": [_shown(size) for size in options.student], "batch": first.batch, "length": options.length,
             "vocabulary": options.vocabulary, "compile": options.compile, "ranks": ranks.world,
         }  # fmt: skip
+        chosen = {"arithmetic": first.arithmetic} if has_choice(first.precision, ranks.device) else {}
+        self.case = self.sizes | chosen
 
     def works(self) -> dict[str, Callable[[], object]]:
         """The works to be timed, by name; numbers are those of settings and students."""
@@ -299,7 +322,9 @@ def _bert(options: Namespace) -> BertConfig:
     )  # fmt: skip
 
 
-def _recipe(options: Namespace, size: tuple[int, int], setting: Setting, ranks: int) -> Recipe:
+def _recipe(
+    options: Namespace, size: tuple[int, int], setting: Setting, ranks: int, arithmetic: Any = "auto"
+) -> Recipe:
     layers, width = size
     return Recipe(
         data="random", out=f"student {_shown(size)}", steps=10**6, batch=options.batch * ranks, micro_batch=options.batch,
@@ -307,7 +332,7 @@ def _recipe(options: Namespace, size: tuple[int, int], setting: Setting, ranks: 
         student=Student(layers, width, _attention_heads(width), dropout=options.dropout, ds_config=options.ds_config),
         learning_rate=1e-6, warmup_steps=0, length=options.length, pairs=setting.pairs, relation_heads=setting.heads,
         precision=options.precision, compile=options.compile, source="python -m pipeline.bench step",
-        loss_kernel="torch" if setting.by == "literal" else setting.by,
+        loss_kernel="torch" if setting.by == "literal" else setting.by, arithmetic=arithmetic,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from data_prep.cli import UserError
 from pipeline.bench.tools import Row
+from pipeline.engines.agreeing import decided
 from pipeline.engines.hosting import Hosting
 from pipeline.engines.memory import choose_hosting
 from pipeline.engines.ranks import Ranks, start_ranks
@@ -101,6 +102,7 @@ class _Measurement:
             teacher=Teacher(options.folder, self.layer, hosting="zero3", ds_config=options.ds_config),
             student=Student(1, 16, 4), precision=options.precision, compile="none", source="python -m pipeline.bench teacher",
         )  # fmt: skip
+        self.recipe = decided(self.recipe, ranks)
         self.cut, self.names = empty_encoder(self.config, self.layer)
         self.weights = weights_of(options.folder, "main", self.config)
         self.hosting = choose_hosting(self.recipe, ranks, self.cut)

@@ -149,8 +149,8 @@ def processor(own: Facts, slots: int) -> Judged:
         text += f"; {each} thread{'s' * (each > 1)} a rank" + (f" (OMP_NUM_THREADS={asked})" if asked else "")
         if each * slots > found["cores"]:
             return WARN, f"{text}: more than the cores; lower OMP_NUM_THREADS or unset it", found
-    if here and not own["accelerator"].get("bf16"):
-        text += "; no bf16 units: products are taken in fp32"
+    if here and (products := own["accelerator"].get("products")):
+        text += f"; bf16 products: {products}"
     return OK, text, found
 
 

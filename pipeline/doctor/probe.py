@@ -214,20 +214,21 @@ def compiler() -> dict[str, Any]:
 
 
 def accelerator() -> dict[str, Any]:
-    """The GPUs that torch sees, their driver, and whether bf16 products are fast; ``error`` if torch cannot be loaded."""
+    """The GPUs that torch sees, their driver, and how fast bf16 products are; ``error`` if torch cannot be loaded."""
     driver = nvidia_driver()
     try:  # here, since a broken torch is an answer
         import torch
 
-        from pipeline.models.units import has_bf16_gpu, lacks_bf16_units
+        from pipeline.models.arithmetic import has_fast_bf16, rates
     except Exception as error:  # whatever a broken installation raises
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0], "devices": [], "driver": driver}
     devices = []
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         devices.append({"name": properties.name, "memory": properties.total_memory})
-    bf16 = has_bf16_gpu() if devices else not lacks_bf16_units(torch.device("cpu"))
-    return {"error": None, "devices": devices, "driver": driver, "bf16": bf16, "build": torch.version.cuda}
+    bf16 = has_fast_bf16(torch.device("cuda" if devices else "cpu"))
+    found = {"error": None, "devices": devices, "driver": driver, "bf16": bf16, "build": torch.version.cuda}
+    return found | {"products": "" if devices else str(rates())}
 
 
 def nvidia_driver() -> str | None:

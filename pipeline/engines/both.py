@@ -7,7 +7,7 @@ from deepspeed.accelerator import get_accelerator
 from pipeline.engines.compiling import Compiled
 from pipeline.engines.ranks import Ranks
 from pipeline.models.cut import CutEncoder
-from pipeline.models.precision import fit_arithmetic
+from pipeline.models.precision import fit_arithmetic, keep_widened
 from pipeline.settings.recipe import Recipe
 
 made: list = []  # the engines of this process
@@ -27,14 +27,18 @@ def precision_config(recipe: Recipe, stage: int) -> dict:
 QUIET = {"steps_per_print": 2**31, "wall_clock_breakdown": False, "timers": {"throughput": {"enabled": False}}}
 
 
-def fit(encoder: CutEncoder, recipe: Recipe, ranks: Ranks, name: str, sharded: bool = False) -> None:
+def fit(
+    encoder: CutEncoder, recipe: Recipe, ranks: Ranks, name: str, sharded: bool = False, keeps_widened: bool = False
+) -> None:
     """Give ``encoder`` the arithmetic that suits the device, and compile its parts if ``recipe`` says so.
 
     Each layer is a program, the same for all of them. Of a ``sharded`` encoder the last projections are left out, whose
     weights are gathered one by one; of one that is trained the embeddings: their gradient would be atomic sums of a whole
-    batch in a few rows, and a second table in fp32.
+    batch in a few rows, and a second table in fp32. One that is frozen ``keeps_widened`` weights where products are widened.
     """
-    fit_arithmetic(encoder, recipe.precision, ranks.device)
+    fit_arithmetic(encoder, recipe.precision, ranks.device, recipe.arithmetic)
+    if keeps_widened:
+        keep_widened(encoder)
     if recipe.compile != "all":
         return
     parts = {"layers": list(encoder.body.layers)}

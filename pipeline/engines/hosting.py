@@ -7,13 +7,15 @@ from pipeline.models.precision import DTYPES
 from pipeline.settings.recipe import Recipe
 
 GIB = 2**30
+FP32 = 4  # bytes
 
 
 @dataclass(frozen=True)
 class Hosting:
     """How the teacher is kept, ``replicate`` or ``zero3``, and why.
 
-    ``parameters``: up to its layer; ``per_rank``: those that one rank holds; ``shards``: over how many ranks.
+    ``parameters``: up to its layer; ``per_rank``: those that one rank holds; ``shards``: over how many ranks;
+    ``widened``: those that are kept in fp32 instead of bf16, for products that are widened.
     """
 
     kind: str
@@ -21,6 +23,11 @@ class Hosting:
     parameters: int
     per_rank: float
     shards: int = 1
+    widened: int = 0
+
+    def weights(self, number: int) -> float:
+        """Bytes of a rank's weights, those of ``number`` bytes a parameter that are not widened."""
+        return number * self.per_rank + (FP32 - number) * self.widened
 
 
 def hosting_of(

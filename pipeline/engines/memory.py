@@ -1,5 +1,6 @@
 """The memory of a rank that teacher and students take, asked before anything is allocated."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,21 +15,34 @@ from data_prep.machine import memory
 from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.hosting import Hosting, hosting_of
 from pipeline.engines.ranks import Ranks
+from pipeline.models.arithmetic import widens
 from pipeline.models.cut import CutEncoder
 from pipeline.models.precision import DTYPES
 from pipeline.settings.recipe import Recipe
 
 
 def choose_hosting(recipe: Recipe, ranks: Ranks, teacher: CutEncoder) -> Hosting:
-    """hosting.hosting_of for this ``teacher`` and these ``ranks``: the same on all. Collective."""
+    """hosting.hosting_of for this ``teacher`` and these ``ranks``: the same on all. Collective.
+
+    Where products are widened, a replica's linear layers are kept in fp32 if all of it then takes no more than a quarter of
+    a rank's memory.
+    """
     parameters, embeddings = (sum(p.numel() for p in part.parameters()) for part in (teacher, teacher.embeddings))
-    smallest = min(map(len, ranks.nodes), default=ranks.local_world)
-    return hosting_of(recipe, parameters, embeddings, memory_per_rank(ranks), ranks.world, smallest)
+    smallest, memory = min(map(len, ranks.nodes), default=ranks.local_world), memory_per_rank(ranks)
+    hosting = hosting_of(recipe, parameters, embeddings, memory, ranks.world, smallest)
+    if hosting.kind == "zero3" or not widens(recipe.arithmetic, recipe.precision, ranks.device):
+        return hosting
+    linear = [module for module in teacher.modules() if isinstance(module, nn.Linear)]
+    widened = dataclasses.replace(hosting, widened=sum(p.numel() for module in linear for p in module.parameters()))
+    return widened if widened.weights(DTYPES[recipe.precision].itemsize) <= memory / 4 else hosting
 
 
-def check_memory(recipes: list[Recipe], ranks: Ranks, hosting: Hosting, students: list[nn.Module]) -> None:
-    """Raise UserError, on every rank, if teacher and students do not fit one's memory, even without a single activation."""
-    needs = {"teacher": hosting.per_rank * DTYPES[recipes[0].precision].itemsize}
+def check_memory(recipes: list[Recipe], ranks: Ranks, hosting: Hosting, students: list[nn.Module]) -> Hosting:
+    """Raise UserError, on every rank, if teacher and students do not fit one's memory, even without a single activation.
+
+    Returns ``hosting``, without its widened weights if these alone are too much. Collective.
+    """
+    needs = {"teacher": hosting.weights(DTYPES[recipes[0].precision].itemsize)}
     for recipe, student in zip(recipes, students, strict=True):
         zero = load_ds_config(recipe.student.ds_config, recipe).get("zero_optimization", {}).get("stage", 0)
         low = DTYPES[recipe.precision].itemsize
@@ -38,6 +52,8 @@ def check_memory(recipes: list[Recipe], ranks: Ranks, hosting: Hosting, students
         share = sum(size / (ranks.world if zero >= stage else 1) for size, stage in parts)
         needs[Path(recipe.out).name] = sum(p.numel() for p in student.parameters()) * share
     memory = memory_per_rank(ranks)
+    if hosting.widened and sum(needs.values()) > memory:
+        return check_memory(recipes, ranks, dataclasses.replace(hosting, widened=0), students)
     if sum(needs.values()) > memory:
         table = ", ".join(f"{name} {need / 2**30:.2f} GiB" for name, need in needs.items())
         raise UserError(
@@ -45,6 +61,7 @@ def check_memory(recipes: list[Recipe], ranks: Ranks, hosting: Hosting, students
             f"{memory / 2**30:.2f} GiB ({table}); train fewer students at once, use a higher ZeRO stage in student.ds_config, "
             "or more ranks"
         )
+    return hosting
 
 
 def memory_per_rank(ranks: Ranks) -> int:

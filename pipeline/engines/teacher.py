@@ -71,7 +71,7 @@ def host_teacher(
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(ranks.device))
     teacher.eval()
-    fit(teacher, recipe, ranks, "teacher", sharded=hosting.kind == "zero3")
+    fit(teacher, recipe, ranks, "teacher", sharded=hosting.kind == "zero3", keeps_widened=hosting.widened > 0)
     if hosting.kind == "zero3":
         if len(body.layers):
             set_z3_leaf_modules(body, list({type(layer) for layer in body.layers}))

@@ -1,10 +1,12 @@
-"""Fine-tune and score a model on the papers' tasks.
+"""Fine-tune and score a model on the papers' tasks, or compare its vectors of texts without training.
 
     python -m pipeline.evaluate --model student --model teacher --task rte,mrpc --data glue/ --out results/
+    python -m pipeline.evaluate --model student --model teacher --task lee --out results/
     python -m pipeline.evaluate --model student --task mnli --grid --out results/       # data from the hub
     torchrun --nproc-per-node 8 -m pipeline.evaluate --model student --task squad2 --out results/
 
-A cell is one model on one task at one learning rate, number of epochs and seed. Everything is checked before the first is
+A cell is one model on one task at one learning rate, number of epochs and seed; sts, lee and bitext train nothing and have one
+cell. Everything is checked before the first is
 trained. A finished cell is written to OUT at once and not run again, by any command; one that fails is recorded with its
 reason, the others are run, and the command ends with code 1.
 """
@@ -35,6 +37,8 @@ def _figure(cells: list[results.Cell]) -> str:
     if not cells:
         return "–"
     setting, mean, spread, count = results.best(cells)
+    if "seed" not in cells[0].settings:
+        return f"{mean:.1f}"
     rate, epochs = setting["learning_rate"], setting["epochs"]
     return f"{results.shown_mean(mean, spread)} (n = {count}, lr {rate:g}, {epochs} epochs)"
 
@@ -55,7 +59,10 @@ def parser() -> Parser:
     add("--epochs", type=whole_number(1), nargs="+", default=(), help="override the paper's epochs")
     add("--batch", type=whole_number(1), help="rows per update (default: the paper's)")
     add("--length", type=whole_number(1), help="tokens (default: the paper's)")
-    add("--languages", help="of XNLI, MLQA and XQuAD, separated by commas (default: all that are there)")
+    add("--languages", help="of XNLI, MLQA, XQuAD and bitext, separated by commas (default: all that are there)")
+    add(
+        "--prefix", help="before each text in sts, lee and bitext, like 'query: ' (default: as the model's folder says)"
+    )
     return made
 
 

@@ -14,16 +14,20 @@ from pipeline.evaluate.tasks import TASKS, Task
 def baseline(name: str, data: TaskData) -> dict[str, float]:
     """The majority baseline of the task's scored sets, in percent, under the names of their scores."""
     task = TASKS[name]
+    if not data.scored:
+        return {}
     by_set = {key: _of_set(task, rows, key if name == "mlqa" else None) for key, rows in data.scored.items()}
     return named_scores(task, by_set)
 
 
 def _of_set(task: Task, rows: Dataset, language: str | None) -> dict[str, float]:
-    """For each score the best label for all rows, no answer to any question, or 0 for a correlation."""
+    """For each score the best label for all rows, no answer to any question, 0 for a correlation, one text for all queries."""
     if task.answers:
         answers = [each["text"] for each in rows["answers"]]
         found = qa.set_scores([("", 1.0)] * len(answers), answers, language, task.unanswerable)
         return {score: found[score] for score in task.scores}
+    if task.embeds and "label" not in rows.column_names:
+        return dict.fromkeys(task.scores, 100 / len(rows))
     if not task.labels:
         return dict.fromkeys(task.scores, 0.0)
     labels = np.asarray(rows["label"])

@@ -1,7 +1,11 @@
-"""The cells of an evaluation: one model on one task at one setting and seed. Each is trained, scored and written alone."""
+"""The cells of an evaluation: one model on one task at one setting and seed. Each is trained, scored and written alone.
+
+A task that trains nothing has one cell.
+"""
 
 import argparse
 import functools
+import math
 import os
 import sys
 import time
@@ -14,15 +18,18 @@ import datasets
 import torch
 import transformers
 
-from data_prep.cli import UserError
+from data_prep.cli import UserError, some
 from data_prep.files import write_json
 from pipeline.artifacts import results
-from pipeline.evaluate import finetune, qa
+from pipeline.evaluate import embedding, finetune, qa
 from pipeline.evaluate.baseline import baseline
 from pipeline.evaluate.rows import TaskData
 from pipeline.evaluate.scored_model import ScoredModel, check_fit, label_order
 from pipeline.evaluate.scores import named_scores
 from pipeline.evaluate.tasks import TASKS, settings
+
+EMBEDDED = "embedded.json"  # the cell of a task that trains nothing
+SetScores = dict[str, dict[str, float]]
 
 
 def is_first() -> bool:
@@ -42,7 +49,10 @@ class Cell:
         return self.path.with_name(self.path.stem + results.FAILED)
 
     def __str__(self) -> str:
-        return "lr {learning_rate}, {epochs} epochs, seed {seed}".format(**self.settings)
+        if "seed" in self.settings:
+            return "lr {learning_rate}, {epochs} epochs, seed {seed}".format(**self.settings)
+        prompt = f", prompt {self.settings['prompt']!r}" if self.settings["prompt"] else ""
+        return f"{self.settings['pooling']}; at most {self.settings['length']} tokens{prompt}"
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,15 @@ def make_job(options: argparse.Namespace, model: ScoredModel, task: str, data: T
 
     Raises UserError if it does not fit, or if a finished cell was made from other weights, data or settings.
     """
-    length = options.length or TASKS[task].length
+    folder = options.out / model.name / task
     scored_sets = {f"dev {key}".strip(): rows for key, rows in data.scored.items()}
+    if TASKS[task].embeds:
+        cell = Cell(folder / EMBEDDED, embedding.settings(model, options.prefix, options.length))
+        check_fit(model, task, cell.settings["length"], scored_sets)
+        return _job(model, task, data, facts, [cell])
+
+    length = options.length or TASKS[task].length
+    assert data.train is not None
     check_fit(model, task, length, {"training": data.train} | scored_sets)
     if TASKS[task].answers:
         qa.check_length(model.tokenizer, length)
@@ -75,12 +92,16 @@ def make_job(options: argparse.Namespace, model: ScoredModel, task: str, data: T
             )
     else:
         finetune.check_length(model.tokenizer, length)
-    folder = options.out / model.name / task
     cells = [
         Cell(folder / f"lr{rate}-epochs{epochs}-seed{seed}.json", _settings(options, task, rate, epochs, seed))
         for rate, epochs in settings(TASKS[task], options.grid, options.learning_rate, options.epochs)
         for seed in options.seeds
     ]
+    return _job(model, task, data, facts, cells)
+
+
+def _job(model: ScoredModel, task: str, data: TaskData, facts: dict, cells: list[Cell]) -> Job:
+    """Find which of the cells are finished. Raises UserError for one of other weights, data or settings."""
     finished = [cell for cell in cells if cell.path.exists()]
     for cell in finished:
         _check_same(cell, model, facts)
@@ -156,7 +177,7 @@ def run_cell(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> t
     """Train, score and write one cell, or the reason why it failed. Returns how it ended, and whether well."""
     start, before = time.monotonic(), _inode(cell.failure)
     try:
-        scores, dev = finetune.finetune(job.model, job.task, job.order, encoded(), cell.settings)
+        scores, dev = _scores(job, cell, encoded)
     except Exception as error:  # whatever it is, the other cells are worth having
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         if _inode(cell.failure) == before:  # otherwise another process failed first, and this one as a consequence
@@ -167,12 +188,29 @@ def run_cell(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> t
 
     seconds = round(time.monotonic() - start, 1)
     record = _record(job, cell) | scored(job, scores, dev) | {"seconds": seconds}
-    write_cell(cell.path, record | {"precision": finetune.precision(), "versions": versions()})
+    precision = "fp32" if TASKS[job.task].embeds else finetune.precision()
+    write_cell(cell.path, record | {"precision": precision, "versions": versions()})
     if is_first():
         cell.failure.unlink(missing_ok=True)
-    score, least = (record[key][record["primary"]] for key in ("scores", "baseline"))
+    score, least = (record[key].get(record["primary"], -math.inf) for key in ("scores", "baseline"))
     low = "" if score > least else f", not above the majority baseline of {least:.1f}"
-    return f"{record['primary']} {score:.1f}{low} ({seconds:.0f} s)", True
+    return f"{record['primary']} {score:.1f}{low}{_by_set(record)} ({seconds:.0f} s)", True
+
+
+def _by_set(record: dict) -> str:
+    """`: STS-B-test 80.1, STS12-test 72.0`: the scores of the sets of a task that trains nothing."""
+    start = f"{record['primary']}/"
+    sets = [
+        f"{key.removeprefix(start)} {value:.1f}" for key, value in record["scores"].items() if key.startswith(start)
+    ]
+    return f": {some(sets, 12)}" if sets and TASKS[record["task"]].embeds else ""
+
+
+def _scores(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> tuple[SetScores, SetScores]:
+    """The scores of each scored set, and of each dev set where others are scored."""
+    if TASKS[job.task].embeds:
+        return embedding.scores(job.model, job.task, job.data, cell.settings, TASKS[job.task].batch), {}
+    return finetune.finetune(job.model, job.task, job.order, encoded(), cell.settings)
 
 
 def encode(job: Job) -> finetune.Encoded:
@@ -194,6 +232,7 @@ def encode(job: Job) -> finetune.Encoded:
 
     dev = {key: scored_set(key, rows) for key, rows in job.data.dev.items()}
     test = {key: scored_set(key, rows) for key, rows in job.data.test.items()}
+    assert job.data.train is not None
     return finetune.Encoded(encoded(job.data.train), test or dev, dev)
 
 
@@ -202,8 +241,8 @@ def scored(job: Job, scores: dict[str, dict[str, float]], dev: dict[str, dict[st
     task = TASKS[job.task]
     record: dict = {"scores": named_scores(task, scores), "primary": task.primary, "split": job.data.split}
     record["baseline"] = baseline(job.task, job.data)
-    sets = job.data.scored  # MNLI's score is of its first set, XNLI's of all
-    record["rows"] = sum(len(rows) for key, rows in sets.items() if task.languages or not key)
+    if sets := job.data.scored:  # MNLI's score is of its first set, XNLI's of all
+        record["rows"] = sum(len(rows) for key, rows in sets.items() if task.averaged or not key)
     if dev:
         record["dev"] = named_scores(task, dev)[task.primary]
     return record

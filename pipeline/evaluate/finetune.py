@@ -1,7 +1,7 @@
 """One fine-tuning with the Hugging Face Trainer, and the predictions that are scored.
 
 Batches are padded to their longest row and made of rows of similar length. Weights are fp32; where the GPU, or without one
-the CPU, has units for bf16, products are bf16 (autocast).
+the CPU, is faster in bf16, products are bf16 (autocast).
 """
 
 import math
@@ -35,8 +35,8 @@ from pipeline.evaluate.scored_model import ScoredModel
 from pipeline.evaluate.scores import label_scores
 from pipeline.evaluate.tasks import ADAM_EPSILON, MAX_GRAD_NORM, TASKS, WARMUP, WEIGHT_DECAY, Task
 from pipeline.measuring import device_here
+from pipeline.models.arithmetic import has_fast_bf16
 from pipeline.models.precision import fit_arithmetic
-from pipeline.models.units import has_bf16_gpu, lacks_bf16_units
 
 # Nothing is cached on disk, and nothing is hashed to find it there.
 IN_MEMORY: dict[str, Any] = {"keep_in_memory": True, "load_from_cache_file": False, "new_fingerprint": "encoded"}
@@ -71,9 +71,7 @@ def processes() -> int:
 
 def precision() -> str:
     """The precision of products where the Trainer trains."""
-    device = device_here()
-    fast = has_bf16_gpu() if device.type == "cuda" else not lacks_bf16_units(device)
-    return "bf16" if fast else "fp32"
+    return "bf16" if has_fast_bf16(device_here()) else "fp32"
 
 
 def encode_labelled(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Dataset, load_dataset
 
@@ -27,12 +28,13 @@ def read(name: str, hub: str, languages: Sequence[str]) -> TaskData:
     return _read_labelled(name, hub, languages)
 
 
-def _load(hub: str, config: str | None, split: str) -> Dataset:
+def _load(hub: str, config: str | None, split: str | None) -> Any:
+    """A split's rows; without a split all of them by name."""
     try:
         return load_dataset(hub, config, split=split)
     except Exception as error:  # a client, a server and half a dozen libraries may refuse
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        wanted = " ".join(filter(None, (config, split)))
+        wanted = " ".join(filter(None, (config, split))) or "its splits"
         raise UserError(
             f"--data {hub}: no such folder (from {Path.cwd()}), and {wanted} cannot be loaded from the hub ({cause})"
         ) from None
@@ -98,6 +100,24 @@ def _in_our_order(labels: list[int], rows: Dataset, task: Task, where: str) -> l
     if outside := sorted(set(labels) - set(range(len(names)))):
         raise UserError(f"{where}: the label {outside[0]} is not one of {some(range(len(names)))}")
     return [task.labels.index(names[label]) for label in labels]
+
+
+def read_pairs(hub: str, notes: list[str]) -> dict[str, Dataset]:
+    """The pairs of sentences with their similarities in each split of a data set for sts; splits without labels are noted."""
+    task = TASKS["sts"]
+    found = {}
+    for split, rows in _load(hub, None, None).items():
+        where = f"{hub} {split}"
+        if missing := [column for column in (*task.hub_texts, "score") if column not in rows.column_names]:
+            raise UserError(f"{where}: no column {missing[0]!r}, only {', '.join(rows.column_names)}")
+        scores = list(rows["score"])
+        if all(score in (None, -1) for score in scores):
+            notes.append(f"{where}: a set without labels: left out")
+            continue
+        labels = [number_label(score, task.bounds, f"{where}: row {row}") for row, score in enumerate(scores, 1)]
+        first, second = (list(rows[column]) for column in task.hub_texts)
+        found[split] = Dataset.from_dict({"first": first, "second": second, "label": labels})
+    return found
 
 
 # --- questions and answers --------------------------------------------------------------------------------------------

@@ -13,11 +13,12 @@ from accelerate.utils import broadcast_object_list
 
 from data_prep.cli import UserError
 from pipeline.artifacts import results
-from pipeline.evaluate import finetune
+from pipeline.evaluate import embedding, finetune
 from pipeline.evaluate.cells import Job, check_card, make_job
 from pipeline.evaluate.scored_model import open_model
 from pipeline.evaluate.task_data import read_task
 from pipeline.evaluate.tasks import TASKS, check_task
+from pipeline.models.arithmetic import adopt, rates
 
 
 def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -29,10 +30,22 @@ def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
         raise UserError(f"--name {options.name}: with {len(options.model)} models; evaluate them one after the other")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out}: is not a folder")
-    for task in tasks:
+    trained = [task for task in tasks if not TASKS[task].embeds]
+    for task in trained:
         finetune.check_batch(options.batch or TASKS[task].batch)
+    if not trained and (unused := _unused(options)):
+        raise UserError(f"{unused}: nothing is trained for {', '.join(tasks)}; leave it out")
+    if options.prefix is not None and len(trained) == len(tasks):
+        raise UserError(f"--prefix: is for the tasks that train nothing, not for {', '.join(tasks)}; leave it out")
     options.seeds = list(dict.fromkeys(options.seeds))
     return tasks, _names(options.languages or "")
+
+
+def _unused(options: argparse.Namespace) -> str:
+    """An option that is given and only for training."""
+    given = {"--learning-rate": options.learning_rate, "--epochs": options.epochs, "--grid": options.grid}
+    given["--batch"] = options.batch
+    return next((name for name, value in given.items() if value), "")
 
 
 def _names(text: str) -> list[str]:
@@ -70,6 +83,10 @@ def prepare(options: argparse.Namespace, say: Callable[..., object]) -> list[Job
         check_card(model, options.out)
 
     jobs = [make_job(options, model, task, data[task], facts[task]) for model in models for task in tasks]
+    for model in models:
+        if any(TASKS[task].embeds for task in tasks):
+            for note in embedding.notes(model, options.prefix):
+                say(note)
     for job in jobs:
         if tuple(job.order) != TASKS[job.task].labels:
             say(f"{job.model.name}: comes with a head for {job.task}; its label order is kept: {', '.join(job.order)}")
@@ -77,12 +94,17 @@ def prepare(options: argparse.Namespace, say: Callable[..., object]) -> list[Job
 
 
 def agree(jobs: list[Job]) -> None:
-    """Give all processes the first one's list of finished and failed cells: they must run the same ones in the same order."""
+    """Give all processes what the first one has found: which cells are finished or failed, and what the CPU is faster in.
+
+    They must run the same cells, in the same order and precision.
+    """
     if not finetune.distributed():
         return
     if torch.cuda.is_available():
         accelerate.PartialState(cpu=False)
     else:
-        accelerate.PartialState(cpu=True, backend="gloo")
+        first = accelerate.PartialState(cpu=True, backend="gloo").is_main_process
+        (found,) = broadcast_object_list([rates() if first else None])
+        adopt(found)
     for job in jobs:
         job.finished[:], job.failed[:] = broadcast_object_list([job.finished, job.failed])

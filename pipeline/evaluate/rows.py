@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
@@ -31,14 +32,16 @@ class Unlabelled(UserError):
 class TaskData:
     """The sets that a task trains on and is scored by. Their keys are the suffix of their scores, or a language.
 
-    ``dev`` chooses among settings (XNLI: also among epochs); ``test``, where a benchmark has one with labels, is scored.
+    ``dev`` chooses among settings (XNLI: also among epochs); ``test``, where a benchmark has one with labels, is scored. A
+    task that trains nothing has no ``train``, and ``dev`` is scored.
     """
 
     source: str
-    train: Dataset
+    train: Dataset | None
     dev: dict[str, Dataset]
     test: dict[str, Dataset] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    pinned: str = ""  # what names data that are not read here
 
     @property
     def scored(self) -> dict[str, Dataset]:
@@ -46,19 +49,29 @@ class TaskData:
 
     @property
     def split(self) -> str:
+        if self.train is None:
+            return "all"
         return "test" if self.test else "dev"
 
     def facts(self) -> dict:
         """A cell's record of its data: the source, the number of rows, and a hash of all of them."""
-        digest = hashlib.sha256()
-        for name, rows in [("train", self.train), *self.dev.items(), *self.test.items()]:
+        digest = hashlib.sha256(self.pinned.encode())
+        train = {} if self.train is None else {"train": self.train}
+        for name, rows in [*train.items(), *self.dev.items(), *self.test.items()]:
             digest.update(f"{name} {len(rows)}\n".encode())
             for batch in rows.iter(1000):
                 digest.update(json.dumps(batch, sort_keys=True).encode())
-        sizes = {"train": len(self.train), "dev": sum(map(len, self.dev.values()))}
+        sizes = {name: len(rows) for name, rows in train.items()}
+        if self.dev:
+            sizes["dev"] = sum(map(len, self.dev.values()))
         if self.test:
             sizes["test"] = sum(map(len, self.test.values()))
         return {"source": self.source, **sizes, "fingerprint": digest.hexdigest()[:16]}
+
+
+def is_path(data: str) -> bool:
+    """Whether ``--data`` is meant as a folder, not as a data set's id on the hub."""
+    return Path(data).exists() or data.startswith((".", "/", "~")) or data.endswith("/") or data.count("/") != 1
 
 
 def chosen_languages(found: Iterable[str], languages: Sequence[str], where: object, kind: str) -> list[str]:

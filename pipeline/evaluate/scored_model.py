@@ -112,7 +112,7 @@ def label_order(model: ScoredModel, name: str) -> Sequence[str]:
     """
     task = TASKS[name]
     classifies = any("ForSequenceClassification" in each for each in model.config.architectures or [])
-    if task.answers or not classifies:
+    if task.answers or task.embeds or not classifies:
         return task.labels
     if not task.labels:
         if model.config.num_labels != 1:

@@ -29,7 +29,7 @@ def label_scores(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dic
 def named_scores(task: Task, by_set: dict[str, dict[str, float]]) -> dict[str, float]:
     """Scores of several sets under the names that results have: ``accuracy_mm``, or ``accuracy/de`` and their mean."""
     named = {}
-    if task.languages:
+    if task.averaged:
         for name in task.scores:
             named[name] = math.fsum(own[name] for own in by_set.values()) / len(by_set)
     for key, own in by_set.items():
@@ -39,6 +39,6 @@ def named_scores(task: Task, by_set: dict[str, dict[str, float]]) -> dict[str, f
 
 
 def _name_in_set(task: Task, name: str, key: str) -> str:
-    if task.languages:
+    if task.averaged and key:
         return f"{name}/{key}"
     return f"{name}_{key}" if key else name

@@ -7,8 +7,8 @@ from pathlib import Path
 from datasets import Dataset
 
 from data_prep.cli import UserError
-from pipeline.evaluate import hub, task_files
-from pipeline.evaluate.rows import TaskData
+from pipeline.evaluate import hub, task_files, text_pairs
+from pipeline.evaluate.rows import TaskData, is_path
 from pipeline.evaluate.tasks import TASKS, Task
 
 OVERLAP = 0.1  # share of a scored set's rows that may be in the training set too
@@ -22,15 +22,13 @@ def read_task(name: str, data: str | None, languages: Sequence[str] = ()) -> Tas
     task = TASKS[name]
     if languages and not task.languages:
         raise UserError(f"--languages: {name} has one language; leave it out")
-    if data is None or not _is_path(data):
+    if task.embeds:
+        return text_pairs.read(name, data, languages)
+    if data is None or not is_path(data):
         return _checked(name, hub.read(name, data or task.hub, languages))
     if not Path(data).is_dir():
         raise UserError(f"--data {data}: no such folder (from {Path.cwd()}); name a folder or a hub id")
     return _checked(name, task_files.read(name, Path(data), languages))
-
-
-def _is_path(data: str) -> bool:
-    return Path(data).exists() or data.startswith((".", "/", "~")) or data.endswith("/") or data.count("/") != 1
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -45,10 +43,11 @@ def _checked(name: str, data: TaskData) -> TaskData:
             f"{data.source}: {name} has a test set of {', '.join(data.test)} and none of {', '.join(missing)}; get the others, "
             f"or give --languages {','.join(data.test)}"
         )
+    assert data.train is not None
     for kind, rows in ({"train": data.train} | sets).items():
         if len(rows) == 0:
             raise UserError(f"{data.source}: the {kind} set of {name} is empty")
-    _check_sizes(name, task, data, sets)
+    _check_sizes(name, task, len(data.train), data.source, sets)
 
     notes = list(data.notes)
     train = set(_keys(data.train))
@@ -62,16 +61,16 @@ def _checked(name: str, data: TaskData) -> TaskData:
     return replace(data, notes=tuple(notes))
 
 
-def _check_sizes(name: str, task: Task, data: TaskData, sets: dict[str, Dataset]) -> None:
+def _check_sizes(name: str, task: Task, train: int, source: str, sets: dict[str, Dataset]) -> None:
     """Raise UserError for a set that has as many rows as another one of the published benchmark."""
-    if len(data.train) in task.official[1:]:
+    if train in task.official[1:]:
         raise UserError(
-            f"{data.source}: the training set has {len(data.train):,} rows, the number of {name}'s official dev or test set; "
+            f"{source}: the training set has {train:,} rows, the number of {name}'s official dev or test set; "
             "files of another split?"
         )
     if task.official and any(len(rows) == task.official[0] for rows in sets.values()):
         raise UserError(
-            f"{data.source}: a set to be scored has {task.official[0]:,} rows, the number of {name}'s official training set; "
+            f"{source}: a set to be scored has {task.official[0]:,} rows, the number of {name}'s official training set; "
             "files of another split?"
         )
 

@@ -1,6 +1,7 @@
 """The tasks' files in their original layouts: GLUE's and XNLI's tsv files, raw MultiNLI and MRPC, and SQuAD's JSON."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -83,13 +84,15 @@ def read_tsv(
     header = [] if layout.width else next(lines, (1, [""]))[1]
     width = layout.width or len(header)
     where = _columns(path, layout, header)
+    least = max(where) + 1 if layout.open_ended else width
+    most = math.inf if layout.wider else width
     label = where[len(layout.texts)]
     columns: dict[str, list] = {key: [] for key in ("first", "second")[: len(layout.texts)]}
     labels: list[tuple[int, str]] = []  # with the numbers of their lines
     torn: list[tuple[int, int]] = []  # rows of another width: line, columns
     undecided = 0
     for number, row in lines:
-        if len(row) != width and not (layout.open_ended and max(where) < len(row) < width):
+        if not least <= len(row) <= most:
             torn.append((number, len(row)))
         elif language is not None and row[where[-1]] != language:
             continue

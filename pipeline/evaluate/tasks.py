@@ -1,9 +1,10 @@
-"""The papers' tasks as data: columns, labels, names of scores, and the hyper-parameters of their fine-tuning.
+"""The tasks as data: columns, labels, names of scores, and the hyper-parameters of their fine-tuning.
 
-GLUE (arXiv 1804.07461), SQuAD 1.1 and 2.0 (1606.05250, 1806.03822), XNLI (1809.05053), MLQA (1910.07475), XQuAD (1910.11856).
-Hyper-parameters are those of MiniLM (2002.10957, appendix), common to all: linear schedule, warm-up over 10 % of the
-steps, weight decay 0.01 (not on biases and norms), gradients clipped to 1. Adam's β and ε are not given there: they are
-BERT's usual 0.9, 0.999 and 1e-8. Another task is one more entry of ``TASKS``.
+Those of the papers are GLUE (arXiv 1804.07461), SQuAD 1.1 and 2.0 (1606.05250, 1806.03822), XNLI (1809.05053), MLQA
+(1910.07475), XQuAD (1910.11856). Hyper-parameters are those of MiniLM (2002.10957, appendix), common to all: linear schedule,
+warm-up over 10 % of the steps, weight decay 0.01 (not on biases and norms), gradients clipped to 1. Adam's β and ε are not
+given there: they are BERT's usual 0.9, 0.999 and 1e-8. Three more tasks train nothing: they compare the vectors that a model
+makes of texts. Another task is one more entry of ``TASKS``.
 """
 
 import difflib
@@ -29,6 +30,7 @@ class Layout:
     language: str | None = None  # the column that names a row's language
     open_ended: bool = False  # rows may lack columns after those that are read
     torn_rows: bool = False  # the official file has a few rows with too few or too many columns: they are skipped
+    wider: bool = False  # rows may have more columns than ``width``
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Task:
     hub_splits: dict[str, str] = field(default_factory=lambda: {"": "validation"})
     official: tuple[int, ...] = ()  # rows of the published train file, then of the others
     languages: bool = False  # one dev or test set for each language
+    embeds: bool = False  # nothing is trained: the vectors of texts are compared
     unanswerable: bool = False  # SQuAD 2.0's questions without an answer
     length: int = 128  # tokens
     stride: int = 128  # tokens from one window of a long context to the next
@@ -65,7 +68,12 @@ class Task:
     @property
     def answers(self) -> bool:
         """Whether the model is to find spans of a context, not a label of a text or pair."""
-        return self.layout is None
+        return self.layout is None and not self.embeds
+
+    @property
+    def averaged(self) -> bool:
+        """Whether its score is the mean over several sets or languages."""
+        return self.languages or self.embeds
 
 
 _SHORT = (3, 4, 5, 10)  # epochs of the three small tasks: "up to 10"
@@ -80,7 +88,22 @@ _QA: dict[str, Any] = {
 _MULTILINGUAL: dict[str, Any] = {"learning_rates": (3e-5, 4e-5, 5e-5, 6e-5), "languages": True}
 _MLQA = _QA | _MULTILINGUAL | {"length": 512, "middle": (5e-5, 3)}
 
-TASKS = {
+MTEB = "mteb-"  # before the name of one of that package's tasks
+# The benchmarks of sts on the hub.
+STS_HUB = {f"STS{year}": f"mteb/sts{year}-sts" for year in range(12, 17)}
+STS_HUB |= {"STS-B": "mteb/stsbenchmark-sts", "SICK-R": "mteb/sickr-sts"}
+
+
+class _Tasks(dict[str, Task]):
+    """The tasks by name; those of mteb are not listed."""
+
+    def __missing__(self, name: str) -> Task:
+        if not name.startswith(MTEB):
+            raise KeyError(name)
+        return Task(hub="", folders=(), scores=("main_score",), embeds=True)
+
+
+_PAPERS = {
     "mnli": Task(
         hub="nyu-mll/glue",
         folders=("MNLI", "multinli_1.0"),
@@ -191,14 +214,29 @@ TASKS = {
     "mlqa": Task(hub="facebook/mlqa", folders=("MLQA_V1", "MLQA", "mlqa"), **_MLQA),
     "xquad": Task(hub="google/xquad", folders=("XQuAD", "xquad"), **_MLQA),
 }
+_EMBEDDING = {
+    "sts": Task(
+        hub="mteb",
+        folders=(),
+        scores=("spearman", "pearson"),
+        bounds=(0.0, 5.0),
+        hub_texts=("sentence1", "sentence2"),
+        embeds=True,
+    ),
+    "lee": Task(hub="", folders=("lee", "Lee"), scores=("pearson", "spearman"), bounds=(0.0, 1.0), embeds=True),
+    "bitext": Task(
+        hub="", folders=(), scores=("accuracy", "accuracy_to_pivot", "accuracy_from_pivot"), languages=True, embeds=True
+    ),
+}
+TASKS = _Tasks(_PAPERS | _EMBEDDING)
 
 
 def check_task(name: str) -> str:
     """Return ``name`` if it is a task. Raises UserError with the one that was probably meant."""
-    if name not in TASKS:
+    if name not in TASKS and not (name.startswith(MTEB) and name != MTEB):
         near = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), TASKS, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"--task {name}: unknown task; {hint}tasks are {', '.join(TASKS)}")
+        raise UserError(f"--task {name}: unknown task; {hint}tasks are {', '.join(TASKS)}, and mteb's as {MTEB}NAME")
     return name
 
 

@@ -1,52 +1,56 @@
-"""Arithmetic that suits the machine: bf16 on CPUs that have no units for it, and dropout on CPUs.
+"""Arithmetic that suits the machine: bf16 on CPUs that are faster in fp32, and dropout on CPUs.
 
-torch runs a bf16 matrix product on a CPU without such units (AVX2, older AVX-512) in a plain loop, many times slower than
-the fp32 one. What a bf16 unit does is: multiply exactly, add up in fp32, round the result to bf16. The same comes out of
-widening the operands to fp32, an fp32 product, and rounding; so on these machines the linear layers and the attention of
-an encoder are run that way. Weights, activations, gradients and traffic stay bf16.
-
-torch's dropout on CPUs asks a serial generator for one number per element, 7 ns each (on Intel's it asks MKL). Here one
-64-bit draw, 4 ns, decides on four elements.
+What a bf16 unit does is: multiply exactly, add up in fp32, round the result to bf16. The same comes out of widening the
+operands to fp32, an fp32 product, and rounding; so where that is the faster way (arithmetic.py) the linear layers and the
+attention of an encoder are run that way. Weights, activations, gradients and traffic stay bf16.
 """
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from pipeline.models.arithmetic import Way, widened_product, widens
 from pipeline.models.attention import by_pieces
-from pipeline.models.units import lacks_bf16_units
+from pipeline.models.dropout import BulkDropout, dropped_attention
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_WIDENED = ", products widened to fp32"
 
 
-def arithmetic_of(precision: str, device: torch.device) -> str:
-    """A name of what a model of this ``precision`` is computed with on ``device``: elsewhere its last bits are others."""
+def arithmetic_of(precision: str, device: torch.device, arithmetic: str) -> str:
+    """A name of what a model is computed with on ``device``, given its recipe's keys: elsewhere its last bits are others."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    widened = ", products widened to fp32" if precision == "bf16" and lacks_bf16_units(device) else ""
+    widened = _WIDENED if widens(arithmetic, precision, device) else ""
     return f"{precision} on {name}{widened}"
 
 
-def fit_arithmetic(encoder: nn.Module, precision: str, device: torch.device) -> None:
-    """Give ``encoder``, whose weights are ``precision``, the arithmetic that is fast on ``device``, where it stays."""
+def way_of(name: object) -> Way | None:
+    """How bf16 products were taken on a CPU, of what ``arithmetic_of`` has given; None where there was no choice."""
+    if not isinstance(name, str) or not name.startswith("bf16 on cpu"):
+        return None
+    return "widened" if name.endswith(_WIDENED) else "native"
+
+
+def fit_arithmetic(encoder: nn.Module, precision: str, device: torch.device, arithmetic: str = "auto") -> None:
+    """Give ``encoder``, whose weights are ``precision``, the arithmetic that is fast on ``device``, where it stays.
+
+    ``arithmetic``: a recipe's.
+    """
     if device.type == "cpu":
         for module in encoder.modules():
             if type(module) is nn.Dropout:
                 module.__class__ = BulkDropout
             attend_by("cpu_sdpa", module)
-    if precision == "bf16" and lacks_bf16_units(device):
+    if widens(arithmetic, precision, device):
         widen_products(encoder)
 
 
 def use_torchs_own(encoder: nn.Module) -> None:
-    """Undo ``fit_arithmetic``: ``encoder`` has torch's own layers and attention, as on a GPU."""
+    """Undo ``fit_arithmetic`` with native products: ``encoder`` has torch's own dropout and attention, as on a GPU."""
     for module in encoder.modules():
-        torchs: dict[type, type[nn.Module]] = {BulkDropout: nn.Dropout, WideLinear: nn.Linear}
-        module.__class__ = torchs.get(type(module), type(module))
+        module.__class__ = nn.Dropout if type(module) is BulkDropout else type(module)
         attend_by("plain_sdpa", module)
 
 
@@ -72,35 +76,18 @@ def attend_by(attention: str, module: nn.Module) -> None:
         config._attn_implementation = attention  # noqa: SLF001
 
 
+def keep_widened(encoder: nn.Module) -> None:
+    """Keep the weights of ``encoder``'s widened layers in fp32: the same numbers, which nothing then casts in a forward."""
+    for module in encoder.modules():
+        if isinstance(module, WideLinear):
+            module.float()
+
+
 class WideLinear(nn.Linear):
-    """A linear layer of bf16 weights whose product is taken in fp32. Parameters and names are nn.Linear's."""
+    """A linear layer whose product is taken in fp32, its weights bf16 or kept widened. Names are nn.Linear's."""
 
     def forward(self, x):
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(x.float(), self.weight.float(), bias).to(x.dtype)
-
-
-class BulkDropout(nn.Dropout):
-    """nn.Dropout for CPUs, its numbers drawn in bulk from torch's default generator."""
-
-    def forward(self, x):
-        if not self.training or not self.p:
-            return super().forward(x)
-        keep, scale = _draw(x.shape, self.p)
-        return x * keep * scale
-
-
-def _draw(shape: torch.Size, p: float) -> tuple[torch.Tensor, float]:
-    """Which elements dropout keeps, as bools, and the factor that keeps the expectation: 1 / the chance to be kept.
-
-    An element is decided by 16 bits, so the chance is exact to 2^-17 and the factor is that of the chance as it is.
-    """
-    drop = min(round(p * 2**16), 2**16 - 1)
-    count = math.prod(shape)
-    # Plain random_() leaves the sign bit 0.
-    numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
-    keep = numbers.view(torch.int16)[:count].view(shape) >= drop - 2**15
-    return keep, 2**16 / (2**16 - drop)
+        return widened_product(x, self.weight, self.bias)
 
 
 def cpu_sdpa(module, query, key, value, attention_mask, dropout=0.0, **options):
@@ -118,36 +105,11 @@ def wide_sdpa(module, query, key, value, attention_mask, dropout=0.0, scaling=No
         sharing = query.shape[1] // key.shape[1]
         if sharing > 1:  # heads have keys and values in common
             key, value = (x.repeat_interleave(sharing, 1) for x in (key, value))
-        return _dropped_attention(query, key, value, mask, dropout, scaling).to(dtype), None
+        return dropped_attention(query, key, value, mask, dropout, scaling).to(dtype), None
     output, weights = sdpa_attention_forward(
         module, query, key, value, mask, dropout=dropout, scaling=scaling, **options
     )
     return output.to(dtype), weights
-
-
-def _dropped_attention(query, key, value, mask, p, scaling):
-    """dropout(softmax(scaling · Q Kᵀ + mask)) V by its formula: [B, heads, T, size] -> [B, T, heads, size].
-
-    Sample by sample: the weights of a whole batch exceed the 32 MB from which malloc returns memory to the kernel, so every
-    use of them would be paid in page faults. [4, 12, 512, 32] and its backward pass on two cores: 92 ms; as a whole batch
-    146 ms; torch's SDPA 223 ms with dropout, 54 ms without.
-    """
-    masks = [None] * len(query)
-    if mask is not None:
-        if mask.dtype == torch.bool:
-            # Not -inf: a padded query may have no key in its window, and a softmax of nothing would be NaN. Under autocast
-            # logits are bf16, which rounds the least fp32 number to -inf.
-            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.bfloat16).min)
-        masks = mask.expand(*query.shape[:-1], key.shape[-2])
-    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    outputs = []
-    for q, k, v, m in zip(query, key, value, masks, strict=True):
-        logits = q @ k.transpose(-1, -2)
-        if m is not None:
-            logits += m
-        keep, scale = _draw(logits.shape, p)
-        outputs.append(((logits.softmax(-1) * keep) @ (v * scale)).transpose(0, 1))
-    return torch.stack(outputs)
 
 
 def _float_mask(mask):

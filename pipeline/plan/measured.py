@@ -23,17 +23,18 @@ from transformers import PreTrainedConfig
 
 from data_prep.cli import Parser, run_command
 from pipeline.data.inputs import Inputs
+from pipeline.engines.agreeing import decided
 from pipeline.engines.memory import choose_hosting
 from pipeline.engines.ranks import Ranks, start_ranks
 from pipeline.engines.student import student_engine
 from pipeline.engines.teacher import host_teacher
 from pipeline.measuring import process_status, return_freed_memory
+from pipeline.models.arithmetic import widens
 from pipeline.models.configs import planned_config
 from pipeline.models.cut import empty_encoder
 from pipeline.models.fit import check_teacher, student_config_of, teacher_config_of
 from pipeline.models.precision import DTYPES
 from pipeline.models.students import build_student, student_config
-from pipeline.models.units import lacks_bf16_units
 from pipeline.plan.comparison import Comparison
 from pipeline.plan.memory import memory_of
 from pipeline.plan.sizes import UNCOMPILED_BLOCKS, Device, cut_of
@@ -75,7 +76,8 @@ def measured(recipes: list[Recipe], ranks: Ranks) -> list[Comparison]:
         check_teacher(recipe, config)
     few = ranks.world * recipes[0].micro_batch * min(_ACCUMULATION, recipes[0].accumulation(ranks.world))
     teacher = dataclasses.replace(recipes[0].teacher, micro_batch=0)  # a window that divides the smaller batch too
-    recipes = [dataclasses.replace(recipe, batch=few, teacher=teacher) for recipe in recipes]
+    arithmetic = decided(recipes[0], ranks).arithmetic
+    recipes = [dataclasses.replace(recipe, batch=few, teacher=teacher, arithmetic=arithmetic) for recipe in recipes]
     if ranks.device.type == "cpu":
         recipes = [dataclasses.replace(recipe, compile="none") for recipe in recipes]
 
@@ -176,12 +178,12 @@ def _model(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dic
         block=block_bytes(ranks.device),
         blocks=UNCOMPILED_BLOCKS if recipe.compile == "none" else 3,
         cpu=cpu,
-        widens=cpu and recipe.precision == "bf16" and lacks_bf16_units(ranks.device),
+        widens=widens(recipe.arithmetic, recipe.precision, ranks.device),
         chip="" if cpu else _chip(recipe, config, ranks),
     )
     hosting = choose_hosting(recipe, ranks, empty_encoder(config, recipe.teacher.layer)[0])
     memory = memory_of(recipes, teacher, students, hosting, ranks.world, device)
-    held = number * hosting.per_rank
+    held = hosting.weights(number)
     engines_made = held + memory.parts["untrained tail, on the host"] + sum(state.at_start for state in memory.states)
     phases = memory.phases
     return {

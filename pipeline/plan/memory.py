@@ -7,6 +7,7 @@ for the loss, DeepSpeed 0.19 for a student's state. ``python -m pipeline.plan RE
 from dataclasses import dataclass, field
 
 from pipeline.engines.hosting import Hosting
+from pipeline.models.dropout import goes_in_blocks
 from pipeline.pairs import VALUE_MSE
 from pipeline.plan.fused import is_fused
 from pipeline.plan.sizes import Cut, Device
@@ -29,8 +30,8 @@ def activations(cut: Cut, batch: int, length: int, dropout: float, device: Devic
 
     norm, masks = n * width + 8, width if dropout else 0
     attention = 3 * wide * width
-    if maps:  # two maps in fp32, and which entries were kept
-        attention += 9 * cut.heads * length
+    if maps:  # a map in fp32, and its product with which entries were kept unless blocks make it again
+        attention += (5 if goes_in_blocks(cut.heads, length, length) else 9) * cut.heads * length
     else:
         attention += 4 * cut.heads + (wide * width if device.widens else 0)
     layer = read(width, 3) + attention + read(width)
@@ -51,12 +52,16 @@ def qkv(cut: Cut, batch: int, length: int, device: Device) -> int:
     return 3 * device.number * batch * length * cut.width
 
 
-def teacher_pass(cut: Cut, batch: int, length: int, device: Device) -> int:
-    """Bytes that a forward without gradients needs at its largest moment: in an FFN, between its two products."""
+def teacher_pass(cut: Cut, batch: int, length: int, device: Device, kept: bool = False) -> int:
+    """Bytes that a forward without gradients needs at its largest moment: in an FFN, between its two products.
+
+    ``kept``: widened weights are, and not made in a forward.
+    """
     n, width, ffn = device.number, cut.width, cut.ffn * (2 if cut.gated else 1)
     if device.widens:
         product = 4 * width + 4 * ffn  # input and output in fp32
-        return batch * length * (2 * n * width + n * ffn + product) + 4 * width * ffn
+        weights = 0 if kept else 4 * width * ffn
+        return batch * length * (2 * n * width + n * ffn + product) + weights
     return n * batch * length * max(2 * width + 2 * ffn, 5 * width)
 
 
@@ -113,24 +118,22 @@ def memory_of(
     accumulates = recipe.batch > world * micro
     pairs = list(zip(students, recipes, strict=True))
 
-    weights = device.number * hosting.per_rank
+    weights, widened = device.number * hosting.per_rank, (4 - device.number) * hosting.widened
     if hosting.kind == "zero3" and offloads(recipe) and not device.cpu:
         weights = device.number * teacher.embeddings
     layers = gathered(teacher, hosting.shards, recipe, device)
     results = len(teacher_layers(recipes)) * qkv(teacher, recipe.teacher_batch, length, device)
-    passing = max(teacher_pass(teacher, recipe.teacher_batch, length, device), results)
+    passing = max(teacher_pass(teacher, recipe.teacher_batch, length, device, widened > 0), results)
     previous = results if accumulates else 0  # those of the window before are replaced at the end of the new one's pass
     ahead, graph = another_pass(recipe, hosting, world, device, passing)
 
     states = [student_state(student, each, world, device) for student, each in pairs]
     tails = 4 * sum(cut.tail for cut in students) if device.cpu else 0  # kept outside the engine, on the host
-    kept = [
-        activations(student, micro, length, each.student.dropout, device, len(each.layers)) for student, each in pairs
-    ]
+    kept = [activations(student, micro, length, own.student.dropout, device, len(own.layers)) for student, own in pairs]
     losses = [loss_memory(each, teacher, student, device) for student, each in pairs]
     learning = [k + x + s.forward + s.bucket for k, x, s in zip(kept, losses, states, strict=True)]
 
-    standing = fixed + weights + graph + tails + sum(state.standing for state in states)
+    standing = fixed + weights + widened + graph + tails + sum(state.standing for state in states)
     between = sum(state.accumulated for state in states) if accumulates else 0
     others = [between - state.accumulated if accumulates else 0 for state in states]  # gradients of the other students
     reductions = [state.reduction + more for state, more in zip(states, others, strict=True)]
@@ -145,6 +148,7 @@ def memory_of(
     parts = {
         "framework": fixed,
         "teacher's weights": weights,
+        "teacher's widened weights": widened,
         "teacher's gathered layers": layers,
         "teacher's pass": passing,
         "teacher's CUDA graph": graph,

@@ -3,8 +3,8 @@
 python -m pipeline.report RESULTS_DIR [--runs RUN_DIR …] [--teacher NAME]
     students compared with their teacher and with the papers, from the results of pipeline.evaluate and pipeline.speed:
     RESULTS_DIR/report.md with its charts, and report.html, one file that needs nothing else
-python -m pipeline.report RUN_DIR STUDENT_FOLDER
-    sizes, measured speed-up, held-out losses and relation maps of a run and its exported student
+python -m pipeline.report RUN_DIR STUDENT_FOLDER [--scores RESULTS_DIR]
+    sizes, measured speed-up, held-out losses and relation maps of a run and its exported student, and the scores of both
 """
 
 import argparse
@@ -80,6 +80,12 @@ def parser() -> Parser:
     )
     add("--runs", type=Path, nargs="+", default=[], metavar="RUN_DIR", help="distillation runs, for their curves")
     add("--teacher", metavar="NAME", help="the model that those are compared with whose own teacher is not on record")
+    add(
+        "--scores",
+        type=Path,
+        metavar="RESULTS_DIR",
+        help="with a run: what pipeline.evaluate left there, for its report",
+    )
     add("--all-tables", action="store_true", help="also the papers' tables of tasks that were not scored")
     return made
 
@@ -93,14 +99,16 @@ def main() -> None:
 
 
 def _report_run(options: argparse.Namespace) -> None:
-    if options.runs or options.teacher or options.all_tables:
+    if options.runs or options.all_tables or (options.teacher and not options.scores):
         raise UserError("--runs, --teacher and --all-tables are for a results folder; leave the student's folder out")
     from pipeline.report.run import report  # torch takes seconds
 
-    print(report(options.folder, options.student))
+    print(report(options.folder, options.student, options.scores, options.teacher))
 
 
 def _report_results(options: argparse.Namespace) -> None:
+    if options.scores:
+        raise UserError("--scores goes with a run and its student; a results folder is reported by itself")
     if (options.folder / "checkpoints").is_dir():
         remedy = f"python -m pipeline.report {options.folder} STUDENT_FOLDER, or --runs {options.folder} with a results folder"
         raise UserError(f"{options.folder}: the folder of a run, not of results; {remedy}")

@@ -1,5 +1,6 @@
 """The report's section on how each figure was made: setting, data, versions, and the command that makes it again."""
 
+import re
 import shlex
 
 from pipeline.artifacts.results import Cell, by_setting
@@ -7,7 +8,13 @@ from pipeline.report.distilled import stages_of
 from pipeline.report.page import NONE, Section, table, words
 from pipeline.report.scores import Scores, figure_of, languages_of, shown, shown_seeds, shown_setting, title
 
-_FLAGS = {"learning_rate": "--learning-rate", "epochs": "--epochs", "batch": "--batch", "length": "--length"}
+_FLAGS = {
+    "learning_rate": "--learning-rate",
+    "epochs": "--epochs",
+    "batch": "--batch",
+    "length": "--length",
+    "prompt": "--prefix",
+}
 
 
 def origin_section(scores: Scores) -> Section:
@@ -51,13 +58,15 @@ def command(scores: Scores, model: dict, task: str, cells: list[Cell]) -> str:
     """The command line that makes these cells again."""
     first = cells[0]
     typed = ["python", "-m", "pipeline.evaluate", "--model", model["path"], "--name", model["name"], "--task", task]
-    if source := first.data.get("source"):
-        typed += ["--data", str(source)]
-    typed += ["--seeds", *(str(cell.settings["seed"]) for cell in cells if "seed" in cell.settings)]
+    source = str(first.data.get("source") or "")
+    if source and not re.search("==|, ", source):  # a package, or several of the hub: what is read without --data
+        typed += ["--data", source]
+    if seeds := [str(cell.settings["seed"]) for cell in cells if "seed" in cell.settings]:
+        typed += ["--seeds", *seeds]
     for key, flag in _FLAGS.items():
         if key in first.settings:
             typed += [flag, f"{first.settings[key]}"]
-    if languages := languages_of(cells):
+    if (languages := languages_of(cells)) and task != "sts":  # its sets are no languages
         typed += ["--languages", ",".join(languages)]
     typed += ["--out", str(scores.results.folder)]
     return " ".join(shlex.join(typed).splitlines())  # a code block ends at whatever line break

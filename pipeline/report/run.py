@@ -19,13 +19,17 @@ from pipeline.models.counting import count_parameters
 from pipeline.models.cut import cut_encoder
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.pairs import PAIRS, value_mse_note
+from pipeline.report.kept import kept
 from pipeline.training.maps import SENTENCE, relation_maps, save_figure
 
 transformers_logging.disable_progress_bar()
 
 
-def report(run: Path, student_folder: Path) -> str:
-    """The report's Markdown text, which is also written to the run folder with its picture."""
+def report(run: Path, student_folder: Path, scores: Path | None = None, reference: str | None = None) -> str:
+    """The report's Markdown text, which is also written to the run folder with its picture.
+
+    ``scores``: a results folder whose models are compared in it; ``reference``: the teacher's name there, if it is not clear.
+    """
     checkpoint = checkpoints.newest_of(run)
     recipe = checkpoint.info["recipe"]
     student = load_student_of(run, checkpoint, student_folder)
@@ -38,6 +42,7 @@ def report(run: Path, student_folder: Path) -> str:
         "",
         speed_line(teacher, student, recipe["length"]),
         "",
+        *([] if scores is None else kept(scores, reference)),
         *losses(run, checkpoint.step, recipe["pairs"]),
         "",
         *sources(run, checkpoint.step),

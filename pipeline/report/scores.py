@@ -27,6 +27,9 @@ TITLES = {
     "xnli": "XNLI",
     "mlqa": "MLQA",
     "xquad": "XQuAD",
+    "sts": "STS",
+    "lee": "Lee's documents",
+    "bitext": "Bitext retrieval",
 }
 
 METRICS = {
@@ -36,13 +39,16 @@ METRICS = {
     "accuracy_mm": "mismatched",
     "spearman": "Spearman",
     "pearson": "Pearson",
+    "main_score": "main score",
+    "accuracy_to_pivot": "into the pivot",
+    "accuracy_from_pivot": "out of the pivot",
 }
 
 _ROUNDING = 1e-6  # percent: of a mean of equal scores; a row of a million counts for more
 
 
 class Figure(NamedTuple):
-    """Mean and sample standard deviation over ``n`` seeds, in percent; no spread of one seed."""
+    """Mean and sample standard deviation over ``n`` seeds, in percent; no spread of one seed. 0 seeds: nothing was trained."""
 
     mean: float
     spread: float | None
@@ -54,8 +60,12 @@ def figure_of(scores: list[float]) -> Figure:
 
 
 def shown(figure: Figure | None) -> str:
-    """`72.0 ± 2.0 (3)`, with the number of seeds."""
-    return NONE if figure is None else f"{shown_mean(figure.mean, figure.spread)} ({figure.n})"
+    """`72.0 ± 2.0 (3)`, with the number of seeds where there are some."""
+    return NONE if figure is None else f"{shown_mean(figure.mean, figure.spread)}{counted(figure)}"
+
+
+def counted(figure: Figure) -> str:
+    return f" ({figure.n})" if figure.n else ""
 
 
 @dataclass(frozen=True)
@@ -112,9 +122,12 @@ class Scores:
 
     def figure(self, model: str, task: str, metric: str = "") -> Figure | None:
         """A score at the best setting: the primary one, or another. None if there is no such score."""
-        scores = [cell.scores.get(metric or cell.primary) for cell in self.chosen(model, task)]
+        cells = self.chosen(model, task)
+        scores = [cell.scores.get(metric or cell.primary) for cell in cells]
         values = [score for score in scores if score is not None]
-        return figure_of(values) if values else None
+        if not values:
+            return None
+        return figure_of(values)._replace(n=len(values) if "seed" in cells[0].settings else 0)
 
     def retention(self, model: str, task: str) -> float | None:
         """The model's mean in percent of its teacher's.
@@ -151,8 +164,10 @@ class Scores:
         cells, majority = self.chosen(model, task), self.majority(model, task)
         rows = next((f"{cell.rows:,}" for cell in cells if cell.rows is not None), "unknown")
         baseline = "not recorded" if majority is None else f"{majority:.1f}"
-        seeds = f"{len(cells)} seed{'s' * (len(cells) != 1)}"
-        return f"{title(task)} ({rows} rows, {seeds}, majority baseline {baseline})"
+        seeds = f", {len(cells)} seed{'s' * (len(cells) != 1)}"
+        if cells and "seed" not in cells[0].settings:
+            seeds = ""
+        return f"{title(task)} ({rows} rows{seeds}, majority baseline {baseline})"
 
     def average_retention(self, model: str) -> tuple[float, list[str]] | None:
         """The mean of the retention over the tasks where there is one, and these tasks."""
@@ -173,7 +188,9 @@ def shown_setting(settings: dict) -> str:
     epochs = "{:g} epoch" if settings.get("epochs") == 1 else "{:g} epochs"
     known = {"learning_rate": "lr {:g}", "epochs": epochs, "batch": "batch {}", "length": "length {}"}
     parts = [form.format(settings[key]) for key, form in known.items() if isinstance(settings.get(key), int | float)]
-    others = [f"{key} {value}" for key, value in sorted(settings.items()) if key not in known and value is not None]
+    others = [
+        f"{key} {value}" for key, value in sorted(settings.items()) if key not in known and value not in (None, "")
+    ]
     return ", ".join(parts + others)
 
 
@@ -291,7 +308,13 @@ def unequal(scores: Scores) -> list[str]:
 
 
 def shown_seeds(cells: list[Cell]) -> str:
-    return " ".join(str(cell.settings.get("seed", "?")) for cell in cells)
+    return " ".join(str(cell.settings.get("seed", NONE)) for cell in cells)
+
+
+def sets_of(task: str, cells: Iterable[Cell], metric: str) -> list[str]:
+    """The languages or sets that a task's scores are shown by: where there are several, or a single one must be named."""
+    found = languages_of(cells, metric)
+    return found if len(found) > 1 or task == "sts" else []
 
 
 def _each(values: Iterable[str]) -> str:

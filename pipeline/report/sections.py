@@ -6,9 +6,10 @@ from pipeline.report.page import NONE, Section, linked, table, words
 from pipeline.report.scores import (
     Figure,
     Scores,
-    languages_of,
+    counted,
     metric_name,
     missing,
+    sets_of,
     shown,
     shown_setting,
     title,
@@ -155,7 +156,8 @@ def _kept(scores: Scores, model: str) -> list[str]:
     for task in scores.tasks:
         kept = scores.retention(model, task)
         missing_or_low = LOW if task in low else NONE
-        cells.append(missing_or_low if kept is None else f"{kept:.1f} ({len(scores.chosen(model, task))})")
+        figure = scores.figure(model, task)
+        cells.append(missing_or_low if kept is None or figure is None else f"{kept:.1f}{counted(figure)}")
     last = [f"**{average[0]:.1f}**", _count(len(average[1]), "task")] if average else [NONE, NONE]
     return [words(model), *cells, *last]
 
@@ -173,18 +175,18 @@ def _bars(scores: Scores, task: str) -> bytes:
 
 def language_section(scores: Scores) -> Section:
     """A table for each task and metric that has several languages, with a column for each."""
-    lines = []
+    lines, heading = [], "## By language"
     for task in scores.tasks:
         cells = [cell for cell in scores.results.cells if cell.task == task]
+        heading = "## By language or set" if task == "sts" else heading
         primary = scores.primary(task)
         metrics = {name.partition("/")[0] for cell in cells for name in cell.scores if "/" in name}
         for metric in sorted(metrics, key=lambda name: (name != primary, name)):
-            languages = languages_of(cells, metric)
-            if len(languages) > 1:
+            if languages := sets_of(task, cells, metric):
                 lines += _languages(scores, task, metric, languages)
     if not lines:
         return [], {}
-    return ["## By language", "", "Means over the seeds of the setting shown above.", "", *lines], {}
+    return [heading, "", "Means over the seeds of the setting shown above.", "", *lines], {}
 
 
 def _languages(scores: Scores, task: str, metric: str, languages: list[str]) -> list[str]:

@@ -66,6 +66,7 @@ class Recipe:
     transfer: Literal["last", "layer-to-layer"] = "last"  # the last layer learns, or each from one of the teacher's
     relation_heads: int = 12
     precision: Literal["bf16", "fp32"] = "bf16"
+    arithmetic: Literal["auto", "native", "widened"] = "auto"  # of bf16 on CPUs: as it is, or in fp32 and rounded
     compile: Literal["none", "loss", "all"] = "loss"  # torch.compile: of the relation loss, or of the encoders as well
     loss_kernel: Literal["auto", "triton", "torch"] = "auto"  # the relation loss: fused on GPUs, or by torch
     deterministic: bool = False  # the same bits every time on a GPU too, more slowly; CPUs give them anyway

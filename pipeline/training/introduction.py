@@ -4,7 +4,7 @@ from data_prep.machine import threads
 from pipeline.data.fits import notes
 from pipeline.data.reading import Heldout
 from pipeline.engines.ranks import Ranks
-from pipeline.models.units import lacks_bf16_units
+from pipeline.models.precision import way_of
 from pipeline.models.vocabulary import student_ids_of
 from pipeline.settings.recipe import Recipe
 from pipeline.training.monitor import Monitor
@@ -26,7 +26,7 @@ def introduce(
         monitor.say(f"Resuming from {resumed.path}." if resumed else "Starting at step 0.")
         if student.about_loss:
             monitor.say(student.about_loss)
-        for note in about_bits(student):
+        for note in about_bits(student) + about_products(student):
             monitor.say(note)
         for note in about_vocabulary(student.recipe, heldout):
             monitor.say(note)
@@ -54,9 +54,8 @@ def shared(run: Run, teacher: HostedTeacher) -> list[str]:
     tokens = sum(source.tokens for source in corpus.sources.values())
     read_as = "pairs [CLS] A [SEP] B [SEP]" if run.windows.paired else "single texts"
     window = f", the teacher's {recipe.teacher_batch}" if recipe.teacher.micro_batch else ""
+    kept = "; its weights are kept in fp32 for widened products" if hosting.widened else ""
     arithmetic = f"{recipe.precision} on {ranks.device.type}"
-    if recipe.precision == "bf16" and lacks_bf16_units(ranks.device):
-        arithmetic += " (this CPU has no bf16 units: products are taken in fp32 and rounded)"
     if ranks.device.type == "cpu":
         allowed = threads(ranks.local_world)
         arithmetic += f", {allowed.number} thread{'s' * (allowed.number > 1)} a rank ({allowed.why})"
@@ -64,9 +63,10 @@ def shared(run: Run, teacher: HostedTeacher) -> list[str]:
         arithmetic += ", deterministic algorithms alone, nothing compiled by Inductor"
     return [
         f"Teacher: {recipe.teacher.model}, layer {recipe.teacher.layer} of {teacher.config.num_hidden_layers}, "
-        f"{hosting.parameters / 1e6:.2f} M parameters up to that layer; hosting {hosting.kind} ({hosting.reason}).",
+        f"{hosting.parameters / 1e6:.2f} M parameters up to that layer; hosting {hosting.kind} ({hosting.reason}){kept}.",
         f"Batch: {recipe.batch} sequences × {recipe.length} tokens = {ranks.world} rank{'s' * (ranks.world > 1)} × "
         f"micro-batch {recipe.micro_batch}{window} × accumulation {recipe.accumulation(ranks.world)}; {arithmetic}.",
+        *run.about_arithmetic,
         f"Data: {corpus.path}, {tokens:,} tokens, corpus {corpus.id[:12]}; the run reads "
         f"{recipe.steps * run.tokens_per_step / max(tokens, 1):.2f} times that number, as {read_as}.",
     ]
@@ -106,6 +106,19 @@ def about_bits(student: Built) -> list[str]:
         "the run as a whole cannot be repeated bit for bit"
         for way, (before, now) in ways.items()
         if before != now
+    ]
+
+
+def about_products(student: Built) -> list[str]:
+    """A note if a run is resumed with bf16 products on a CPU taken another way than before."""
+    if student.checkpoint is None:
+        return []
+    before, now = way_of(student.checkpoint.info.get("arithmetic")), student.recipe.arithmetic
+    if before is None or now in ("auto", before):
+        return []
+    return [
+        f"note: arithmetic = {now!r}, but {student.checkpoint.path} was made with {before!r}: the run as a whole cannot be "
+        "repeated bit for bit"
     ]
 
 

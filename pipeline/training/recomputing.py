@@ -28,7 +28,7 @@ from pipeline.engines.teacher import host_teacher
 from pipeline.models.cut import CutEncoder, empty_encoder
 from pipeline.models.fit import teacher_config_of
 from pipeline.models.loading import check_folder, load_folder_tokenizer, load_model, load_tokenizer, weights_of
-from pipeline.models.precision import DTYPES, arithmetic_of
+from pipeline.models.precision import DTYPES, arithmetic_of, way_of
 from pipeline.pairs import VALUE_PROJECTION
 from pipeline.settings.recipe import Recipe, Teacher, teacher_layers
 from pipeline.settings.values import recipe_of
@@ -107,7 +107,7 @@ def _losses(
 
     Raises UserError if data or teacher are not there or not the run's, or do not fit this process's memory.
     """
-    recipe = _alone(recipe)
+    recipe = dataclasses.replace(_alone(recipe), arithmetic=way_of(checkpoint.info.get("arithmetic")) or "auto")
     corpus = open_corpus(recipe.data)
     if corpus.id != checkpoint.info["corpus"]:
         raise UserError(f"{recipe.data}: not the corpus of the run")
@@ -148,7 +148,7 @@ def _losses(
     (losses,), _ = Evaluation(run, teach).losses([trainee])
     if not losses:
         raise UserError(f"{corpus.path} has no held-out window of {recipe.length} tokens")
-    return losses, arithmetic_of(recipe.precision, ranks.device)
+    return losses, arithmetic_of(recipe.precision, ranks.device, recipe.arithmetic)
 
 
 def _student(

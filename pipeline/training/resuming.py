@@ -155,7 +155,7 @@ def checkpoint_info(run: Run, teacher: HostedTeacher, trainee: Trainee, step: in
         },
         "student_ids": _vocabulary_hash(recipe),
         "ranks": run.ranks.world,
-        "arithmetic": arithmetic_of(recipe.precision, run.ranks.device),
+        "arithmetic": arithmetic_of(recipe.precision, run.ranks.device, recipe.arithmetic),
         "fused": trainee.fused,
         "versions": VERSIONS,
     }

@@ -47,6 +47,7 @@ class Run:
     last: int
     early: EarlyStop
     progress: Progress = field(default_factory=Progress)  # which the watchdog watches
+    about_arithmetic: tuple[str, ...] = ()  # for the introduction
 
     @property
     def padding(self) -> int | None:

@@ -21,6 +21,7 @@ from pipeline.engines.teacher import host_teacher
 from pipeline.models.cut import CutEncoder, empty_encoder, split
 from pipeline.models.fit import initialise, student_config_of, teacher_config_of, tokenizer_origin
 from pipeline.models.loading import weights_of
+from pipeline.models.pooling import pooling_files
 from pipeline.models.portable import write_tokenizer
 from pipeline.models.students import build_student
 from pipeline.models.vocabulary import own_ids, vocabulary_of
@@ -107,7 +108,7 @@ def host(run: Run, models: Models) -> HostedTeacher:
     run.progress.at(LOAD)
     hosting = choose_hosting(run.recipe, run.ranks, models.teacher)
     recipes, students = zip(*((student.recipe, student.model) for student in models.students), strict=True)
-    check_memory(list(recipes), run.ranks, hosting, list(students))
+    hosting = check_memory(list(recipes), run.ranks, hosting, list(students))
 
     if _is_fetched(run.recipe) and hosting.kind == "zero3" and run.recipe.teacher.shard_group == "node":
         run.progress.at(DOWNLOAD)  # each host reads for itself; elsewhere rank 0 alone does, and has it by now
@@ -177,5 +178,8 @@ def prepare_folder(
     with new_folder(folder / "student") as student:
         config.save_pretrained(student)
         write_tokenizer(tokenizer, tokenizer_origin(recipe), config, student, recipe.segments == "pairs")
+        for name, text in pooling_files(recipe.teacher.model, recipe.teacher.revision, config).items():
+            (student / name).parent.mkdir(exist_ok=True)
+            (student / name).write_text(text, encoding="utf-8")
         (student / CARD).write_text(card_text(student_metadata(recipe, corpus), ""), encoding="utf-8")
     (folder / COMPLETE).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from pipeline.engines.ranks import start_ranks
 from pipeline.launch.worker import unpack
 from pipeline.measuring import extra_memory, interleaved_times, median_ratio, summed
 from pipeline.models import precision
+from pipeline.models.arithmetic import has_fast_bf16
 from pipeline.models.counting import forward_flops
 from pipeline.models.students import student_config
 from pipeline.training import step as training_step
@@ -289,6 +290,37 @@ def test_step_compares_an_update_with_its_floor(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_both_ways_of_bf16_products_are_compared_in_one_run(monkeypatch, capsys):
+    seen = []
+
+    def timed(works, *_):
+        seen.extend(works)
+        return {name: [{"step 0, native": 6.0, "step 0, widened": 4.0}.get(name, 1.0)] for name in works}
+
+    monkeypatch.setattr(bench_step, "interleaved_times", timed)
+    few = ["--student", "1x24", "--heads", "2", "--pairs", "qk,vv", "--arithmetic", "native", "widened", "native"]
+    machine, rows = json_rows(run(monkeypatch, capsys, *STEP, *few))
+    assert set(machine["bf16_products"]) == {"native", "widened"}
+    works = ("teacher", "plain 0", "engine 0", "step 0")
+    assert seen == [f"{name}, {way}" for way in ("native", "widened") for name in works]
+    steps = {row["arithmetic"]: row["value"] for row in rows if row["measure"] == "step"}
+    assert steps == {"native": 6.0, "widened": 4.0}
+    (both,) = (row for row in rows if row["measure"] == "native / widened")
+    assert both["value"] == 1.5 and "arithmetic" not in both and both["heads"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["native", "widened"])
+def test_a_measured_update_takes_products_in_the_way_that_is_asked_for(way):
+    arguments = [*STEP, "--student", "1x24", "--heads", "12"]
+    made = bench_step.Models(bench.parser().parse_args(arguments), [Setting(("qk", "vv"), 12)], start_ranks(), way)
+    kinds = {type(made.teacher.body.last.projections[0]), type(made.engines[0].module.body.last.projections[0])}
+    kinds.add(type(made.plain[0]._student.body.last.projections[0]))
+    assert kinds == {precision.WideLinear if way == "widened" else torch.nn.Linear}
+    assert (made.teacher.body.last.projections[0].weight.dtype == torch.float32) == (way == "widened")
+
+
+@pytest.mark.slow
 def test_a_step_is_measured_with_what_computes_its_loss(monkeypatch, capsys):
     asked = []
     kernel = which_loss.reason_against
@@ -481,7 +513,7 @@ def seen(monkeypatch):
 @pytest.mark.slow
 def test_fine_tuning_is_compared_with_a_plain_trainer_on_the_same_batches(finetune, seen):
     machine, rows = json_rows(finetune("--epochs", 9))
-    assert machine["precision"] == ("fp32" if precision.lacks_bf16_units(torch.device("cpu")) else "bf16")
+    assert machine["precision"] == ("bf16" if has_fast_bf16(torch.device("cpu")) else "fp32")
     assert seen["plain"] == seen["ours"] and len(seen["plain"]) == 2 * (1 + 2)  # steps × repetitions, one warms up
     case = {"model": "small", "task": "rte", "learning_rate": 0.01, "epochs": 9, "batch": 32, "length": 128}
     got = values(rows, **case)

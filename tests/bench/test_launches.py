@@ -8,7 +8,8 @@ import torch
 
 from pipeline.bench import __main__ as bench
 from pipeline.bench.launches import Launches
-from pipeline.models import precision
+from pipeline.models import arithmetic
+from pipeline.models.arithmetic import Rates
 
 SMALL = ["step", "--launches", "--json", "--teacher", "3x48", "--student", "2x24", "--heads", "12"]
 SMALL += ["--batch", "2", "--length", "8", "--compile"]
@@ -49,9 +50,9 @@ LAST = 3  # the projections
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lacks_units", [False, True])
-def test_an_update_is_counted_as_on_a_gpu(monkeypatch, capsys, lacks_units):
-    monkeypatch.setattr(precision, "lacks_bf16_units", lambda _: lacks_units)
+@pytest.mark.parametrize("here", [Rates(2.0, 1.0), Rates(1.0, 2.0)])
+def test_an_update_is_counted_as_on_a_gpu(monkeypatch, capsys, here):
+    monkeypatch.setattr(arithmetic, "rates", lambda *_: here)
     got = counted(monkeypatch, capsys, "none")
     assert got["teacher"] == EMBEDDINGS + 2 * layer(0) + LAST
     assert got["student"] == EMBEDDINGS + 1 + layer(2) + LAST

@@ -129,6 +129,10 @@ def test_what_makes_the_index_is_said_on_stderr(tmp_path, monkeypatch, capsys):
         (["--layout", "doc", "--data", "CORPUS", "--embeddings"], "--embeddings: does not go with --layout"),
         (["--layout", "doc", "--data", "CORPUS", "--loss-kernel", "literal"], "--loss-kernel literal: does not go"),
         (
+            ["--layout", "doc", "--data", "CORPUS", "--arithmetic", "native", "widened"],
+            "--arithmetic: one with --layout",
+        ),
+        (
             ["--layout", "packed", "--data", "CORPUS", "--length", "3"],
             "length 3: a row needs room for 2 special tokens",
         ),

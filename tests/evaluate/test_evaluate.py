@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import accelerate
 import datasets
@@ -22,6 +23,8 @@ from pipeline.evaluate.preparing import agree, prepare
 from pipeline.evaluate.scored_model import label_order, open_model, unknown_share
 from pipeline.evaluate.task_data import read_task
 from pipeline.evaluate.tasks import TASKS
+from pipeline.models import arithmetic
+from pipeline.models.arithmetic import Rates
 from pipeline.models.precision import BulkDropout
 from pipeline.settings.reading import load_recipe
 from tests.parts import task_files as files
@@ -171,13 +174,18 @@ def test_the_process_that_crashes_first_records_why(job, monkeypatch):
 
 def test_all_processes_run_the_cells_that_the_first_has_not_finished_in_its_order(job, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(accelerate, "PartialState", lambda **_: None)
-    monkeypatch.setattr(preparing, "broadcast_object_list", lambda _: [job.cells[1:2], job.cells[:1]])
+    sent = iter([[Rates(1.0, 2.0)], [job.cells[1:2], job.cells[:1]]])
+    monkeypatch.setattr(accelerate, "PartialState", lambda **_: SimpleNamespace(is_main_process=False))
+    monkeypatch.setattr(preparing, "broadcast_object_list", lambda _: next(sent))
+    monkeypatch.setattr(arithmetic, "_known", {})
+    monkeypatch.setattr(arithmetic, "measure", lambda _: Rates(2.0, 1.0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     ran = []
     monkeypatch.setattr(cells, "run_cell", lambda _, cell, __: (ran.append(cell.settings["seed"]), ("", True))[1])
     agree([job])
     run_job(job, lambda *_, **__: None, "rte")
     assert ran == [3, 1]
+    assert finetune.precision() == "fp32"  # what suits the first one's CPU
 
 
 def test_settings_that_differ_anywhere_have_files_of_their_own(run, data, tmp_path, monkeypatch):
@@ -217,7 +225,7 @@ def test_on_a_terminal_there_are_bars_and_no_other_lines(run, data, monkeypatch)
 
 
 def test_models_are_fine_tuned_with_the_arithmetic_that_is_fast_here(run, data, tmp_path, monkeypatch):
-    """fp32 weights; products in bf16 where there are units for it; on CPUs dropout drawn in bulk."""
+    """fp32 weights; products in bf16 where that is the faster way; on CPUs dropout drawn in bulk."""
     files.write_glue(data, "rte")
     seen = []
     forward = torch.nn.Linear.forward
@@ -228,8 +236,8 @@ def test_models_are_fine_tuned_with_the_arithmetic_that_is_fast_here(run, data, 
 
     monkeypatch.setattr(torch.nn.Linear, "forward", watch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for lacks, products in ((True, torch.float32), (False, torch.bfloat16)):
-        monkeypatch.setattr(finetune, "lacks_bf16_units", lambda device, lacks=lacks: lacks)
+    for here, products in ((Rates(1.0, 2.0), torch.float32), (Rates(2.0, 1.0), torch.bfloat16)):
+        monkeypatch.setattr(arithmetic, "rates", lambda *_, here=here: here)
         seen.clear()
         run("rte", "--seeds", 1, "--epochs", 1, "--length", 32, "--name", str(products))
         assert set(seen) == {(torch.float32, products)}

@@ -10,7 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline.evaluate import finetune
 from pipeline.measuring import usual_dtype
-from pipeline.models import precision
+from pipeline.models import dropout, precision
 from pipeline.models.cut import cut_encoder, empty_encoder
 from tests.models.test_encoders import FAMILIES, padded_batch
 from tests.parts.tiny import make_teacher
@@ -29,6 +29,7 @@ def bulk_dropout(p):
 def test_a_gpu_that_emulates_bf16_is_not_one_that_has_it(monkeypatch, own):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or own)
+    monkeypatch.setattr(finetune, "device_here", lambda: torch.device("cuda"))
     assert finetune.precision() == ("bf16" if own else "fp32")
     assert usual_dtype(torch.device("cuda")) == (torch.bfloat16 if own else torch.float32)
 
@@ -195,6 +196,31 @@ def test_attention_with_dropout_is_on_average_attention_without(mask):
     assert 1e-3 < error.max() < 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_attention_in_blocks_of_heads_gives_the_bits_of_the_whole(monkeypatch, dtype, mask, heads):
+    operands, taken = random_attention(dtype, heads=3), []
+    own = dropout._InBlocks.apply
+    monkeypatch.setattr(dropout._InBlocks, "apply", lambda *x: taken.append(1) or own(*x))
+    found = []
+    for block in (2**22, heads * 4 * 5 * 7):
+        monkeypatch.setattr(dropout, "_BLOCK", block)
+        output = seeded(3, precision.wide_sdpa, LAYER, *operands, MASKS[mask], dropout=0.3)[0]
+        found.append((output, *torch.autograd.grad(output.float().square().sum(), operands)))
+    assert len(taken) == (heads < 3) and all(map(torch.equal, *found))
+
+
+def test_under_autocast_attention_is_torchs_own_arithmetic(monkeypatch):
+    """Which takes products in bf16, as the plain Trainer's."""
+    monkeypatch.setattr(dropout, "_BLOCK", 1)
+    monkeypatch.setattr(dropout._InBlocks, "apply", lambda *_: 1 / 0)
+    q, k, v = random_attention()
+    with torch.autocast("cpu", torch.bfloat16):
+        precision.cpu_sdpa(LAYER, q, k, v, None, dropout=0.1)[0].sum().backward()
+    assert q.grad is not None
+
+
 @pytest.mark.parametrize("mask", ["bool", "float", "bf16"])
 def test_a_masked_key_never_has_weight(mask):
     q, k, _ = random_attention()
@@ -220,7 +246,7 @@ def test_every_dropout_of_every_family_is_drawn_in_bulk(tmp_path, monkeypatch, m
     folder = make_teacher(tmp_path, model_type, **FAMILIES[model_type])
     model = AutoModel.from_pretrained(folder, dtype=precision.DTYPES[kind])
     cut = cut_encoder(model, 4).train()
-    precision.fit_arithmetic(cut, kind, CPU)
+    precision.fit_arithmetic(cut, kind, CPU, "native")
     ids, mask = padded_batch(model.config.pad_token_id)
 
     def refuse(*arguments, **options):
@@ -247,7 +273,7 @@ def test_every_dropout_of_every_family_is_drawn_in_bulk(tmp_path, monkeypatch, m
 def test_other_devices_keep_torchs_own_arithmetic(tmp_path):
     cut = cut_encoder(AutoModel.from_pretrained(make_teacher(tmp_path)), 4)
     kinds = [type(module) for module in cut.modules()]
-    precision.fit_arithmetic(cut, "bf16", torch.device("cuda"))
+    precision.fit_arithmetic(cut, "bf16", torch.device("cuda"), "widened")
     assert [type(module) for module in cut.modules()] == kinds
     assert cut.config._attn_implementation == "plain_sdpa"  # torch's own, which takes packed rows too
 
@@ -255,39 +281,44 @@ def test_other_devices_keep_torchs_own_arithmetic(tmp_path):
 def test_another_cut_of_the_same_config_leaves_a_models_arithmetic_as_it_is(tmp_path):
     model = AutoModel.from_pretrained(make_teacher(tmp_path))
     cut = cut_encoder(model, 4)
-    precision.fit_arithmetic(cut, "bf16", CPU)
+    precision.fit_arithmetic(cut, "bf16", CPU, "widened")
     before = cut.config._attn_implementation
     empty_encoder(model.config, 3)
     assert cut.config._attn_implementation == before != "plain_sdpa"
 
 
-@pytest.mark.parametrize("units", [True, False])
-def test_products_are_widened_only_for_bf16_without_units(tmp_path, monkeypatch, units):
-    monkeypatch.setattr(precision, "lacks_bf16_units", lambda device: not units)
+@pytest.mark.parametrize("arithmetic", ["native", "widened"])
+def test_products_are_widened_for_bf16_alone_and_where_that_is_chosen(tmp_path, arithmetic):
     for kind in ("bf16", "fp32"):
         cut = cut_encoder(AutoModel.from_pretrained(make_teacher(tmp_path)), 4)
-        precision.fit_arithmetic(cut, kind, CPU)
-        wide = kind == "bf16" and not units
+        precision.fit_arithmetic(cut, kind, CPU, arithmetic)
+        wide = kind == "bf16" and arithmetic == "widened"
         assert (type(cut.body.last.projections[0]) is precision.WideLinear) == wide
         assert cut.config._attn_implementation == ("wide_sdpa" if wide else "cpu_sdpa")
 
 
-@pytest.mark.parametrize(
-    "avx512, bf16, amx, torchs, lacks",
-    [
-        (True, True, False, True, False),
-        (True, False, True, True, False),
-        (True, False, False, True, True),  # torch emulates them
-        (False, False, False, False, True),
-        (False, False, False, True, False),  # an Arm CPU
-    ],
-)
-def test_bf16_units_are_not_those_that_torch_emulates(monkeypatch, avx512, bf16, amx, torchs, lacks):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: torchs)
-    for name, has in (("avx512", avx512), ("avx512_bf16", bf16), ("amx_tile", amx)):
-        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda has=has: has)
-    assert precision.lacks_bf16_units(CPU) == lacks
-    assert not precision.lacks_bf16_units(torch.device("cuda"))
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_weights_that_are_kept_widened_give_the_same_bits_and_are_cast_in_no_forward(tmp_path, monkeypatch, model_type):
+    folder = make_teacher(tmp_path, model_type, **FAMILIES[model_type])
+    cut = cut_encoder(AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval(), 4)
+    precision.fit_arithmetic(cut, "bf16", CPU, "widened")
+    ids, mask = padded_batch(cut.config.pad_token_id)
+    with torch.no_grad():
+        cast = cut(ids, mask)
+        precision.keep_widened(cut)
+        dtypes = {name: p.dtype for name, p in cut.named_parameters()}
+        linear = [name for name, module in cut.named_modules() if isinstance(module, nn.Linear)]
+        assert linear and all(dtypes[f"{name}.weight"] == torch.float32 for name in linear)
+        assert all(dtypes[name] == torch.bfloat16 for name in dtypes if name.rpartition(".")[0] not in linear)
+        kept = cut(ids, mask)
+    assert all(map(torch.equal, cast, kept)) and kept[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("precision_, device, arithmetic", [("bf16", "cpu", "native"), ("bf16", "cpu", "widened")])
+def test_the_name_of_an_arithmetic_says_how_products_were_taken(precision_, device, arithmetic):
+    assert precision.way_of(precision.arithmetic_of(precision_, torch.device(device), arithmetic)) == arithmetic
+    assert precision.way_of(precision.arithmetic_of("fp32", torch.device(device), arithmetic)) is None
+    assert [precision.way_of(name) for name in (None, 7, "bf16 on NVIDIA H100")] == [None] * 3
 
 
 def test_a_query_without_a_key_is_finite_under_autocast():

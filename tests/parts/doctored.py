@@ -19,7 +19,7 @@ HEALTHY = {
     "packages": dict.fromkeys(probe.PACKAGES, "1.0"),
     "unmet": [],
     "code": "ab" * 32,
-    "accelerator": {"error": None, "devices": [], "driver": None, "bf16": True, "build": None},
+    "accelerator": {"error": None, "devices": [], "driver": None, "bf16": True, "build": None, "products": ""},
     "cpu": {"cores": 8, "why": "8 cores", "asked_threads": None, "units": "AMX bf16"},
     "compiler": {"name": "g++", "error": None, "triton": None},
     "folders": {"/shared": dict(ROOM)},

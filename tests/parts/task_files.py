@@ -146,3 +146,51 @@ def write_squad(path: Path, paragraphs: list[dict], version: str | None = "1.1")
     content = {"data": [{"title": "t", "paragraphs": paragraphs}]} | ({"version": version} if version else {})
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
+
+
+# --- tasks that train nothing -----------------------------------------------------------------------------------------
+
+
+def write_sts_b(folder: Path, split: str, count: int = 6) -> Path:
+    """STS-B's own file of a split: tabs, no header; some rows name their sources after the texts."""
+    rows = labelled("stsb", count, len(split))
+    lines = [
+        ["main-news", "MSRpar", "2012test", n, label, a, b, *["src"] * (n % 3)] for n, (a, b, label) in enumerate(rows)
+    ]
+    return write_lines(folder / f"sts-{split}.csv", lines)
+
+
+def write_semeval(folder: Path, source: str, count: int = 6, blank: int = 0, prefix: str = "STS") -> Path:
+    """A source of a year of SemEval's STS, its first ``blank`` pairs without a label."""
+    rows = labelled("stsb", count, len(source))
+    write_lines(folder / f"{prefix}.input.{source}.txt", [[a, b, "from", "here"] for a, b, _ in rows])
+    labels = [[""] if n < blank else [label] for n, (*_, label) in enumerate(rows)]
+    return write_lines(folder / f"{prefix}.gs.{source}.txt", labels)
+
+
+def write_sick(folder: Path, whole: bool) -> Path:
+    """SICK's three splits: in one file, or in SemEval's files."""
+    head = "pair_ID\tsentence_A\tsentence_B\tentailment_label\trelatedness_score\tSemEval_set"
+    rows = {
+        split: [
+            [n, a, b, "NEUTRAL", 1 + n % 5, split] for n, (a, b, _) in enumerate(labelled("stsb", 4 + n_split, n_split))
+        ]
+        for n_split, split in enumerate(("TRAIN", "TRIAL", "TEST"))
+    }
+    if whole:
+        return write_lines(folder / "SICK.txt", [row for own in rows.values() for row in own], head)
+    names = {"TRAIN": "SICK_train.txt", "TRIAL": "SICK_trial.txt", "TEST": "SICK_test_annotated.txt"}
+    for split, name in names.items():
+        write_lines(folder / name, [row[:-1] for row in rows[split]], head.rpartition("\t")[0])
+    return folder
+
+
+def write_lee(folder: Path, count: int = 5) -> list[str]:
+    """Documents, one of them with a letter of Latin-1, and the upper half of their similarities."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(3)
+    documents = [f"{words(rng, 8)} caf\xe9" for _ in range(count)]
+    (folder / "lee.cor").write_bytes("\n".join(documents).encode("latin-1") + b"\n")
+    table = [[1 if i == j else round(rng.random(), 2) if i < j else 0 for j in range(count)] for i in range(count)]
+    write_lines(folder / "similarities0-1.txt", table)
+    return documents

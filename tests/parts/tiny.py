@@ -89,6 +89,7 @@ learning_rate = 1e-2
 pairs = ["qk", "vv"]
 relation_heads = 4
 precision = "fp32"
+arithmetic = "native"
 compile = "none"
 log_every = 1
 eval_every = 3

@@ -12,6 +12,8 @@ from pipeline.report import run as run_report
 from pipeline.report.__main__ import main
 from pipeline.training.monitor import Monitor
 from tests.parts.launching import run_main
+from tests.report.test_kept import put_embedded
+from tests.report.test_report import put_model
 
 
 @pytest.mark.slow
@@ -24,6 +26,19 @@ def test_the_report_shows_sizes_speed_losses_and_maps(run, student):
     assert f"| vv | {heldout[0]['vv']:.4f} | {heldout[-1]['vv']:.4f} |" in text
     with Image.open(run / "relations.png") as picture:
         assert picture.width > 600 and picture.height > 600
+
+
+@pytest.mark.slow
+def test_the_report_of_a_run_has_the_scores_that_are_given(run, student, tmp_path, monkeypatch, capsys):
+    for name, score in (("first", 60.0), ("second", 45.0)):
+        put_model(tmp_path / "results", name)
+        put_embedded(tmp_path / "results", name, "lee", "pearson", score)
+    given = (run, student, "--scores", tmp_path / "results")
+    code, _, line = run_main(monkeypatch, capsys, main, *given)
+    assert code == 2 and "which model is the teacher? --teacher NAME says it" in line
+    code, out, _ = run_main(monkeypatch, capsys, main, *given, "--teacher", "first")
+    assert code == 0 and "| Lee's documents, Pearson | 60.0 | 45.0 (75.0 %) |" in out
+    assert out.index("75.0 %") < out.index("| held-out loss")
 
 
 @pytest.mark.slow

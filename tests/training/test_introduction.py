@@ -33,8 +33,9 @@ def test_deterministic_algorithms_are_said_where_they_are_asked_for(device, valu
         corpus=SimpleNamespace(path="data", id="0" * 64, sources={}),
         windows=SimpleNamespace(paired=False),
         tokens_per_step=1,
+        about_arithmetic=(),
     )
-    hosting = SimpleNamespace(parameters=1, kind="replicate", reason="it fits")
+    hosting = SimpleNamespace(parameters=1, kind="replicate", reason="it fits", widened=0)
     teacher = SimpleNamespace(hosting=hosting, config=SimpleNamespace(num_hidden_layers=12))
     assert ("deterministic algorithms alone" in " ".join(shared(run, teacher))) == told
 
