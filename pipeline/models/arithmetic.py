@@ -4,10 +4,13 @@
 up in fp32 and round once, so they give the same numbers but for the order of sums. Which is faster is another matter: a CPU
 without bf16 units emulates native products in a plain loop, one with AVX-512 bf16 may run them at twice the rate of fp32 or
 at half of it, one with AMX at many times.
+
+They are timed on one thread, by the CPU time that it takes: what else the machine does must not decide.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,7 +20,7 @@ from torch import Tensor
 from pipeline.models.units import has_bf16_gpu
 
 Way = Literal["native", "widened"]
-Seconds = Callable[[Callable[[], object]], float]  # that a work takes
+Seconds = Callable[[Callable[[], object]], float]  # of CPU time that a work takes
 
 LIMIT = 0.25  # seconds of products, so that a measurement takes 0.3 with what is around them
 # Times the native rate. Below it native products stay: a measurement must not say one thing today and another tomorrow, and
@@ -43,7 +46,7 @@ class Product(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """FLOP/s of native and of widened products."""
+    """FLOP/s of native and of widened products, of one core."""
 
     native: float
     widened: float
@@ -54,7 +57,8 @@ class Rates(NamedTuple):
         return "widened" if self.widened > WIDENS_FROM * self.native else "native"
 
     def __str__(self) -> str:
-        return f"native {self.native / 1e9:,.0f} GFLOP/s, widened to fp32 and rounded {self.widened / 1e9:,.0f}"
+        native, widened = (f"{rate / 1e9:,.0f}" for rate in self)
+        return f"native {native} GFLOP/s a core, widened to fp32 and rounded {widened}"
 
 
 USUAL = (Product(2048, 768, 3072),)  # where no model is at hand: a layer of BERT-base, four sequences of 512
@@ -62,7 +66,7 @@ _known: dict[tuple[Product, ...], Rates] = {}
 
 
 def rates(products: Sequence[Product] = USUAL) -> Rates:
-    """Both ways' rates over all ``products`` on this process's threads, timed once in a process."""
+    """Both ways' rates over all ``products``, timed once in a process."""
     key = tuple(products)
     if key not in _known:
         _known[key] = measure(key)
@@ -77,16 +81,17 @@ def adopt(found: Rates, products: Sequence[Product] = USUAL) -> None:
 def measure(products: Sequence[Product], seconds_of: Seconds | None = None) -> Rates:
     """Time both ways of all ``products``, LIMIT seconds long at most."""
     native = widened = flops = 0.0
-    for product in products:
-        rate = _measure_one(product, LIMIT / len(products), seconds_of or _seconds_of)
-        share = product.times * product.flops
-        native, widened, flops = native + share / rate.native, widened + share / rate.widened, flops + share
+    with _one_thread():
+        for product in products:
+            rate = _measure_one(product, LIMIT / len(products), seconds_of or _seconds_of)
+            share = product.times * product.flops
+            native, widened, flops = native + share / rate.native, widened + share / rate.widened, flops + share
     return Rates(flops / native, flops / widened)
 
 
 @torch.inference_mode()
 def _measure_one(product: Product, limit: float, seconds_of: Seconds) -> Rates:
-    """The rates of one product. The ways take turns, so that a busy machine is so for both.
+    """The rates of one product. The ways take turns, so that a busy cache is so for both.
 
     Tokens are doubled up to the product's as long as time allows: a CPU that emulates bf16 is never asked for a whole one.
     """
@@ -110,10 +115,20 @@ def _measure_one(product: Product, limit: float, seconds_of: Seconds) -> Rates:
     return Rates(flops / native, flops / widened)
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _seconds_of(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
+    begin = time.thread_time()
     work()
-    return time.perf_counter() - begin
+    return time.thread_time() - begin
 
 
 def widened_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -185,6 +185,6 @@ def test_the_threads_of_a_rank_are_said(asked, words):
 
 
 def test_how_fast_products_are_is_said_where_ranks_run_on_the_cpu():
-    products = {"accelerator__products": "native 2 GFLOP/s, widened to fp32 and rounded 1"}
+    products = {"accelerator__products": "native 2 GFLOP/s a core, widened to fp32 and rounded 1"}
     (found,) = (each for each in judge({Host("a", 2): changed(**products)}) if each.check == "CPU")
     assert found.text == f"8 cores, AMX bf16; 4 threads a rank; bf16 products: {products['accelerator__products']}"

@@ -1,5 +1,7 @@
 """models.arithmetic: which way of bf16 products is chosen, on CPUs of the imagination."""
 
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,3 +100,20 @@ def test_both_ways_are_timed_on_this_cpu():
     native, widened = F.linear(x, weight, bias), arithmetic.widened_product(x, weight, bias)
     assert widened.dtype == torch.bfloat16
     assert torch.allclose(native.float(), widened.float(), rtol=2**-7, atol=1e-3)
+
+
+def test_what_else_the_machine_does_decides_nothing(monkeypatch):
+    """The work is timed on one thread, by its CPU time: a wait for the CPU is none of it."""
+    waits = []
+    monkeypatch.setattr(arithmetic, "widened_product", lambda x, w, b=None: waits.append(torch.get_num_threads()))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        measure(SMALL, lambda work: work() or 1e-3)
+        assert set(waits) == {1} and torch.get_num_threads() == 2
+        with pytest.raises(ZeroDivisionError):
+            measure(SMALL, lambda work: 1 / 0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert arithmetic._seconds_of(lambda: time.sleep(0.2)) < 0.1
