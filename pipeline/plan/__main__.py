@@ -89,7 +89,7 @@ def measure(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace, cluster: Cluster) -> int:
     """Print the plan of each stage of the recipe; 1 if one does not fit."""
-    from pipeline.plan.planning import models_of, plan_run, ways_out
+    from pipeline.plan.planning import models_of, on_nodes, plan_run, ways_out
     from pipeline.plan.text import as_json, report
     from pipeline.settings.reading import load_stages
 
@@ -100,7 +100,7 @@ def plan(options: argparse.Namespace, cluster: Cluster) -> int:
         models = models_of(recipes)
         plan = plan_run(recipes, models, cluster)
         others = [plan_run(recipes, models, kind) for kind in kinds]
-        texts.append(written(plan, others, [] if plan.fits else ways_out(plan)))
+        texts.append(written(plan, others, on_nodes(recipes, models, cluster), [] if plan.fits else ways_out(plan)))
         plans.append(plan)
 
     if len(plans) == 1:

@@ -136,6 +136,13 @@ def plan_run(recipes: list[Recipe], models: Models, cluster: Cluster) -> Plan:
     )
 
 
+def on_nodes(recipes: list[Recipe], models: Models, cluster: Cluster) -> list[Plan]:
+    """The same run on 1, 2, 4, … nodes, up to twice as many as ``cluster`` has and 8 at least, wherever the batch comes out."""
+    counts = {2**power for power in range(max(2 * cluster.nodes, 8).bit_length())} | {cluster.nodes}
+    clusters = [dataclasses.replace(cluster, nodes=nodes) for nodes in sorted(counts)]
+    return [plan_run(recipes, models, each) for each in clusters if recipes[0].batch % each.world == 0]
+
+
 def flops_of(recipes: list[Recipe], models: Models) -> list[float]:
     """Floating-point operations of one sequence: the teacher's forward, then each student's forward and backward."""
     recipe, earlier = recipes[0], len(teacher_layers(recipes)) - 1

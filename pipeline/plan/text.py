@@ -4,6 +4,7 @@ import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from pipeline.models.configs import takes_published_shape
 from pipeline.models.precision import DTYPES
@@ -14,11 +15,11 @@ from pipeline.plan.times import MAP_BYTES
 from pipeline.plan.zero import offloads
 
 
-def report(plan: Plan, others: list[Plan], remedies: list[str]) -> str:
-    """The plan for a terminal; ``others`` are the plans for other kinds of GPU."""
+def report(plan: Plan, others: list[Plan], on_nodes: list[Plan], remedies: list[str]) -> str:
+    """The plan for a terminal; ``others`` are the plans for other kinds of GPU, ``on_nodes`` those for other nodes."""
     about = (about_models, about_memory, about_batch, about_gathers, about_time)
     sections = [verdict(plan, remedies), *(section(plan) for section in about)]
-    sections += [table(others), about_disk(plan), assumptions(plan)]
+    sections += [nodes_table(plan, on_nodes), table(others), about_disk(plan), assumptions(plan)]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
@@ -155,6 +156,28 @@ def about_loss(plan: Plan) -> str:
     return f"{text}, and {MAP_BYTES} bytes of traffic for each entry of its maps"
 
 
+def nodes_table(plan: Plan, on_nodes: list[Plan]) -> list[str]:
+    """The same run on more and fewer nodes: the fastest and the cheapest that fit are marked; below, whether more is slower."""
+    fitting = [each for each in on_nodes if each.fits]
+    fastest = max(fitting, key=lambda each: each.times.tokens_per_second, default=None)
+    cheapest = min(fitting, key=lambda each: each.times.gpu_hours, default=None)
+    lines = [f"{'nodes':>5} {'GPUs':>5} {'ms a step':>9} {'gradients':>9} {'tokens/s':>12} {'days':>7} {'GPU-hours':>9}"]
+    for each in on_nodes:
+        times, cluster = each.times, each.cluster
+        line = f"{cluster.nodes:5} {cluster.world:5} {times.step * 1e3:9,.1f} {times.gradients * 1e3:9,.1f} "
+        line += f"{times.tokens_per_second:12,.0f} {times.days:7.2f} {times.gpu_hours:9,.1f}"
+        words = {"fastest": each is fastest, "cheapest": each is cheapest, "does not fit": not each.fits}
+        marks = ", ".join(word for word, holds in words.items() if holds)
+        lines.append(f"{line}  {marks}".rstrip())
+    if fastest and plan.cluster.nodes > fastest.cluster.nodes:
+        fewer, times = fastest.cluster.nodes, plan.times
+        warning = f"{plan.cluster.nodes} nodes are slower than {fewer}: averaging gradients takes "
+        warning += f"{times.gradients * 1e3:,.1f} of {times.step * 1e3:,.1f} ms; "
+        warning += f"take {fewer}, a larger batch, or a faster network (--nic)"
+        lines.append(_labelled("warning:", warning))
+    return lines
+
+
 def table(plans: list[Plan]) -> list[str]:
     """The same run on as many GPUs of each kind."""
     lines = [
@@ -203,7 +226,7 @@ def assumptions(plan: Plan) -> list[str]:
     ]
 
 
-def as_json(plan: Plan, others: list[Plan], remedies: list[str]) -> str:
+def as_json(plan: Plan, others: list[Plan], on_nodes: list[Plan], remedies: list[str]) -> str:
     """One object, in bytes and seconds."""
     models = plan.models
     whole = {
@@ -215,15 +238,19 @@ def as_json(plan: Plan, others: list[Plan], remedies: list[str]) -> str:
         "peak": plan.memory.peak, "gathers": asdict(plan.gathers) if plan.gathers else None,
         "times": asdict(plan.times) | {"step": plan.times.step}, "fused_loss": plan.fused,
         "disk": asdict(plan.disk) | {"data": plan.disk.data},
-        "gpus": {
-            other.cluster.gpu.name: {
-                "fits": other.fits, "peak": other.memory.peak, "hosting": other.hosting.kind,
-                "tokens_per_second": other.times.tokens_per_second, "days": other.times.days,
-            }
-            for other in others
-        },
+        "gpus": {other.cluster.gpu.name: _row(other) for other in others},
+        "nodes": {each.cluster.nodes: _row(each) for each in on_nodes},
     }  # fmt: skip
     return json.dumps(whole, indent=1)
+
+
+def _row(plan: Plan) -> dict[str, Any]:
+    """What a row of a table has."""
+    times = plan.times
+    return {
+        "fits": plan.fits, "peak": plan.memory.peak, "hosting": plan.hosting.kind,
+        "tokens_per_second": times.tokens_per_second, "days": times.days, "gpu_hours": times.gpu_hours, "step": times.step,
+    }  # fmt: skip
 
 
 def report_check(rows: Sequence[Comparison], ranks: int) -> str:

@@ -36,7 +36,7 @@ class Gathers:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a step on each GPU by part, and what follows from them."""
+    """Seconds of a step on each GPU by part, and what follows from them. ``gpu_hours``: of the run, on all GPUs together."""
 
     teacher: float
     students: float
@@ -45,6 +45,7 @@ class Times:
     gradients: float
     tokens_per_second: float
     days: float
+    gpu_hours: float
 
     @property
     def step(self) -> float:
@@ -96,7 +97,9 @@ def times_of(
         "gradients": sent / cluster.link(cluster.nodes > 1),
     }
     step = sum(parts.values())
-    return Times(**parts, tokens_per_second=recipe.tokens_per_step / step, days=recipe.steps * step / 86400)
+    run = recipe.steps * step
+    speed = recipe.tokens_per_step / step
+    return Times(**parts, tokens_per_second=speed, days=run / 86400, gpu_hours=cluster.world * run / 3600)
 
 
 def loss_seconds(recipe: Recipe, cluster: Cluster, teacher: Cut, student: Cut) -> float:

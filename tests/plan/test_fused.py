@@ -60,7 +60,7 @@ def test_what_the_kernel_does_not_take_is_planned_with_products_in_fp32(gpu, ove
     heads = made.recipes[0].relation_heads
     rate, bandwidth = 0.4e9 * GPUS[gpu].fp32, 1e9 * GPUS[gpu].bandwidth
     assert made.times.loss == pytest.approx(2 * 32 * 512**2 * (2 * (768 + 3 * 384) / rate + 28 * heads / bandwidth))
-    assert not made.fused and PRODUCTS in squeezed(report(made, [], []))
+    assert not made.fused and PRODUCTS in squeezed(report(made, [], [], []))
     assert made.memory.parts["relation loss"] > 3 * 2**25
 
 
@@ -70,8 +70,8 @@ def test_the_kernel_is_taken_without_a_compiler_if_it_is_asked_for():
 
 def test_a_plan_says_on_what_the_losss_time_rests():
     made = planned(cluster(gpu="H100"))
-    assert COUNTED in squeezed(report(made, [], [])) and PRODUCTS not in squeezed(report(made, [], []))
-    assert json.loads(as_json(made, [], []))["fused_loss"] is True
+    assert COUNTED in squeezed(report(made, [], [], [])) and PRODUCTS not in squeezed(report(made, [], [], []))
+    assert json.loads(as_json(made, [], [], []))["fused_loss"] is True
 
 
 def test_the_fused_loss_keeps_numbers_of_rows_and_gradients():

@@ -97,3 +97,28 @@ def test_a_mistake_is_reported_in_one_line(arguments, message, monkeypatch):
 def test_a_gpu_is_guessed_by_its_memory_and_carefully():
     assert gpu_with(80).name == "A100-80"  # not the faster one of as much
     assert gpu_with(140).name == "H200" and gpu_with(16).name == "V100"
+
+
+def test_more_nodes_are_in_one_table_and_a_slower_run_is_said(capsys, monkeypatch):
+    """XLM-R's word embeddings are 192 M numbers of gradient, for which one card of 100 Gb/s a node takes longest."""
+    code, text = command(capsys, monkeypatch, "minilmv2_xlmr_large", "--gpu", "A100-80", "--nodes", "4")
+    head, *rows = text[text.index("nodes  GPUs") :].split("\n\n")[0].splitlines()
+    warning = " ".join(" ".join(rows[4:]).split())
+    assert code == 0 and head.split()[-2:] == ["days", "GPU-hours"]
+    assert [row.split()[:2] for row in rows[:4]] == [["1", "8"], ["2", "16"], ["4", "32"], ["8", "64"]]
+    assert rows[0].endswith("fastest, cheapest") and not any("est" in row for row in rows[1:4])
+    made = planned(cluster(4), "minilmv2_xlmr_large")
+    assert made.times.gpu_hours == pytest.approx(24 * 32 * made.times.days)
+    spent = f"averaging gradients takes {made.times.gradients * 1e3:.1f} of {made.times.step * 1e3:.1f} ms"
+    assert warning.startswith(f"warning: 4 nodes are slower than 1: {spent}; take 1, a larger batch, or a faster network")
+
+    _, text = command(capsys, monkeypatch, "minilmv2_xlmr_large", "--gpu", "A100-80", "--nodes", "4", "--nic", "400")
+    assert "warning" not in text and "fastest\n" in text and "cheapest\n" in text
+
+
+def test_nodes_on_which_the_batch_does_not_come_out_are_left_out(capsys, monkeypatch):
+    arguments = ["minilm_6x384", "batch=24", "micro_batch=1", "--gpu", "h100", "--nodes", "3", "--json"]
+    _, text = command(capsys, monkeypatch, *arguments)
+    assert list(json.loads(text)["nodes"]) == ["1", "3"]
+    narrow = command(capsys, monkeypatch, "minilm_6x384", "--gpu-memory", "2")[1]
+    assert "does not fit\n" in narrow and "fastest" not in narrow and "cheapest" not in narrow

@@ -52,7 +52,7 @@ def test_packed_rows_are_planned_as_whole_ones_and_that_is_said():
     whole, packed = (planned(cluster(), "minilm_6x384", f"layout={layout}") for layout in ("full", "packed"))
     assert packed.times == whole.times and packed.memory.peak == whole.memory.peak
     said = "planned with the attention and the loss of one sequence in each row"
-    assert said in report(packed, [], []) and said not in report(whole, [], [])
+    assert said in report(packed, [], [], []) and said not in report(whole, [], [], [])
 
 
 # --- hosting ----------------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def test_offloaded_shards_lie_on_the_host(tmp_path):
     made = planned(cluster(gpu="A100-40"), "minilm_12x384", *overrides)
     assert made.memory.parts["teacher's weights"] == 2 * XXL_EMBEDDINGS
     held = 2 * (47 * XXL_LAYER + XXL_LAST) / GIB
-    assert f"shards in the host's memory, {held:.1f} GiB a node" in squeezed(report(made, [made], []))
+    assert f"shards in the host's memory, {held:.1f} GiB a node" in squeezed(report(made, [made], [], []))
 
 
 # --- batch ------------------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_a_micro_batch_that_does_not_come_out_is_replaced_and_named():
     made = planned(cluster(8), "minilm_6x384")
     assert (made.asked, made.recipes[0].micro_batch, made.largest) == (32, 4, 4)
     assert "micro_batch = 32 of the recipe does not come out: run it with micro_batch=4" in squeezed(
-        report(made, [], [])
+        report(made, [], [], [])
     )
     assert made.recipes[0].accumulation(64) == 1
 
@@ -212,9 +212,9 @@ def test_a_plan_and_a_recipe_say_that_they_take_a_published_shape(tmp_path, monk
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     known = planned(cluster())
     told = "its config.json is not on this machine: this is the published shape; a run reads the file"
-    assert told in squeezed(report(known, [], [])) and json.loads(as_json(known, [], []))["published_shape"] is True
+    assert told in squeezed(report(known, [], [], [])) and json.loads(as_json(known, [], [], []))["published_shape"] is True
     described = describe(known.recipes[0], known.models.config)
     assert "the teacher's config.json is not on this machine: this is its published shape" in described
     own = planned(cluster(1, 1), str(tiny.make_recipe(tmp_path)))
-    assert told not in squeezed(report(own, [], [])) and json.loads(as_json(own, [], []))["published_shape"] is False
+    assert told not in squeezed(report(own, [], [], [])) and json.loads(as_json(own, [], [], []))["published_shape"] is False
     assert "published shape" not in describe(own.recipes[0], own.models.config)

@@ -57,7 +57,7 @@ def test_settings_that_gather_too_little_ahead_are_named_with_those_that_do(tmp_
     assert made.gathers.ahead == pytest.approx(ahead)
     assert made.gathers.exposed == pytest.approx(made.gathers.seconds * (1 - ahead))
     advice = f"stage3_prefetch_bucket_size = {XXL_LAYER} and stage3_max_live_parameters = {2 * XXL_LAYER}"
-    assert (advice in squeezed(report(made, [], []))) == (ahead < 1)
+    assert (advice in squeezed(report(made, [], [], []))) == (ahead < 1)
 
 
 def test_more_sequences_in_a_teachers_forward_gather_less_often():
