@@ -161,7 +161,9 @@ def nodes_table(plan: Plan, on_nodes: list[Plan]) -> list[str]:
     fitting = [each for each in on_nodes if each.fits]
     fastest = max(fitting, key=lambda each: each.times.tokens_per_second, default=None)
     cheapest = min(fitting, key=lambda each: each.times.gpu_hours, default=None)
-    lines = [f"{'nodes':>5} {'GPUs':>5} {'ms a step':>9} {'gradients':>9} {'tokens/s':>12} {'days':>7} {'GPU-hours':>9}"]
+    lines = [
+        f"{'nodes':>5} {'GPUs':>5} {'ms a step':>9} {'gradients':>9} {'tokens/s':>12} {'days':>7} {'GPU-hours':>9}"
+    ]
     for each in on_nodes:
         times, cluster = each.times, each.cluster
         line = f"{cluster.nodes:5} {cluster.world:5} {times.step * 1e3:9,.1f} {times.gradients * 1e3:9,.1f} "

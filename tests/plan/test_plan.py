@@ -110,7 +110,9 @@ def test_more_nodes_are_in_one_table_and_a_slower_run_is_said(capsys, monkeypatc
     made = planned(cluster(4), "minilmv2_xlmr_large")
     assert made.times.gpu_hours == pytest.approx(24 * 32 * made.times.days)
     spent = f"averaging gradients takes {made.times.gradients * 1e3:.1f} of {made.times.step * 1e3:.1f} ms"
-    assert warning.startswith(f"warning: 4 nodes are slower than 1: {spent}; take 1, a larger batch, or a faster network")
+    assert warning.startswith(
+        f"warning: 4 nodes are slower than 1: {spent}; take 1, a larger batch, or a faster network"
+    )
 
     _, text = command(capsys, monkeypatch, "minilmv2_xlmr_large", "--gpu", "A100-80", "--nodes", "4", "--nic", "400")
     assert "warning" not in text and "fastest\n" in text and "cheapest\n" in text

@@ -212,9 +212,15 @@ def test_a_plan_and_a_recipe_say_that_they_take_a_published_shape(tmp_path, monk
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     known = planned(cluster())
     told = "its config.json is not on this machine: this is the published shape; a run reads the file"
-    assert told in squeezed(report(known, [], [], [])) and json.loads(as_json(known, [], [], []))["published_shape"] is True
+    assert (
+        told in squeezed(report(known, [], [], []))
+        and json.loads(as_json(known, [], [], []))["published_shape"] is True
+    )
     described = describe(known.recipes[0], known.models.config)
     assert "the teacher's config.json is not on this machine: this is its published shape" in described
     own = planned(cluster(1, 1), str(tiny.make_recipe(tmp_path)))
-    assert told not in squeezed(report(own, [], [], [])) and json.loads(as_json(own, [], [], []))["published_shape"] is False
+    assert (
+        told not in squeezed(report(own, [], [], []))
+        and json.loads(as_json(own, [], [], []))["published_shape"] is False
+    )
     assert "published shape" not in describe(own.recipes[0], own.models.config)
