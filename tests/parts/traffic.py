@@ -43,15 +43,15 @@ class Counter:
         return counted
 
 
-def recipe_of_case(path: Path, stage: int, sent: str) -> Recipe:
-    """Two micro-batches a step on two ranks; the student's matrices are none that stage 3 keeps whole."""
+def recipe_of_case(path: Path, stage: int, sent: str, ranks: int) -> Recipe:
+    """Two micro-batches a step on each of ``ranks``; the student's matrices are none that stage 3 keeps whole."""
     config = path.with_name(f"sent-{stage}-{sent}.json")
-    overrides = [f"student.ds_config={config}", "precision=bf16", "student.hidden=128", "batch=8", "micro_batch=2"]
+    overrides = [f"student.ds_config={config}", "precision=bf16", "student.hidden=128", f"batch={4 * ranks}", "micro_batch=2"]
     return load_recipe(path, overrides)
 
 
 def received(path: Path, stage: int, sent: str, ranks: Ranks, counter: Counter) -> float:
-    recipe = recipe_of_case(path, stage, sent)
+    recipe = recipe_of_case(path, stage, sent, ranks.world)
     teacher = teacher_config_of(recipe)
     student, _, _ = trained_part(recipe, build_student(student_config_of(recipe, teacher), 1), teacher.hidden_size)
     engine = student_engine(recipe, ranks, student)

@@ -176,17 +176,18 @@ def test_a_run_leaves_nothing_in_shared_memory(folder, two_ranks):
 
 
 def test_plan_counts_the_bytes_that_deepspeed_sends_at_each_stage(folder):
-    processes = launching.start_ranks(2, "tests.parts.traffic", str(folder / "tiny.toml"))
+    ranks = 4
+    processes = launching.start_ranks(ranks, "tests.parts.traffic", str(folder / "tiny.toml"))
     output = [process.communicate(timeout=launching.PATIENCE) for process in processes]
     for process, (_, error) in zip(processes, output, strict=True):
         assert process.returncode == 0, error[-2000:]
     counted = json.loads(output[0][0].splitlines()[-1])
     assert len(counted) == len(traffic.CASES)
     for stage, sent, received in counted:
-        recipe = traffic.recipe_of_case(folder / "tiny.toml", stage, sent)
+        recipe = traffic.recipe_of_case(folder / "tiny.toml", stage, sent, ranks)
         student = student_config_of(recipe, load_config(recipe.teacher.model))
-        planned = gradient_bytes(recipe, cut_of(student, 2), 2)
-        assert received == pytest.approx(planned, rel=0.05), (stage, sent)
+        planned = gradient_bytes(recipe, cut_of(student, 2), ranks)
+        assert received == pytest.approx(planned, rel=0.02), (stage, sent)
 
 
 def test_torchrun_starts_it_too(folder):
