@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 from collections.abc import MutableMapping
 
 from data_prep.cli import UserError
@@ -10,6 +9,8 @@ from data_prep.cli import UserError
 
 def adopt(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in ``environment``.
+
+    A task that sees one GPU, as with --gpus-per-task, has its own; others take that of their number among those that they see.
 
     Does nothing under another launcher (RANK is set) or outside of a step of several tasks; a batch script itself, which has
     SLURM_PROCID too, is no step. Raises UserError if Slurm's variables do not say enough.
@@ -23,11 +24,11 @@ def adopt(environment: MutableMapping[str, str] = os.environ) -> None:
         raise UserError(
             f"SLURM_STEP_TASKS_PER_NODE={per_node} does not fit to {tasks} tasks and node {node}; start the run with srun"
         )
-    visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if visible != [""] and len(visible) < per_node[node]:
+    visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if 1 < len(visible) < per_node[node]:
         raise UserError(
-            f"CUDA_VISIBLE_DEVICES={','.join(visible)}: each of {per_node[node]} tasks on this node must see the GPUs of all; "
-            "ask for --gpus-per-node, without --gpus-per-task and --gpu-bind"
+            f"CUDA_VISIBLE_DEVICES={','.join(visible)}: each of {per_node[node]} tasks on this node must see one GPU of its "
+            "own, or those of all; ask for --gpus-per-node or --gpus-per-task=1"
         )
     job = int(_read(environment, "SLURM_JOB_ID")) + int(environment.get("SLURM_STEP_ID", 0))
     ranks = {
@@ -36,7 +37,7 @@ def adopt(environment: MutableMapping[str, str] = os.environ) -> None:
         or str(10000 + job % 20000),  # below the ports that systems hand out
         "WORLD_SIZE": tasks,
         "LOCAL_WORLD_SIZE": str(per_node[node]),
-        "LOCAL_RANK": _read(environment, "SLURM_LOCALID"),
+        "LOCAL_RANK": "0" if len(visible) == 1 else _read(environment, "SLURM_LOCALID"),
         "RANK": _read(environment, "SLURM_PROCID"),
     }
     environment.update(ranks)
@@ -54,15 +55,15 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def first_host(environment: MutableMapping[str, str]) -> str:
-    """The first host of the step, by `scontrol show hostnames`, which knows what node[03-17] means."""
+    """The first host of the step's nodes: of gpu[07-08,11],big1 gpu07, of r[1-2]n[01-04] r1n01."""
     nodes = _read(environment, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
-    try:
-        command = ["scontrol", "show", "hostnames", nodes]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
+    first = re.split(r",(?![^\[]*\])", nodes)[0]
+    host = re.sub(r"\[(\d+)[^\]]*\]", r"\1", first)
+    if not re.fullmatch(r"[\w.:-]+", host):
         raise UserError(
-            f"`scontrol show hostnames {nodes}` names no host here; set MASTER_ADDR to the first one"
-        ) from None
+            f"SLURM_STEP_NODELIST={nodes}: names no host that is understood; set MASTER_ADDR to the first one"
+        )
+    return host
 
 
 def _read(environment: MutableMapping[str, str], *names: str) -> str:

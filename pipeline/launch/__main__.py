@@ -12,8 +12,8 @@ examples:
 
 A hostfile has a host on each line, as in `gpu-01 slots=8`. The folder in which the command is given, the Python
 environment, the data and the run folder must have the same paths on all hosts. Variables that begin with NCCL_, GLOO_,
-DS_, TORCH, OMP_, MKL_, HF_, TOKENIZERS_, UCX_ or FI_ go to the hosts, and those that --env names (HF_TOKEN only if
-named, since others there can see it while the run lasts).
+DS_, TORCH, PYTORCH_, TRITON_, CUDA_, OMP_, MKL_, HF_, TOKENIZERS_, UCX_ or FI_ go to the hosts, and those that --env
+names (HF_TOKEN only if named, since others there can see it while the run lasts; CUDA_VISIBLE_DEVICES never by itself).
 
 Ctrl-C, SIGTERM and SIGUSR1 to this command, or `touch OUT/STOP` from anywhere, let the run write a checkpoint after one
 of its next steps and exit with code 75. A second Ctrl-C or SIGTERM ends everything at once. The same command always

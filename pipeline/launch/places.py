@@ -25,7 +25,10 @@ from pipeline.launch.hosts import (
 from pipeline.launch.worker import pack
 from pipeline.processes import TIMEOUT, free_port
 
-FORWARDED = ("NCCL_", "GLOO_", "DS_", "TORCH", "OMP_", "MKL_", "HF_", "TOKENIZERS_", "UCX_", "FI_")
+FORWARDED = (
+    "NCCL_", "GLOO_", "DS_", "TORCH", "PYTORCH_", "TRITON_", "CUDA_", "OMP_", "MKL_", "HF_", "TOKENIZERS_", "UCX_", "FI_",
+)  # fmt: skip
+KEPT_HERE = ("HF_TOKEN", "CUDA_VISIBLE_DEVICES")  # others on the hosts can read command lines; GPUs are this machine's
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,11 @@ def choose_place(options: argparse.Namespace, environment: dict[str, str]) -> Pl
 
 
 def this_machine(ranks: int | None, environment: dict[str, str], named: dict[str, str]) -> Place:
-    """A process for each visible GPU, or for the first ``ranks`` of them; without a GPU, ``ranks`` processes or one."""
+    """A process for each visible GPU, or for the first ``ranks`` of them; without a GPU, ``ranks`` processes or one.
+
+    CUDA_VISIBLE_DEVICES may name GPUs by number, UUID or MIG instance. DeepSpeed's launcher takes numbers only: it counts the
+    processes, and each gets the names as they are.
+    """
     name = f"--ranks {ranks}" if ranks else f"RANKS={environment.get('RANKS')}"
     if not ranks and environment.get("RANKS"):
         if not re.fullmatch("[1-9][0-9]*", environment["RANKS"]):
@@ -72,16 +79,15 @@ def this_machine(ranks: int | None, environment: dict[str, str], named: dict[str
 
     devices = torch.cuda.device_count()
     launcher = {key: value for key, value in environment.items() if key != "CUDA_VISIBLE_DEVICES"}
+    variables = {"DISTILL_PARENT": str(os.getpid())}
     if devices:
-        visible = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(devices)))
-        if not re.fullmatch("[0-9]+(,[0-9]+)*", visible):
-            raise UserError(
-                f"CUDA_VISIBLE_DEVICES={visible}: DeepSpeed takes numbers, as in 0,1; write those of your GPUs"
-            )
         if ranks and ranks > devices:
             raise UserError(f"{name}: more than the {devices} GPUs that are visible; use at most {devices}")
-        chosen = visible.split(",")[: ranks or devices]
-        where, ranks = ["--include", f"localhost:{','.join(chosen)}"], len(chosen)
+        ranks = ranks or devices
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        names = [part.strip() for part in visible.split(",")] if visible else list(map(str, range(devices)))
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(names[:ranks])
+        where = ["--include", f"localhost:{','.join(map(str, range(ranks)))}"]
     else:
         launcher.setdefault("DS_ACCELERATOR", "cpu")
         ranks = ranks or 1
@@ -89,7 +95,7 @@ def this_machine(ranks: int | None, environment: dict[str, str], named: dict[str
 
     # Without a hostfile DeepSpeed would read /job/hostfile, if there is one.
     where += ["--hostfile", os.devnull, "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    return Place(ranks, where, launcher, {"DISTILL_PARENT": str(os.getpid())} | named)
+    return Place(ranks, where, launcher, variables | named)
 
 
 def over_ssh(
@@ -120,8 +126,8 @@ def this_node(slots: Slots, options: argparse.Namespace, environment: dict[str, 
 
 
 def forwarded(environment: dict[str, str]) -> dict[str, str]:
-    """The variables that go to all hosts by themselves; not HF_TOKEN: others on the hosts can read command lines."""
-    return {name: value for name, value in environment.items() if name.startswith(FORWARDED) and name != "HF_TOKEN"}
+    """The variables that go to all hosts by themselves."""
+    return {name: value for name, value in environment.items() if name.startswith(FORWARDED) and name not in KEPT_HERE}
 
 
 def named_variables(wishes: list[str], environment: dict[str, str]) -> dict[str, str]:

@@ -25,19 +25,12 @@ TASK = {
 }
 
 
-@pytest.fixture
-def scontrol(tmp_path, monkeypatch):
-    """A `scontrol` on PATH that knows one list of nodes."""
-    script(tmp_path / "scontrol", '[ "$*" = "show hostnames gpu[07-08],big1" ] && printf "gpu07\\ngpu08\\nbig1\\n"')
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-
 def script(path: Path, *lines: str) -> None:
     path.write_text("\n".join(("#!/bin/sh", *lines)) + "\n")
     path.chmod(0o755)
 
 
-def test_a_task_becomes_a_rank(scontrol):
+def test_a_task_becomes_a_rank():
     variables = dict(TASK)
     slurm.adopt(variables)
     assert {name: variables[name] for name in variables.keys() - TASK.keys()} == {
@@ -50,7 +43,7 @@ def test_a_task_becomes_a_rank(scontrol):
     }
 
 
-def test_given_addresses_are_kept(scontrol):
+def test_given_addresses_are_kept():
     variables = TASK | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}
     slurm.adopt(variables)
     assert (variables["MASTER_ADDR"], variables["MASTER_PORT"]) == ("10.0.0.1", "29501")
@@ -77,30 +70,42 @@ def test_without_several_tasks_nothing_is_touched(variables):
         ({"SLURM_STEP_TASKS_PER_NODE": "4(y2)"}, "SLURM_STEP_TASKS_PER_NODE=4(y2): is not of the form 4(x2),3"),
         ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, "[4, 4] does not fit to 11 tasks and node 2"),
         ({"SLURM_NODEID": "3"}, "[4, 4, 3] does not fit to 11 tasks and node 3"),
-        ({"SLURM_STEP_NODELIST": "other"}, "`scontrol show hostnames other` names no host here; set MASTER_ADDR"),
+        (
+            {"SLURM_STEP_NODELIST": "gpu["},
+            "SLURM_STEP_NODELIST=gpu[: names no host that is understood; set MASTER_ADDR",
+        ),
         ({"SLURM_PROCID": ""}, "SLURM_PROCID is not set, though SLURM_STEP_NUM_TASKS is"),
         (
-            {"CUDA_VISIBLE_DEVICES": "1"},
-            "CUDA_VISIBLE_DEVICES=1: each of 3 tasks on this node must see the GPUs of all",
+            {"CUDA_VISIBLE_DEVICES": "1,2"},
+            "CUDA_VISIBLE_DEVICES=1,2: each of 3 tasks on this node must see one GPU of its own, or those of all",
         ),
     ],
 )
-def test_what_slurm_does_not_say_is_named(scontrol, changes, message):
+def test_what_slurm_does_not_say_is_named(changes, message):
     with pytest.raises(UserError) as error:
         slurm.adopt(TASK | changes)
     assert message in str(error.value)
 
 
-def test_enough_visible_gpus_are_fine(scontrol):
-    variables = TASK | {"CUDA_VISIBLE_DEVICES": "0,1,2"}
+@pytest.mark.parametrize("visible, local", [("0,1,2", "1"), ("1", "0"), ("GPU-8932f937", "0"), ("", "1")])
+def test_a_task_has_its_own_gpu_or_that_of_its_number(visible, local):
+    variables = TASK | {"CUDA_VISIBLE_DEVICES": visible}
     slurm.adopt(variables)
-    assert variables["LOCAL_RANK"] == "1"
+    assert variables["LOCAL_RANK"] == local
 
 
-def test_without_scontrol_the_address_is_asked_for(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="set MASTER_ADDR to the first one"):
-        slurm.adopt(dict(TASK))
+@pytest.mark.parametrize(
+    "nodes, first",
+    [
+        ("gpu[07-08],big1", "gpu07"),
+        ("gpu[3,5-9]", "gpu3"),
+        ("big1,gpu[07-08]", "big1"),
+        ("r[1-2]n[01-04]", "r1n01"),
+        ("a-b.cluster.local", "a-b.cluster.local"),
+    ],
+)
+def test_the_first_host_of_a_list(nodes, first):
+    assert slurm.first_host({"SLURM_STEP_NODELIST": nodes}) == first
 
 
 def test_tasks_on_nodes_are_counted():
@@ -112,10 +117,8 @@ def test_tasks_on_nodes_are_counted():
 @pytest.mark.slow
 def test_two_tasks_train_together(tmp_path):
     recipe = make_recipe(tmp_path)
-    script(tmp_path / "scontrol", "echo localhost")
-    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": "here"}
+    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": "localhost"}
     step |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
-    step |= {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     tasks = [
         subprocess.Popen(
             [sys.executable, "-m", "pipeline.distill", str(recipe)],

@@ -9,7 +9,7 @@ from deepspeed.launcher import runner
 from data_prep.cli import UserError
 from pipeline.launch import places
 from pipeline.launch.__main__ import parse
-from pipeline.launch.places import Place, choose_place, this_machine
+from pipeline.launch.places import Place, choose_place, forwarded, this_machine
 from pipeline.launch.worker import unpack
 
 
@@ -46,29 +46,41 @@ def test_ranks_of_the_environment_must_be_a_number(ranks):
 
 
 @pytest.mark.parametrize(
-    "ranks, visible, devices, include",
+    "ranks, visible, devices, given_names",
     [
-        (None, None, 4, "localhost:0,1,2,3"),
-        (2, None, 4, "localhost:0,1"),
-        (None, "3,1", 2, "localhost:3,1"),
-        (1, "3,1", 2, "localhost:3"),
+        (None, None, 4, "0,1,2,3"),
+        (2, None, 4, "0,1"),
+        (None, "3,1", 2, "3,1"),
+        (1, "3,1", 2, "3"),
+        (None, "0, 1 ", 2, "0,1"),
+        (None, "GPU-8932f937-d72c-4106,GPU-5d3b0b1c-2f6a-4c4e", 2, "GPU-8932f937-d72c-4106,GPU-5d3b0b1c-2f6a-4c4e"),
+        (1, "MIG-8f6e2c1a-1b2c,MIG-11a2", 2, "MIG-8f6e2c1a-1b2c"),
+        (None, "2,0,-1,3", 2, "2,0"),  # CUDA takes what stands before a number that is none
     ],
 )
-def test_each_visible_gpu_gets_a_process_or_the_first_of_them(gpus, ranks, visible, devices, include):
+def test_each_visible_gpu_gets_a_process_or_the_first_of_them(gpus, ranks, visible, devices, given_names):
+    """The launcher counts the processes; each process has the names of the GPUs, whatever their form."""
     gpus(devices)
     place = this_machine(ranks, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}, {})
-    assert given(place).include == include and place.ranks == include.count(",") + 1
+    count = given_names.count(",") + 1
+    assert given(place).include == f"localhost:{','.join(map(str, range(count)))}" and place.ranks == count
+    assert place.variables["CUDA_VISIBLE_DEVICES"] == given_names
     assert "DS_ACCELERATOR" not in place.environment and "CUDA_VISIBLE_DEVICES" not in place.environment
 
 
-def test_gpus_that_are_not_there_or_have_no_number_are_rejected(gpus):
+def test_gpus_that_are_not_there_are_rejected(gpus):
     gpus(2)
     with pytest.raises(UserError, match="--ranks 3: more than the 2 GPUs that are visible"):
         this_machine(3, {}, {})
     with pytest.raises(UserError, match="RANKS=3: more than the 2 GPUs that are visible"):
         this_machine(None, {"RANKS": "3"}, {})
-    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=GPU-8f: DeepSpeed takes numbers"):
-        this_machine(None, {"CUDA_VISIBLE_DEVICES": "GPU-8f"}, {})
+
+
+def test_variables_of_the_libraries_go_to_hosts_but_not_what_is_this_machines():
+    own = {"CUDA_VISIBLE_DEVICES": "0", "HF_TOKEN": "secret", "PATH": "/bin", "EDITOR": "vi"}
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "CUDA_DEVICE_MAX_CONNECTIONS", "TRITON_CACHE_DIR", "TORCH_LOGS", "NCCL_DEBUG")
+    theirs = dict.fromkeys(names, "1")
+    assert forwarded(own | theirs) == theirs
 
 
 def test_a_local_run_never_reads_the_hostfile_that_deepspeed_looks_for():

@@ -46,7 +46,13 @@ class Counter:
 def recipe_of_case(path: Path, stage: int, sent: str, ranks: int) -> Recipe:
     """Two micro-batches a step on each of ``ranks``; the student's matrices are none that stage 3 keeps whole."""
     config = path.with_name(f"sent-{stage}-{sent}.json")
-    overrides = [f"student.ds_config={config}", "precision=bf16", "student.hidden=128", f"batch={4 * ranks}", "micro_batch=2"]
+    overrides = [
+        f"student.ds_config={config}",
+        "precision=bf16",
+        "student.hidden=128",
+        f"batch={4 * ranks}",
+        "micro_batch=2",
+    ]
     return load_recipe(path, overrides)
 
 
