@@ -68,6 +68,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _extend(arguments: argparse.Namespace) -> int:
+    _settle_folder(arguments)
     before, encoder = planned_again(arguments.out)
 
     more, alpha = None, arguments.alpha
@@ -90,6 +91,20 @@ def _extend(arguments: argparse.Namespace) -> int:
         larger = budget(arguments.budget_tokens or before.budget.tokens, alpha)
     extend(arguments.out, before, more, encoder, larger, arguments.workers)
     return 0
+
+
+def _settle_folder(arguments: argparse.Namespace) -> None:
+    """The folder to extend is the first word, as of other verbs, or --out. Raises UserError unless it is given once."""
+    words = [word for word in (arguments.data, arguments.corpus) if word]
+    if arguments.out is None:
+        if not words:
+            raise UserError(
+                "no folder is named; write extend DIR, with what to add: --source, CORPUS or --budget-tokens"
+            )
+        arguments.out = Path(words.pop(0))
+    if len(words) > 1:
+        raise UserError(f"--out {arguments.out}: and {words[0]} are two folders to extend; name one")
+    arguments.corpus = words[0] if words else None
 
 
 def _pack(arguments: argparse.Namespace) -> int:
@@ -209,8 +224,9 @@ def parser() -> Parser:
     )
 
     extending = verb("extend", _extend, "add sources or a larger budget to a corpus; existing shards are kept")
+    extending.add_argument("data", nargs="?", metavar="DIR", help="the corpus folder")
     _add_corpus(extending)
-    _add_out(extending)
+    extending.add_argument("--out", type=Path, metavar="DIR", help="the same, where it is not the first word")
     _add_workers(extending)
 
     showing = verb("status", _status, "report the progress of a corpus that is being made, from any terminal or node")

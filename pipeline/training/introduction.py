@@ -23,6 +23,7 @@ def introduce(
     recipe, corpus = run.recipe, run.corpus
     everywhere(monitors, "\n".join(shared(run, teacher)))
     for monitor, student in zip(monitors, models.students, strict=True):
+        monitor.describe(student.recipe.to_dict())
         monitor.say(about_student(student))
         resumed = student.checkpoint
         monitor.say(f"Resuming from {resumed.path}." if resumed else "Starting at step 0.")
