@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -74,8 +75,9 @@ class Monitor:
         text = "\n".join(["| key | value |", "|---|---|", *(f"| {key} | `{value}` |" for key, value in values.items())])
         with self._writing("board"):
             self._board.add_text("recipe", text, self._logged)
+            writer: Any = self._board.file_writer
             for summary in hparams(values, {"heldout/loss": None}):
-                self._board.file_writer.add_summary(summary)  # add_hparams would make a run of its own
+                writer.add_summary(summary)  # add_hparams would make a run of its own
 
     def say(self, line: str, about_all: bool = False, shown: bool = True) -> None:
         """A sentence for the person, above the bar: about this run, or ``about_all`` that train together."""
