@@ -7,7 +7,7 @@ line, and only a value that both begins and ends with one is in quotes.
 
 import csv
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data_prep.cli import UserError
@@ -27,23 +27,33 @@ def split_csv(path: Path, begin: int = 0, field: str = "text") -> Iterator[tuple
     Raises UserError if the file is anything but text, has no such column, or if its first row is none of its header.
     """
     pieces = Pieces(unpack(path))
-    lines = _Lines(lines_of(only_text(path, pieces, json=True)))
+    for offset, row in read_rows(path, pieces, [field]):
+        yield pieces.piece_of(offset), row if isinstance(row, Document) else (row[0], {})
+
+
+def read_rows(
+    path: Path, blocks: Iterable[bytes], columns: Sequence[str]
+) -> Iterator[tuple[int, list[bytes] | Document]]:
+    """Yield (offset, the values of ``columns``) of every row; for what is no row of the header a dropped document.
+
+    ``blocks``: the bytes of the file. Raises UserError as ``split_csv`` does.
+    """
+    lines = _Lines(lines_of(only_text(path, blocks, json=True)))
     header = next((line for line in lines if line.strip()), "")
-    separator, names = _header(path, header, field)
-    column, first = names.index(field), True
+    separator, names = _header(path, header, columns)
+    places, first = [names.index(column) for column in columns], True
     for offset, row in _rows(lines, separator):
-        piece = pieces.piece_of(offset)
         if isinstance(row, Document):
-            yield piece, row
+            yield offset, row
         elif len(row) != len(names):
             if first:
                 raise UserError(
                     f"{path}: the header has {len(names)} columns, the first row {len(row)}; a value with a "
                     f"{_NAMES[separator]} in it must be in double quotes"
                 )
-            yield piece, Document(dropped="other_columns")
+            yield offset, Document(dropped="other_columns")
         else:
-            yield piece, (_value(row[column], separator).encode(_BYTES), {})
+            yield offset, [_value(row[place], separator).encode(_BYTES) for place in places]
         first = False
 
 
@@ -78,19 +88,20 @@ class _Lines:
         self._again.extendleft(reversed(self.taken[1:]))
 
 
-def _header(path: Path, line: str, field: str) -> tuple[str, list[str]]:
-    """The separator and the names of the columns. Raises UserError unless one of them is ``field``."""
+def _header(path: Path, line: str, columns: Sequence[str]) -> tuple[str, list[str]]:
+    """The separator and the names of the columns. Raises UserError unless all ``columns`` are among them, once."""
     line = line.encode(_BYTES).decode(errors="replace").removeprefix("\ufeff")
     if "\r" in line.rstrip("\r\n"):
         raise UserError(f"{path}: its lines end with a lone CR; convert them first (tr '\\r' '\\n')")
     found = {separator: next(csv.reader([line], delimiter=separator), []) for separator in SEPARATORS}
-    for separator, names in found.items():
-        if names.count(field) > 1:
-            raise UserError(f"{path}: {names.count(field)} columns are named {field!r}; rename or drop all but one")
-        if field in names:
-            return separator, names
-    most = max(found.values(), key=len)
-    raise UserError(f"{path}: no column {field!r}; its header has {', '.join(map(repr, most)) or 'none'}")
+    separator = max(SEPARATORS, key=lambda each: (len({*columns} & {*found[each]}), len(found[each])))
+    names = found[separator]
+    for column in columns:
+        if names.count(column) > 1:
+            raise UserError(f"{path}: {names.count(column)} columns are named {column!r}; rename or drop all but one")
+        if column not in names:
+            raise UserError(f"{path}: no column {column!r}; its header has {', '.join(map(repr, names)) or 'none'}")
+    return separator, names
 
 
 def _rows(lines: _Lines, separator: str) -> Iterator[tuple[int, list[str] | Document]]:

@@ -49,7 +49,7 @@ def parser() -> Parser:
     )
     add = made.add_argument
     add("--model", action="append", required=True, help="a Hugging Face folder or hub id; may be given several times")
-    add("--task", required=True, help=f"one or several, separated by commas: {', '.join(TASKS)}")
+    add("--task", required=True, help=f"one or several, separated by commas: {', '.join(TASKS)}; your own as FILE.toml")
     add("--data", help="a folder with the original files, or a hub id (default: the task's own on the hub)")
     add("--out", type=Path, required=True, help="the folder for results")
     add("--name", help="the model's name there (default: its folder's)")

@@ -97,7 +97,9 @@ def labelled_set(features: Dataset, task: Task, order: Sequence[str]) -> ScoredS
     def score(outputs: np.ndarray) -> dict[str, float]:
         if not task.labels:
             return label_scores(task, outputs[:, 0], labels)
-        return label_scores(task, ids[outputs.argmax(-1)], ids[labels])
+        in_order = np.empty_like(outputs)
+        in_order[:, ids] = outputs
+        return label_scores(task, ids[outputs.argmax(-1)], ids[labels], in_order)
 
     return ScoredSet(features, score)
 
