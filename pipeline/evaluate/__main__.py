@@ -59,6 +59,13 @@ def parser() -> Parser:
     add("--epochs", type=whole_number(1), nargs="+", default=(), help="override the paper's epochs")
     add("--batch", type=whole_number(1), help="rows per update (default: the paper's)")
     add("--length", type=whole_number(1), help="tokens (default: the paper's)")
+    add(
+        "--keep",
+        nargs="+",
+        default=(),
+        choices=("models", "predictions"),
+        help="also keep each cell's fine-tuned model, its predictions, or both, next to its scores",
+    )
     add("--languages", help="of XNLI, MLQA, XQuAD and bitext, separated by commas (default: all that are there)")
     add(
         "--prefix", help="before each text in sts, lee and bitext, like 'query: ' (default: as the model's folder says)"

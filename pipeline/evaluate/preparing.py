@@ -48,7 +48,7 @@ def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
 def _unused(options: argparse.Namespace) -> str:
     """An option that is given and only for training."""
     given = {"--learning-rate": options.learning_rate, "--epochs": options.epochs, "--grid": options.grid}
-    given["--batch"] = options.batch
+    given |= {"--batch": options.batch, "--keep": options.keep}
     return next((name for name, value in given.items() if value), "")
 
 
