@@ -223,11 +223,7 @@ def parser() -> Parser:
         verb("pack", _pack, "pack whole documents into rows, for layout = 'packed'; a run does it by itself if need be")
     )
 
-    extending = verb("extend", _extend, "add sources or a larger budget to a corpus; existing shards are kept")
-    extending.add_argument("data", nargs="?", metavar="DIR", help="the corpus folder")
-    _add_corpus(extending)
-    extending.add_argument("--out", type=Path, metavar="DIR", help="the same, where it is not the first word")
-    _add_workers(extending)
+    _add_extend(verb("extend", _extend, "add sources or a larger budget to a corpus; existing shards are kept"))
 
     showing = verb("status", _status, "report the progress of a corpus that is being made, from any terminal or node")
     showing.add_argument("data", type=Path, metavar="DIR")
@@ -272,6 +268,13 @@ def _add_prepare(to: argparse.ArgumentParser) -> None:
         action="store_true",
         help="accept files that have changed as they are now, and make their units again",
     )
+
+
+def _add_extend(to: argparse.ArgumentParser) -> None:
+    to.add_argument("data", nargs="?", metavar="DIR", help="the corpus folder")
+    _add_corpus(to)
+    to.add_argument("--out", type=Path, metavar="DIR", help="the same, where it is not the first word")
+    _add_workers(to)
 
 
 def _add_pack(to: argparse.ArgumentParser) -> None:

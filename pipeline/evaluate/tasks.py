@@ -248,7 +248,7 @@ def check_task(name: str) -> str:
         near = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), TASKS, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"--task {name}: unknown task; {hint}tasks are {', '.join(TASKS)}, mteb's as {MTEB}NAME, and your own as FILE.toml"
+            f"--task {name}: unknown task; {hint}tasks are {', '.join(TASKS)}, and mteb's as {MTEB}NAME; your own as FILE.toml"
         )
     return name
 

@@ -303,7 +303,7 @@ def test_options_that_do_not_fit_an_own_task_are_refused(tmp_path):
             "have the same name",
         ),
         (["--task", "lee", "--keep", "models"], "--keep: nothing is trained for lee; leave it out"),
-        (["--task", "topics.tml"], "mteb's as mteb-NAME, and your own as FILE.toml"),
+        (["--task", "topics.tml"], "and mteb's as mteb-NAME; your own as FILE.toml"),
         (["--task", tmp_path / "none.toml"], "none.toml: no such file or directory"),
     ):
         options = parser().parse_args(["--model", "m", "--out", str(tmp_path / "out"), *map(str, words)])
