@@ -3,7 +3,7 @@
     python -m pipeline.show RECIPE [key=value …]      the first samples of the run
     python -m pipeline.show DATA [length=128 …]       the same of a prepared folder; all else is as in the recipe `demo`
 
-`python -m pipeline prep show` is the same. Nothing is trained or written.
+`python -m pipeline prep show` is the same. Nothing is written, but for the index of packed rows if it is not there.
 """
 
 import argparse
