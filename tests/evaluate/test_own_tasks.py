@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from sklearn.metrics import f1_score, roc_auc_score
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
 
 from data_prep.cli import UserError
 from pipeline.artifacts import results
@@ -312,3 +312,22 @@ def test_options_that_do_not_fit_an_own_task_are_refused(tmp_path):
             continue
         with pytest.raises(UserError, match=message):
             preparing.check_options(options)
+
+
+@pytest.mark.slow
+def test_answers_are_kept_by_question_with_the_model_that_gave_them(run, tmp_path):
+    for split, count, seed in (("train", 8, 0), ("dev", 5, 1)):
+        task_files.write_squad(tmp_path / "data" / f"{split}-v1.1.json", task_files.questions(count, seed))
+    seeds = ("--seeds", 1, "--epochs", 1, "--length", 150, "--batch", 4)
+    run("--task", "squad1", "--data", tmp_path / "data", "--keep", "predictions", "models", seeds=seeds)
+    folder = tmp_path / "out/small/squad1"
+    (kept,) = folder.glob("*.predictions.jsonl")
+    records = [json.loads(line) for line in kept.read_text().splitlines()]
+    questions = json.loads((tmp_path / "data/dev-v1.1.json").read_text())["data"][0]["paragraphs"]
+    asked = {qa["id"]: paragraph["context"] for paragraph in questions for qa in paragraph["qas"]}
+    assert [each["row"] for each in records] == list(range(len(records))) and records[0]["answers"]
+    assert all(each["prediction"] in asked.get(each["id"], each["prediction"]) for each in records)
+    (model,) = folder.glob("*.model")
+    assert AutoModelForQuestionAnswering.from_pretrained(model).config.num_hidden_layers == 1
+    hits = np.mean([each["prediction"] in each["answers"] for each in records])
+    assert results.read_results(tmp_path / "out").cells[0].scores["exact_match"] == pytest.approx(100 * hits)
