@@ -14,6 +14,7 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
   test [PYTEST ARGUMENTS]   the test suite; test -m "not slow": its quick part, under 2 minutes
   prep VERB …               text to token shards: plan, prepare, status, verify, stats, extend, pack, templates, bench
                                                                              (python -m data_prep)
+  show RECIPE | DATA        what a model will read: the first samples, decoded   (python -m pipeline.show)
   distill RECIPE [key=value …] [--hostfile FILE]
                             train a student on this machine, one process per GPU, or RANKS on a CPU, or on the hosts of
                             a file; ./run.sh distill --help shows every way  (python -m pipeline.launch)
@@ -160,7 +161,7 @@ case $verb in
         set_up
         exec python -m pipeline distill "$@"
         ;;
-    prep | recipe | plan | doctor | export | trim-vocab | evaluate | speed | report | bench)
+    prep | show | recipe | plan | doctor | export | trim-vocab | evaluate | speed | report | bench)
         set_up
         exec python -m pipeline "$verb" "$@"
         ;;

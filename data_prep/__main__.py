@@ -1,7 +1,6 @@
 """The command ``python -m data_prep``: plan | prepare | pack | status | verify | stats | extend | templates | bench."""
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep import bench
-from data_prep.cli import Parser, UserError, aligned, run_command, whole_number
+from data_prep.cli import Parser, UserError, aligned, number, run_command, whole_number
 from data_prep.definitions.extract import lines_of
 from data_prep.description import Description, parse_source, read_description, select, shipped, with_templates
 from data_prep.files import REMEDY, write_text
@@ -68,6 +67,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _extend(arguments: argparse.Namespace) -> int:
+    _settle_folder(arguments)
     before, encoder = planned_again(arguments.out)
 
     more, alpha = None, arguments.alpha
@@ -90,6 +90,20 @@ def _extend(arguments: argparse.Namespace) -> int:
         larger = budget(arguments.budget_tokens or before.budget.tokens, alpha)
     extend(arguments.out, before, more, encoder, larger, arguments.workers)
     return 0
+
+
+def _settle_folder(arguments: argparse.Namespace) -> None:
+    """The folder to extend is the first word, as of other verbs, or --out. Raises UserError unless it is given once."""
+    words = [word for word in (arguments.data, arguments.corpus) if word]
+    if arguments.out is None:
+        if not words:
+            raise UserError(
+                "no folder is named; write extend DIR, with what to add: --source, CORPUS or --budget-tokens"
+            )
+        arguments.out = Path(words.pop(0))
+    if len(words) > 1:
+        raise UserError(f"--out {arguments.out}: and {words[0]} are two folders to extend; name one")
+    arguments.corpus = words[0] if words else None
 
 
 def _pack(arguments: argparse.Namespace) -> int:
@@ -208,10 +222,7 @@ def parser() -> Parser:
         verb("pack", _pack, "pack whole documents into rows, for layout = 'packed'; a run does it by itself if need be")
     )
 
-    extending = verb("extend", _extend, "add sources or a larger budget to a corpus; existing shards are kept")
-    _add_corpus(extending)
-    _add_out(extending)
-    _add_workers(extending)
+    _add_extend(verb("extend", _extend, "add sources or a larger budget to a corpus; existing shards are kept"))
 
     showing = verb("status", _status, "report the progress of a corpus that is being made, from any terminal or node")
     showing.add_argument("data", type=Path, metavar="DIR")
@@ -258,6 +269,13 @@ def _add_prepare(to: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_extend(to: argparse.ArgumentParser) -> None:
+    to.add_argument("data", nargs="?", metavar="DIR", help="the corpus folder")
+    _add_corpus(to)
+    to.add_argument("--out", type=Path, metavar="DIR", help="the same, where it is not the first word")
+    _add_workers(to)
+
+
 def _add_pack(to: argparse.ArgumentParser) -> None:
     to.add_argument("data", type=Path, metavar="DIR")
     to.add_argument(
@@ -275,7 +293,7 @@ def _add_bench(to: argparse.ArgumentParser) -> None:
     to.add_argument("case", nargs="?", default="all", choices=("tokenizer", "workers", "memory", "all"))
     to.add_argument("--text", metavar="GLOB", help="text files, compressed or not; needed except for memory")
     to.add_argument("--tokenizer", type=Path, action="append", metavar="PATH", help="tokenizer to measure; repeatable")
-    to.add_argument("--mib", type=_number, default=16, metavar="M", help="MiB of text (default: %(default)s)")
+    to.add_argument("--mib", type=number, default=16, metavar="M", help="MiB of text (default: %(default)s)")
     count = whole_number(1)
     to.add_argument(
         "--workers", type=count, default=2, metavar="N", help="workers to compare with one (default: %(default)s)"
@@ -312,19 +330,19 @@ def _add_corpus(to: argparse.ArgumentParser) -> None:
     )
     to.add_argument(
         "--heldout",
-        type=_number,
+        type=number,
         metavar="SHARE",
         help="share of documents to set aside (default: that of CORPUS, else 0.01)",
     )
     to.add_argument(
         "--unit-mib",
-        type=_number,
+        type=number,
         metavar="M",
         help="MiB of input files in one shard, from 0.0625 (default: that of CORPUS, else 64)",
     )
     to.add_argument(
         "--budget-tokens",
-        type=_number,
+        type=number,
         metavar="N",
         help="tokens that a training run will read (steps x batch x length; 2e9, 20G): prepare only what it needs",
     )
@@ -350,25 +368,12 @@ def _add_workers(to: argparse.ArgumentParser) -> None:
     )
 
 
-def _number(text: str) -> float:
-    """Read a number: "0.3", "2e9", "20G"."""
-    powers = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
-    digits, power = (text[:-1], powers[text[-1]]) if text[-1:] in powers else (text, 1)
-    try:
-        number = float(digits) * power
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return number
-
-
 def _exponent(text: str) -> float:
-    if not 0 <= (number := _number(text)) <= 1:
+    if not 0 <= (value := number(text)) <= 1:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not from 0 (all sources alike) to 1 (in proportion to their tokens)"
         )
-    return number
+    return value
 
 
 def _share(text: str) -> Share:

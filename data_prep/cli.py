@@ -43,6 +43,19 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {hint}")
 
 
+def number(text: str) -> float:
+    """Read a number: "0.3", "2e9", "20G"."""
+    powers = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+    digits, power = (text[:-1], powers[text[-1]]) if text[-1:] in powers else (text, 1)
+    try:
+        value = float(digits) * power
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
 def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
     """An option's type: a whole number of at least ``least`` (not negative) and below ``below``."""
 

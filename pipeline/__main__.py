@@ -10,6 +10,7 @@ from data_prep.cli import UserError, run_command
 # verb: the module whose ``main`` it is, and what it does; the same verbs as run.sh's
 VERBS = {
     "prep": ("data_prep.__main__", "text to token shards: plan, prepare, status, verify, stats, extend, pack, bench"),
+    "show": ("pipeline.show", "what a model will read: the samples of a recipe or of prepared data, decoded"),
     "distill": ("pipeline.launch.__main__", "train a student, on this machine or on the hosts of a file"),
     "recipe": ("pipeline.recipe", "check a recipe and print what follows from it"),
     "plan": ("pipeline.plan.__main__", "estimate a run's memory, traffic, time and disk"),
@@ -39,6 +40,8 @@ def main() -> int | None:
         near = difflib.get_close_matches(verb, VERBS, 1)
         hint = f"did you mean {near[0]}?" if near else f"verbs are {', '.join(VERBS)}"
         raise UserError(f"{verb}: unknown verb; {hint}")
+    if [verb, *arguments[:1]] == ["prep", "show"]:  # of windows, which prep knows nothing of
+        verb, *arguments = arguments
     sys.argv[1:] = arguments
     run: Callable[[], int | None] = importlib.import_module(VERBS[verb][0]).main
     return run()

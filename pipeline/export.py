@@ -41,7 +41,7 @@ from pipeline.models.pooling import MODULES, POOLING_FILES, pooling_files
 from pipeline.models.portable import TOKENIZER_FILES, add_older_keys, loads_in, write_tokenizer
 from pipeline.pairs import value_mse_note
 from pipeline.settings.reading import load_recipe
-from pipeline.settings.recipe import Recipe
+from pipeline.settings.recipe import INITS, Recipe
 from pipeline.settings.values import recipe_of
 from pipeline.training.progress import Progress
 from pipeline.training.recomputing import NOT_RECOMPUTED, recompute
@@ -111,7 +111,8 @@ def export_untrained(recipe: Recipe, out: Path) -> None:
     check_teacher(recipe, config)
     teacher = recipe.teacher.model, recipe.teacher.revision
     model = untrained_student(recipe, config, weights_of(*teacher, config)).eval()
-    start = f"{recipe.student.layers} layers × {recipe.student.hidden}, {recipe.student.init} weights, not trained"
+    origin = recipe.student.init if recipe.student.init in INITS else Path(recipe.student.init).name
+    start = f"{recipe.student.layers} layers × {recipe.student.hidden}, {origin} weights, not trained"
     metadata = student_metadata(recipe)
     card = f"# {recipe.source}: {start}\n\nLoads in {loads_in(model.config)}. License: {_license(metadata)}.\n"
     files = pooling_files(*teacher, model.config) | {CARD: card_text(metadata, f"\n{card}")}
@@ -201,11 +202,11 @@ embeddings, {count["transformer"] / 1e6:.1f} M Transformer layers), trained by d
 | relations | {pairs}; {recipe["relation_heads"]} relation heads |
 | chain | {way}{" (by a teacher assistant)" if len(chain) > 1 else ""} |
 | layers | {"each from one of the teacher's" if recipe.get("transfer") == "layer-to-layer" else "the last"} |
-| initialisation | {recipe["student"]["init"]} |
+| initialisation | {chain[-1]["recipe"]["student"]["init"]} |
 | data | {", ".join(f"{name}: {tokens:,} tokens" for name, tokens in info["tokens"].items())}; corpus {info["corpus"]} |
 | training | {info["step"]} of {recipe["steps"]} steps × {recipe["batch"]} sequences × {recipe["length"]} tokens |
 | layout | {recipe.get("layout", "full")}, {recipe.get("segments", "single")} |
-| optimizer | Adam, learning rate {recipe["learning_rate"]}, {recipe["warmup_steps"]} warm-up steps, linear decay |
+| optimizer | Adam, learning rate {recipe["learning_rate"]}, {recipe["warmup_steps"]} warm-up steps, {_decay(info)} |
 | precision | {recipe["precision"]} |
 | loads in | {loads_in(model.config)} |
 | license | {_license(metadata)} |
@@ -221,6 +222,12 @@ Held-out relation loss (KL divergence of teacher ‖ student in nats{value_mse_n
 
 {_usage(run)}"""
     return card_text(metadata, body, run / "student" / CARD)
+
+
+def _decay(info: dict) -> str:
+    """How the learning rate fell, of a run that was given more steps on its way too."""
+    parts = [f", until step {step} as for {steps} steps" for step, steps in info.get("earlier_steps", [])]
+    return "linear decay" + "".join(parts)
 
 
 def _metadata(run: Path, checkpoint: Checkpoint) -> dict[str, Any]:

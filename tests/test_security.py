@@ -99,6 +99,7 @@ HOSTILE = {
     "teacher-as-null": (with_info(teacher=None), "state.json: teacher = None is not"),
     "teacher-without-weights": (with_info(teacher={"weights": 5}), "state.json: teacher = .* is not"),
     "tokens-as-text": (with_info(tokens={"a": "many"}), "state.json: tokens = .* is not"),
+    "earlier-steps": (with_info(earlier_steps=[[3, "many"]]), "state.json: earlier_steps = .* is not"),
     "nested": (nested, "no whole checkpoint"),
     "a-folder": (as_a_folder, "no whole checkpoint"),
     "names-that-climb": (

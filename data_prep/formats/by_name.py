@@ -7,13 +7,14 @@ from pathlib import Path
 
 from data_prep.cli import UserError
 from data_prep.formats.books import BOOKS
+from data_prep.formats.csv_rows import split_csv
 from data_prep.formats.jsonl import clean_line, split_jsonl
 from data_prep.formats.readers import TEXT, Format, clean_text
 from data_prep.formats.wikipedia import WIKIPEDIA, clean_article
 
 _PLAIN = {"wikipedia": WIKIPEDIA, "text": TEXT, "cc100": TEXT, "books": BOOKS}
-COLUMNS = ("parquet", "bookcorpus")  # formats of parquet's columns
-_WITH_FIELD = ("jsonl", *COLUMNS)
+COLUMNS = ("parquet", "bookcorpus", "arrow")  # formats of Arrow's columns
+_WITH_FIELD = ("jsonl", "csv", *COLUMNS)
 WITH_TEMPLATES = ("wikipedia",)
 FORMATS = (*_PLAIN, *_WITH_FIELD)
 
@@ -40,11 +41,13 @@ def open_format(name: str, field: str | None = None, templates: Path | None = No
     field = "text" if field is None else field
     if name == "jsonl":
         return Format(partial(split_jsonl, field=field), partial(clean_line, field=field))
+    if name == "csv":
+        return Format(partial(split_csv, field=field), clean_text)
     if name in COLUMNS:
         # Imported here, because pyarrow takes a third of a second and 50 MB, which the other formats need not pay.
-        from data_prep.formats import parquet
+        from data_prep.formats import arrow, parquet
 
-        split = parquet.split_parquet if name == "parquet" else parquet.split_sentences
-        return Format(partial(split, field=field), clean_text)
+        splits = {"arrow": arrow.split_arrow, "parquet": parquet.split_parquet, "bookcorpus": parquet.split_sentences}
+        return Format(partial(splits[name], field=field), clean_text)
     near = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0)[0]
     raise UserError(f"no format {name!r}, did you mean {near!r}? Known: {', '.join(FORMATS)}")

@@ -28,7 +28,7 @@ def split_jsonl(path: Path, begin: int = 0, field: str = "text") -> Iterator[tup
     """
     pieces = Pieces(unpack(path))
     first = True
-    for offset, line in _lines(only_text(path, pieces, json=True)):
+    for offset, line in lines_of(only_text(path, pieces, json=True)):
         if line is None:
             yield pieces.piece_of(offset), Document(dropped="line_over_16_mib")
         elif line.strip(BLANK):
@@ -113,7 +113,7 @@ def _names(record: dict[str, object], depth: int) -> Iterator[str]:
             yield name
 
 
-def _lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:
+def lines_of(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:
     """Yield (offset, line), with None in place of a line above LONGEST_LINE, which is never held."""
     begun: list[bytes] = []  # the parts of the current line
     size = offset = 0  # its bytes so far, and where it begins

@@ -12,6 +12,7 @@ _AS_TEXT = "save it as plain text and name that file"
 _UNPACK = "unpack it and name the files in it"
 _LEAVE_OUT = "leave it out"
 _ROWS = "convert it to parquet, or to JSON lines, and use that format"
+_ARROW = "use format arrow"
 _OFFICE = (
     rb"PK\x03\x04.{26}(?=\[Content_Types\]|_rels/|docProps/|customXml/|word/|xl/|ppt/)"  # the archive's first name
 )
@@ -45,8 +46,8 @@ _KINDS = [
         ("a cpio archive", rb"07070[12][0-9a-fA-F]{70}", _UNPACK),
         ("an lz4 file", rb"\x04\x22\x4d\x18", "unpack it first"),
         ("a file packed by compress", rb"\x1f\x9d", "unpack it first (uncompress)"),
-        ("an Arrow file", rb"ARROW1\0\0", _ROWS),
-        ("an Arrow stream", rb"\xff\xff\xff\xff..\0\0\x10\0\0\0", _ROWS),
+        ("an Arrow file", rb"ARROW1\0\0", _ARROW),
+        ("an Arrow stream", rb"\xff\xff\xff\xff..\0\0\x10\0\0\0", _ARROW),
         ("an Avro file", rb"Obj\x01", _ROWS),
         ("an HDF5 file", rb"\x89HDF\r\n\x1a\n", _ROWS),
         ("a NumPy array", rb"\x93NUMPY", _ROWS),

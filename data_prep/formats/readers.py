@@ -71,6 +71,9 @@ class Document:
     beside: Counter[str] = field(default_factory=Counter)
 
 
+Raw = tuple[bytes, Mapping[str, int]] | Document  # what a format splits a file into: bytes, and what was mended in them
+
+
 @dataclass(frozen=True)
 class Format:
     """How to read one kind of file.
@@ -203,6 +206,10 @@ def only_text(path: Path, blocks: Iterable[bytes], json: bool) -> Iterator[bytes
         raise UserError(f"{path}: XML at byte 0, not plain text: if this is a dump of a wiki, use format wikipedia")
     if not json and first.startswith(b"{") and {".json", ".jsonl", ".ndjson"} & set(path.suffixes):
         raise UserError(f"{path}: JSON at byte 0, not plain text: use format jsonl")
+    if not json and {".csv", ".tsv"} & set(path.suffixes):
+        raise UserError(
+            f"{path}: rows of values by its name, not plain text: use format csv.COLUMN, or rename the file if it is text"
+        )
     if not json and first.startswith(b"[") and {".json", ".ipynb", ".geojson"} & set(path.suffixes):
         raise UserError(
             f"{path}: JSON at byte 0, not plain text: write one object a line (jq -c '.[]'), and use format jsonl"

@@ -58,6 +58,7 @@ class Checkpoint:
             "teacher": isinstance(teacher, dict)
             and isinstance(teacher.get("weights"), str)
             and isinstance(teacher.get("config", {}), dict),
+            "earlier_steps": _are_pairs(info.get("earlier_steps", [])),  # of old runs there are none
             "versions": isinstance(info.get("versions"), dict),
         }
         for key in (key for key, fit in fits.items() if not fit):
@@ -94,6 +95,11 @@ class Checkpoint:
     def weights(self) -> dict[str, Tensor]:
         """The fp32 weights of the whole student, without the optimizer's moments and what the loss alone has trained."""
         return {name: x for name, x in self.tensors().items() if "/" not in name and name != VALUE_PROJECTION}
+
+
+def _are_pairs(value: object) -> bool:
+    pairs = value if isinstance(value, list) else [value]
+    return all(isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) for n in pair) for pair in pairs)
 
 
 def save(run: Path, info: dict, tensors: dict[str, Tensor], keep: int, keep_every: int = 0) -> Path:

@@ -3,6 +3,8 @@
     RESULTS/MODEL/model.json                                what the model is
     RESULTS/MODEL/TASK/lr3e-05-epochs3-seed1.json           a cell: one fine-tuning, scored; written last, atomically
     RESULTS/MODEL/TASK/lr3e-05-epochs3-seed1.failed.json    a cell that failed, and why; gone once it succeeds
+    RESULTS/MODEL/TASK/lr3e-05-epochs3-seed1.model/         the fine-tuned model, if it was kept
+    RESULTS/MODEL/TASK/lr3e-05-epochs3-seed1.predictions.jsonl    its predictions, if they were
     RESULTS/MODEL/speed.json                                measured speed compared with a reference model
 
 A task's figure is the papers': the mean over seeds at the learning rate and epochs whose mean on the dev set is best.
@@ -23,6 +25,7 @@ from data_prep.cli import UserError
 
 FORMAT = 1
 MODEL, SPEED, FAILED = "model.json", "speed.json", ".failed.json"
+KEPT_MODEL, PREDICTIONS = ".model", ".predictions"
 MADE_UP = "made-up ids"  # a speed's text where no file was given
 
 _EVALUATE_AGAIN = "delete it and evaluate again"
@@ -187,6 +190,8 @@ def _visible(folder: Path) -> list[Path]:
 def _read_task(folder: Path, model: str, found: Results) -> None:
     """Add the cells and failures in a task's folder to ``found``."""
     for path in _visible(folder):
+        if path.name.endswith(KEPT_MODEL) or (PREDICTIONS in path.name and path.suffix == ".jsonl"):
+            continue
         if path.is_dir() or path.suffix != ".json":
             raise UserError(f"{path}: not a cell's file; move it elsewhere")
         failed = path.name.endswith(FAILED)

@@ -49,7 +49,7 @@ def parser() -> Parser:
     )
     add = made.add_argument
     add("--model", action="append", required=True, help="a Hugging Face folder or hub id; may be given several times")
-    add("--task", required=True, help=f"one or several, separated by commas: {', '.join(TASKS)}")
+    add("--task", required=True, help=f"one or several, separated by commas: {', '.join(TASKS)}; your own as FILE.toml")
     add("--data", help="a folder with the original files, or a hub id (default: the task's own on the hub)")
     add("--out", type=Path, required=True, help="the folder for results")
     add("--name", help="the model's name there (default: its folder's)")
@@ -59,6 +59,13 @@ def parser() -> Parser:
     add("--epochs", type=whole_number(1), nargs="+", default=(), help="override the paper's epochs")
     add("--batch", type=whole_number(1), help="rows per update (default: the paper's)")
     add("--length", type=whole_number(1), help="tokens (default: the paper's)")
+    add(
+        "--keep",
+        nargs="+",
+        default=(),
+        choices=("models", "predictions"),
+        help="also keep each cell's fine-tuned model, its predictions, or both, next to its scores",
+    )
     add("--languages", help="of XNLI, MLQA, XQuAD and bitext, separated by commas (default: all that are there)")
     add(
         "--prefix", help="before each text in sts, lee and bitext, like 'query: ' (default: as the model's folder says)"

@@ -21,7 +21,7 @@ import transformers
 from data_prep.cli import UserError, some
 from data_prep.files import write_json
 from pipeline.artifacts import results
-from pipeline.evaluate import embedding, finetune, qa
+from pipeline.evaluate import embedding, finetune, keeping, qa
 from pipeline.evaluate.baseline import baseline
 from pipeline.evaluate.rows import TaskData
 from pipeline.evaluate.scored_model import ScoredModel, check_fit, label_order
@@ -67,6 +67,7 @@ class Job:
     cells: list[Cell]
     finished: list[Cell]
     failed: list[Cell]
+    keep: tuple[str, ...] = ()  # of keeping.CHOICES
 
 
 def make_job(options: argparse.Namespace, model: ScoredModel, task: str, data: TaskData, facts: dict) -> Job:
@@ -97,16 +98,22 @@ def make_job(options: argparse.Namespace, model: ScoredModel, task: str, data: T
         for rate, epochs in settings(TASKS[task], options.grid, options.learning_rate, options.epochs)
         for seed in options.seeds
     ]
-    return _job(model, task, data, facts, cells)
+    return _job(model, task, data, facts, cells, tuple(options.keep))
 
 
-def _job(model: ScoredModel, task: str, data: TaskData, facts: dict, cells: list[Cell]) -> Job:
-    """Find which of the cells are finished. Raises UserError for one of other weights, data or settings."""
-    finished = [cell for cell in cells if cell.path.exists()]
-    for cell in finished:
+def _job(
+    model: ScoredModel, task: str, data: TaskData, facts: dict, cells: list[Cell], keep: tuple[str, ...] = ()
+) -> Job:
+    """Find which of the cells are finished, with all that is to be kept of them.
+
+    Raises UserError for one of other weights, data or settings.
+    """
+    scored = [cell for cell in cells if cell.path.exists()]
+    for cell in scored:
         _check_same(cell, model, facts)
+    finished = [cell for cell in scored if all(path.exists() for path in keeping.paths(cell.path, keep, data.scored))]
     failed = [cell for cell in cells if cell.failure.exists()]
-    return Job(model, task, data, facts, list(label_order(model, task)), cells, finished, failed)
+    return Job(model, task, data, facts, list(label_order(model, task)), cells, finished, failed, keep)
 
 
 def _settings(options: argparse.Namespace, task: str, rate: float, epochs: int, seed: int) -> dict:
@@ -153,6 +160,11 @@ def check_card(model: ScoredModel, out: Path) -> None:
 
 def run_job(job: Job, say: Callable[..., object], label: str) -> list[str]:
     """Run the cells that are not finished. Returns a line for each that failed."""
+    again = sum(cell.path.exists() for cell in job.cells) - len(job.finished)
+    if again:
+        say(
+            f"{label}: {again} of {len(job.cells)} cells are trained again: their {' and '.join(job.keep)} were not kept"
+        )
     if job.finished:
         say(f"{label}: {len(job.finished)} of {len(job.cells)} cells were finished earlier")
     done, failed_before = ({cell.path for cell in cells} for cells in (job.finished, job.failed))
@@ -210,7 +222,19 @@ def _scores(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> tu
     """The scores of each scored set, and of each dev set where others are scored."""
     if TASKS[job.task].embeds:
         return embedding.scores(job.model, job.task, job.data, cell.settings, TASKS[job.task].batch), {}
-    return finetune.finetune(job.model, job.task, job.order, encoded(), cell.settings)
+    if not job.keep:
+        return finetune.finetune(job.model, job.task, job.order, encoded(), cell.settings)
+
+    def keep(model: transformers.PreTrainedModel, outputs: dict) -> None:
+        if not is_first():
+            return
+        if keeping.MODELS in job.keep:
+            keeping.keep_model(cell.path, model, job.model)
+        for key, own in outputs.items() if keeping.ROWS in job.keep else ():
+            rows, features = job.data.scored[key], encoded().scored[key].features
+            keeping.keep_predictions(cell.path, key, job.task, job.order, rows, features, own)
+
+    return finetune.finetune(job.model, job.task, job.order, encoded(), cell.settings, keep=keep)
 
 
 def encode(job: Job) -> finetune.Encoded:

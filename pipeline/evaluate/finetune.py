@@ -9,7 +9,8 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,12 +81,12 @@ def encode_labelled(
     """Texts as ids of at most ``length`` tokens, labels as the numbers that the model's outputs have in ``order``."""
     ids = [order.index(label) for label in task.labels]
 
-    def encode(batch: dict[str, list]) -> dict[str, list]:
+    def encode(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
         encoded = dict(tokenizer(batch["first"], batch.get("second"), truncation=True, max_length=length))
         labels = [ids[label] for label in batch["label"]] if ids else batch["label"]
-        return encoded | {"label": labels, "length": [len(row) for row in encoded["input_ids"]]}
+        return encoded | {"label": labels, "row": numbers, "length": [len(row) for row in encoded["input_ids"]]}
 
-    return rows.map(encode, batched=True, remove_columns=rows.column_names, **IN_MEMORY)
+    return rows.map(encode, batched=True, with_indices=True, remove_columns=rows.column_names, **IN_MEMORY)
 
 
 def labelled_set(features: Dataset, task: Task, order: Sequence[str]) -> ScoredSet:
@@ -97,7 +98,9 @@ def labelled_set(features: Dataset, task: Task, order: Sequence[str]) -> ScoredS
     def score(outputs: np.ndarray) -> dict[str, float]:
         if not task.labels:
             return label_scores(task, outputs[:, 0], labels)
-        return label_scores(task, ids[outputs.argmax(-1)], ids[labels])
+        in_order = np.empty_like(outputs)
+        in_order[:, ids] = outputs
+        return label_scores(task, ids[outputs.argmax(-1)], ids[labels], in_order)
 
     return ScoredSet(features, score)
 
@@ -141,11 +144,17 @@ class KeepBest(TrainerCallback):
 
 
 def finetune(
-    model: ScoredModel, name: str, order: Sequence[str], data: Encoded, settings: dict
+    model: ScoredModel,
+    name: str,
+    order: Sequence[str],
+    data: Encoded,
+    settings: dict,
+    keep: Callable[[PreTrainedModel, dict[str, Any]], None] | None = None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """Train and score one cell. Returns the scores of each scored set, and of each dev set where others are scored.
 
-    Raises RuntimeError if the loss is not finite.
+    ``keep`` is given the trained model and its outputs for each scored set, on every process. Raises RuntimeError if the
+    loss is not finite.
     """
     set_seed(settings["seed"])
     with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one; nothing is kept there
@@ -158,7 +167,11 @@ def finetune(
             assert trainer.model is not None
             trainer.model.load_state_dict(best.weights)
 
-        scores = scores_of(trainer, data.scored)
+        outputs: dict[str, Any] = {}
+        scored = _noting(data.scored, outputs) if keep else data.scored
+        scores = scores_of(trainer, scored)
+        if keep:
+            keep(trainer.accelerator.unwrap_model(trainer.model), outputs)
         of_dev = {}
         if data.dev is not data.scored:
             of_dev = scores_of(trainer, data.dev)
@@ -220,6 +233,16 @@ def scores_of(trainer: Trainer, sets: dict[str, ScoredSet]) -> dict[str, dict[st
         else:
             found[key] = each.score(np.asarray(outputs, np.float32))
     return found
+
+
+def _noting(sets: dict[str, ScoredSet], outputs: dict[str, Any]) -> dict[str, ScoredSet]:
+    """The sets; what they are scored by is also put into ``outputs``, by their keys."""
+
+    def score(key: str, given: Any) -> dict[str, float]:
+        outputs[key] = given
+        return sets[key].score(given)
+
+    return {key: replace(each, score=partial(score, key)) for key, each in sets.items()}
 
 
 def _joint_score(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from data_prep.cli import UserError
 from pipeline.artifacts import results
-from pipeline.evaluate import embedding, finetune
+from pipeline.evaluate import embedding, finetune, own_tasks
 from pipeline.evaluate.cells import Job, check_card, make_job
 from pipeline.evaluate.scored_model import open_model
 from pipeline.evaluate.task_data import read_task
@@ -23,9 +23,13 @@ from pipeline.models.arithmetic import adopt, rates
 
 def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     """(tasks, languages). Raises UserError for unknown tasks and options that clash."""
-    tasks = [check_task(name) for name in _names(options.task)]
+    tasks = [own_tasks.register(name) if own_tasks.is_own(name) else check_task(name) for name in _names(options.task)]
+    if len(set(tasks)) < len(tasks):
+        raise UserError(f"--task {options.task}: two have the same name; give one of them another name in its file")
     if not tasks:
         raise UserError(f"--task {options.task!r}: no task; tasks are {', '.join(TASKS)}")
+    if options.data and all(TASKS[task].own for task in tasks):
+        raise UserError(f"--data {options.data}: {options.task} says where its files are; leave it out")
     if options.name and len(options.model) > 1:
         raise UserError(f"--name {options.name}: with {len(options.model)} models; evaluate them one after the other")
     if options.out.exists() and not options.out.is_dir():
@@ -44,7 +48,7 @@ def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
 def _unused(options: argparse.Namespace) -> str:
     """An option that is given and only for training."""
     given = {"--learning-rate": options.learning_rate, "--epochs": options.epochs, "--grid": options.grid}
-    given["--batch"] = options.batch
+    given |= {"--batch": options.batch, "--keep": options.keep}
     return next((name for name, value in given.items() if value), "")
 
 

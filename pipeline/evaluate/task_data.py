@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from data_prep.cli import UserError
 from pipeline.evaluate import hub, task_files, text_pairs
+from pipeline.evaluate.own_rows import read_own
 from pipeline.evaluate.rows import TaskData, is_path
 from pipeline.evaluate.tasks import TASKS, Task
 
@@ -22,6 +23,9 @@ def read_task(name: str, data: str | None, languages: Sequence[str] = ()) -> Tas
     task = TASKS[name]
     if languages and not task.languages:
         raise UserError(f"--languages: {name} has one language; leave it out")
+    if task.own:
+        own = read_own(name)
+        return own if task.embeds else _checked(name, own)
     if task.embeds:
         return text_pairs.read(name, data, languages)
     if data is None or not is_path(data):

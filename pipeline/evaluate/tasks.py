@@ -4,12 +4,13 @@ Those of the papers are GLUE (arXiv 1804.07461), SQuAD 1.1 and 2.0 (1606.05250, 
 (1910.07475), XQuAD (1910.11856). Hyper-parameters are those of MiniLM (2002.10957, appendix), common to all: linear schedule,
 warm-up over 10 % of the steps, weight decay 0.01 (not on biases and norms), gradients clipped to 1. Adam's β and ε are not
 given there: they are BERT's usual 0.9, 0.999 and 1e-8. Three more tasks train nothing: they compare the vectors that a model
-makes of texts. Another task is one more entry of ``TASKS``.
+makes of texts. Another task is one more entry of ``TASKS``, or a user's own, see own_tasks.py.
 """
 
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from data_prep.cli import UserError
@@ -34,6 +35,15 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Own:
+    """A user's own task: the file that describes it, and the files of its sets by name, train, dev or test."""
+
+    source: Path
+    files: dict[str, Path]
+    numbers: bool = False  # labels are numbers, not names
+
+
+@dataclass(frozen=True)
 class Task:
     """One task. ``scores`` are in percent; the papers show the first."""
 
@@ -54,6 +64,7 @@ class Task:
     languages: bool = False  # one dev or test set for each language
     embeds: bool = False  # nothing is trained: the vectors of texts are compared
     unanswerable: bool = False  # SQuAD 2.0's questions without an answer
+    own: Own | None = None  # a user's own, whose layout's columns are names
     length: int = 128  # tokens
     stride: int = 128  # tokens from one window of a long context to the next
     batch: int = 32
@@ -236,7 +247,9 @@ def check_task(name: str) -> str:
     if name not in TASKS and not (name.startswith(MTEB) and name != MTEB):
         near = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), TASKS, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"--task {name}: unknown task; {hint}tasks are {', '.join(TASKS)}, and mteb's as {MTEB}NAME")
+        raise UserError(
+            f"--task {name}: unknown task; {hint}tasks are {', '.join(TASKS)}, and mteb's as {MTEB}NAME; your own as FILE.toml"
+        )
     return name
 
 

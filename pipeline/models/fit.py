@@ -6,22 +6,27 @@ from collections.abc import Callable
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.models.families import family_of, global_layers, knows_segments, longest_input
-from pipeline.models.loading import load_config, load_tokenizer
+from pipeline.models.loading import load_config, load_tokenizer, weights_of
+from pipeline.models.origin import check_origin
 from pipeline.models.portable import marks_pairs
 from pipeline.models.students import (
     build_student,
     copy_every_kth_layer,
+    copy_whole,
     project_embeddings,
     student_config,
     student_ffn,
 )
 from pipeline.models.vocabulary import student_ids_of, vocabulary_of
 from pipeline.models.weights import Weights
-from pipeline.settings.recipe import PAIR, Recipe
+from pipeline.settings.recipe import INITS, PAIR, Recipe
 
 
-def check_teacher(recipe: Recipe, config: PreTrainedConfig) -> None:
-    """Raise UserError for what does not suit the teacher's shape: layer, widths, length, vocabulary, the student's start."""
+def check_teacher(recipe: Recipe, config: PreTrainedConfig, starts: bool = True) -> None:
+    """Raise UserError for what does not suit the teacher's shape: layer, widths, length, vocabulary, the student's start.
+
+    A student that resumes, and so does not ``starts``, needs no more what it once began from.
+    """
     layers, width = config.num_hidden_layers, config.hidden_size
     recipe.need("teacher.layer", 1 <= recipe.teacher.layer <= layers, f"one of the teacher's layers 1 to {layers}")
     recipe.divides("relation_heads", width, recipe.relation_heads, "relation heads", f"the teacher's width {width}")
@@ -49,7 +54,10 @@ def check_teacher(recipe: Recipe, config: PreTrainedConfig) -> None:
     size = recipe.student.hidden // recipe.student.heads
     if family_of(student).rotated and size % 2:
         recipe.refuse("student.heads", f"heads of width {size} cannot be rotated; use an even width")
-    _check_start(recipe, config, student)
+    if recipe.student.init in INITS:
+        _check_start(recipe, config, student)
+    elif starts:
+        check_origin(recipe, student)
 
 
 def with_segments(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Recipe:
@@ -130,11 +138,13 @@ def untrained_student(recipe: Recipe, teacher_config: PreTrainedConfig, teacher:
 
 
 def initialise(student: PreTrainedModel, recipe: Recipe, teacher_config: PreTrainedConfig, teacher: Weights) -> None:
-    """Put in the place of its random numbers what ``student.init`` takes of ``teacher``."""
+    """Put in the place of its random numbers what ``student.init`` takes of ``teacher``, or of another student."""
     if recipe.student.init == "teacher":
         copy_every_kth_layer(teacher, student, recipe.teacher.layer, student_ids_of(recipe))
     elif recipe.student.init == "pca":
         project_embeddings(teacher, teacher_config, student, student_ids_of(recipe))
+    elif recipe.student.init not in INITS:
+        copy_whole(weights_of(recipe.student.init, "main", student.config), student)
 
 
 def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:

@@ -106,6 +106,14 @@ def copy_every_kth_layer(
     return chosen
 
 
+def copy_whole(origin: Weights, student: PreTrainedModel) -> None:
+    """Give ``student`` all weights of a model of its shape; its pooler stays random where that model has none."""
+    own = {name: x for name, x in student.state_dict().items() if name in origin or not name.startswith("pooler.")}
+    origin.check({name: tuple(tensor.shape) for name, tensor in own.items()})
+    for name, tensor in own.items():
+        tensor.copy_(origin.tensor(name))
+
+
 def project_embeddings(
     teacher: Weights, config: PreTrainedConfig, student: PreTrainedModel, ids: np.ndarray | None = None
 ) -> None:

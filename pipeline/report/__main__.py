@@ -4,7 +4,8 @@ python -m pipeline.report RESULTS_DIR [--runs RUN_DIR …] [--teacher NAME]
     students compared with their teacher and with the papers, from the results of pipeline.evaluate and pipeline.speed:
     RESULTS_DIR/report.md with its charts, and report.html, one file that needs nothing else
 python -m pipeline.report RUN_DIR STUDENT_FOLDER [--scores RESULTS_DIR]
-    sizes, measured speed-up, held-out losses and relation maps of a run and its exported student, and the scores of both
+    sizes, measured speed-up, held-out losses with their chart and relation maps of a run and its exported student, and the
+    scores of both: RUN_DIR/report.md and its pictures, and report.html
 """
 
 import argparse
@@ -103,7 +104,8 @@ def _report_run(options: argparse.Namespace) -> None:
         raise UserError("--runs, --teacher and --all-tables are for a results folder; leave the student's folder out")
     from pipeline.report.run import report  # torch takes seconds
 
-    print(report(options.folder, options.student, options.scores, options.teacher))
+    text = report(options.folder, options.student, options.scores, options.teacher)
+    print(f"{text}\n{options.folder / 'report.md'}\n{options.folder / 'report.html'}")
 
 
 def _report_results(options: argparse.Namespace) -> None:

@@ -57,9 +57,13 @@ def _rows(count: object) -> str:
 def command(scores: Scores, model: dict, task: str, cells: list[Cell]) -> str:
     """The command line that makes these cells again."""
     first = cells[0]
-    typed = ["python", "-m", "pipeline.evaluate", "--model", model["path"], "--name", model["name"], "--task", task]
     source = str(first.data.get("source") or "")
-    if source and not re.search("==|, ", source):  # a package, or several of the hub: what is read without --data
+    own = source.endswith(".toml")  # the description of a user's own task
+    typed = ["python", "-m", "pipeline.evaluate", "--model", model["path"], "--name", model["name"]]
+    typed += ["--task", source if own else task]
+    if (
+        source and not own and not re.search("==|, ", source)
+    ):  # a package, or several of the hub: what is read without --data
         typed += ["--data", source]
     if seeds := [str(cell.settings["seed"]) for cell in cells if "seed" in cell.settings]:
         typed += ["--seeds", *seeds]

@@ -34,6 +34,7 @@ pre { background: #f5f5f2; padding: 0.7rem 0.9rem; overflow-x: auto; font-size: 
 code { font-family: ui-monospace, "DejaVu Sans Mono", "Liberation Mono", monospace; }
 .pictures { display: flex; flex-wrap: wrap; gap: 0.8rem 1.6rem; max-width: none; margin: 0.8rem 0; }
 .pictures img { width: 100%; max-width: 27rem; height: auto; flex: 0 1 27rem; min-width: 0; }
+.pictures img[src^="data:image/png"] { max-width: 48rem; flex-basis: 48rem; }
 @media (max-width: 600px) {
   body { font-size: 15px; padding: 0.6rem 0.8rem 3rem; }
   th, td { padding: 0.3rem 0.5rem; }
@@ -80,13 +81,14 @@ def linked(charts: dict[str, bytes], kind: str) -> list[str]:
 
 
 def html(title: str, text: str, pictures: dict[str, bytes]) -> str:
-    """The page of a Markdown ``text``. ``pictures``: SVG by the file name that the text links to."""
+    """The page of a Markdown ``text``. ``pictures``: SVG or PNG by the file name that the text links to."""
     body = markdown.markdown(text, extensions=["tables"], output_format="html")
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     body = re.sub(r"<p>(?=<img [^>]*>)", '<p class="pictures">', body)
     for name, picture in pictures.items():
         data = base64.b64encode(picture).decode()
-        body = body.replace(f'src="{name}"', f'src="data:image/svg+xml;base64,{data}"')
+        kind = "image/png" if name.endswith(".png") else "image/svg+xml"
+        body = body.replace(f'src="{name}"', f'src="data:{kind};base64,{data}"')
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -1,9 +1,10 @@
 """The report of one run, which `python -m pipeline.report RUN_DIR STUDENT_FOLDER` makes.
 
-It writes RUN_DIR/report.md and RUN_DIR/relations.png: sizes, measured speed-up, held-out losses before and after, and the
-next commands.
+It writes RUN_DIR/report.md with RUN_DIR/losses.svg and RUN_DIR/relations.png, and RUN_DIR/report.html, one file with both
+pictures inside: sizes, measured speed-up, held-out losses before and after, their chart, and the next commands.
 """
 
+from html import escape
 from pathlib import Path
 
 import torch
@@ -11,22 +12,26 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from data_prep.cli import UserError
-from data_prep.files import write_text
+from data_prep.files import write_atomic, write_text
 from pipeline.artifacts import checkpoints
-from pipeline.artifacts.metrics import heldout_rows, source_rows
+from pipeline.artifacts.metrics import heldout_rows, read_metrics, source_rows
 from pipeline.measuring import device_here, device_name, forward_seconds, made_up_batches
 from pipeline.models.counting import count_parameters
 from pipeline.models.cut import cut_encoder
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.pairs import PAIRS, value_mse_note
+from pipeline.report import charts
 from pipeline.report.kept import kept
+from pipeline.report.page import html
 from pipeline.training.maps import SENTENCE, relation_maps, save_figure
 
 transformers_logging.disable_progress_bar()
 
+LOSSES = "losses.svg"
+
 
 def report(run: Path, student_folder: Path, scores: Path | None = None, reference: str | None = None) -> str:
-    """The report's Markdown text, which is also written to the run folder with its picture.
+    """The report's Markdown text, which is also written to the run folder with its pictures, and as HTML.
 
     ``scores``: a results folder whose models are compared in it; ``reference``: the teacher's name there, if it is not clear.
     """
@@ -36,7 +41,7 @@ def report(run: Path, student_folder: Path, scores: Path | None = None, referenc
     teacher = load_model(recipe["teacher"]["model"], recipe["teacher"]["revision"], torch.float32)
     draw(run / "relations.png", recipe, teacher, student, student_folder)
     lines = [
-        f"# {run.name}: {checkpoint.step} of {recipe['steps']} steps",
+        f"# {escape(run.resolve().name, quote=False)}: {checkpoint.step} of {recipe['steps']} steps",
         "",
         *sizes(teacher, student),
         "",
@@ -45,6 +50,7 @@ def report(run: Path, student_folder: Path, scores: Path | None = None, referenc
         *([] if scores is None else kept(scores, reference)),
         *losses(run, checkpoint.step, recipe["pairs"]),
         "",
+        *linked_chart(run, checkpoint.step, recipe["pairs"]),
         *sources(run, checkpoint.step),
         "![Relations of teacher and student for one sentence](relations.png)",
         "",
@@ -56,6 +62,8 @@ def report(run: Path, student_folder: Path, scores: Path | None = None, referenc
         "    ./run.sh distill my_recipe.toml                # your own teacher; start from pipeline/recipes/demo.toml",
     ]
     text = "\n".join(lines) + "\n"
+    pictures = {path.name: path.read_bytes() for path in (run / LOSSES, run / "relations.png") if path.exists()}
+    write_text(run / "report.html", html(f"{run.resolve().name}: the report of a run", text, pictures))
     write_text(run / "report.md", text)
     return text
 
@@ -114,6 +122,16 @@ def losses(run: Path, step: int, pairs: list[str]) -> list[str]:
     for name in ("loss", *pairs):
         rows.append(f"| {name} | {first[name]:.4f} | {last[name]:.4f} | {100 * last[name] / first[name]:.0f} % |")
     return rows
+
+
+def linked_chart(run: Path, step: int, pairs: list[str]) -> list[str]:
+    """Draw RUN/losses.svg, the losses up to ``step``; returns the lines that show it: none without losses."""
+    rows = [row for row in read_metrics(run) if row["step"] <= step and row["kind"] in ("train", "heldout")]
+    if not rows:
+        (run / LOSSES).unlink(missing_ok=True)
+        return []
+    write_atomic(run / LOSSES, charts.losses(run.resolve().name, f"nats{value_mse_note(pairs)}", rows))
+    return [f"![Losses by step: points held out, faint lines training]({LOSSES})", ""]
 
 
 def sources(run: Path, step: int) -> list[str]:

@@ -1,5 +1,7 @@
 """The sentences at the start of a run: models, hosting, batch, data, and notes on what may surprise."""
 
+from dataclasses import replace
+
 from data_prep.machine import threads
 from pipeline.data.fits import notes
 from pipeline.data.reading import Heldout
@@ -21,9 +23,12 @@ def introduce(
     recipe, corpus = run.recipe, run.corpus
     everywhere(monitors, "\n".join(shared(run, teacher)))
     for monitor, student in zip(monitors, models.students, strict=True):
+        monitor.describe(student.recipe.to_dict())
         monitor.say(about_student(student))
         resumed = student.checkpoint
         monitor.say(f"Resuming from {resumed.path}." if resumed else "Starting at step 0.")
+        for note in about_steps(student):
+            monitor.say(note)
         if student.about_loss:
             monitor.say(student.about_loss)
         for note in about_bits(student) + about_products(student):
@@ -89,6 +94,22 @@ def about_attention(recipe: Recipe, ranks: Ranks) -> list[str]:
     return [
         "note: layout = 'doc' pads sequences, and torch's flash attention takes no mask: the attention of padded batches is "
         "computed by another of its kernels (docs/guides/gpu.md says what that concerns); layout = 'packed' has no mask"
+    ]
+
+
+def about_steps(student: Built) -> list[str]:
+    """A note if a run is resumed with another number of steps than before: what becomes of its learning rate."""
+    if student.checkpoint is None:
+        return []
+    recipe, done = student.recipe, student.checkpoint.step
+    before = replace(recipe, steps=student.checkpoint.info["recipe"]["steps"])
+    if before.steps == recipe.steps:
+        return []
+    rates = f"{before.learning_rate_at(done - 1):.3g} in step {done}, {recipe.learning_rate_at(done):.3g} in step {done + 1}"
+    return [
+        f"note: steps = {recipe.steps}, before {before.steps}: from here on the learning rate is that of a run of "
+        f"{recipe.steps} steps ({rates}); the steps that are done are not made again, so this is not the run that such a "
+        "recipe makes from its start"
     ]
 
 

@@ -9,13 +9,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from data_prep.cli import UserError
 from pipeline.artifacts.metrics import keep_until
+from pipeline.artifacts.run_folder import flat
 from pipeline.data.reading import Reading
 
 _BUFFER = 2**20  # bytes: what a disk does not take stays here, and goes with the next row
@@ -62,6 +65,19 @@ class Monitor:
             smoothing=0.1,
         )
         self._logged, self._busy, self._waited, self._since = start, 0.0, 0.0, time.perf_counter()
+
+    def describe(self, recipe: dict) -> None:
+        """Write what the run is made by for TensorBoard: as text, and as hyper-parameters next to the held-out loss.
+
+        Of the latter TensorBoard shows those of the first start.
+        """
+        values = {key: _plain(value) for key, value in flat(recipe).items()}
+        text = "\n".join(["| key | value |", "|---|---|", *(f"| {key} | `{value}` |" for key, value in values.items())])
+        with self._writing("board"):
+            self._board.add_text("recipe", text, self._logged)
+            writer: Any = self._board.file_writer
+            for summary in hparams(values, {"heldout/loss": None}):
+                writer.add_summary(summary)  # add_hparams would make a run of its own
 
     def say(self, line: str, about_all: bool = False, shown: bool = True) -> None:
         """A sentence for the person, above the bar: about this run, or ``about_all`` that train together."""
@@ -163,6 +179,10 @@ class Monitor:
             yield
         except OSError as error:
             self.failure = self.failure or f"{self._paths[name]}: {error.strerror}"
+
+
+def _plain(value: object) -> bool | str | float:
+    return value if isinstance(value, bool | str | int | float) else json.dumps(value)
 
 
 def _end_of_thread(ended: threading.ExceptHookArgs) -> None:

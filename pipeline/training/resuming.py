@@ -3,6 +3,9 @@
 Samples need no state: what is read in a step is a pure function of the step, the batch, the seed and the corpus. The step is
 the checkpoint's; ``newest_checkpoint`` rejects another recipe or corpus (but for run_folder.FREE); data/order.py numbers the
 samples, ``steps`` of data/reading.py takes a rank's slice of a step. Dropout is a function of the step too, see step.py.
+
+So is the learning rate, of the step and of the recipe's ``steps``, which may be other ones than before as long as they are no
+fewer than are done: the rate goes on as if the run had had them from its start. Which ones it had is kept.
 """
 
 from importlib.metadata import version
@@ -46,8 +49,13 @@ def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint |
         return None
     checkpoint.check()
     before, now = flat(recipe_of(checkpoint.info["recipe"], str(run)).to_dict()), flat(recipe.to_dict())
+    if recipe.steps < checkpoint.step:
+        recipe.refuse(
+            "steps",
+            f"{checkpoint.path} has {checkpoint.step} of them; use as many or more to extend it, or another out",
+        )
     for key in now:
-        if key not in FREE and before[key] != now[key]:
+        if key not in (*FREE, "steps") and before[key] != now[key]:
             raise UserError(
                 f"{recipe.source}: {key} = {now[key]!r}, but {checkpoint.path} was made with {before[key]!r}; "
                 "use another out, or the previous value"
@@ -58,6 +66,15 @@ def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint |
             f"{checkpoint.info['corpus'][:12]}); use another out, or the previous data"
         )
     return checkpoint
+
+
+def earlier_steps(checkpoint: Checkpoint | None, recipe: Recipe) -> list[list[int]]:
+    """[[step, steps], …]: until ``step`` the rate followed a recipe of so many ``steps``, not those that it has now."""
+    if checkpoint is None:
+        return []
+    earlier: list[list[int]] = checkpoint.info.get("earlier_steps", [])
+    before = checkpoint.info["recipe"]["steps"]
+    return earlier if before == recipe.steps else [*earlier, [checkpoint.step, before]]
 
 
 def check_same_teacher(checkpoint: Checkpoint, digest: str, recipe: Recipe) -> None:
@@ -154,6 +171,7 @@ def checkpoint_info(run: Run, teacher: HostedTeacher, trainee: Trainee, step: in
             "distillation": teacher.history,
         },
         "student_ids": _vocabulary_hash(recipe),
+        "earlier_steps": trainee.earlier_steps,
         "ranks": run.ranks.world,
         "arithmetic": arithmetic_of(recipe.precision, run.ranks.device, recipe.arithmetic),
         "fused": trainee.fused,

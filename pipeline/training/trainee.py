@@ -19,7 +19,8 @@ class Trainee:
 
     ``fused``: its loss is computed by the kernel, not by ``divergence``. ``names`` and ``tail`` are those of models.cut.split;
     ``teacher_layers`` those whose q, k, v the teacher's pass returns;
-    ``start`` is the step it resumes from; ``unchecked`` losses, by step, are still to be found finite.
+    ``start`` is the step it resumes from, ``earlier_steps`` are those of resuming.py; ``unchecked`` losses, by step, are still
+    to be found finite.
     """
 
     recipe: Recipe
@@ -30,6 +31,7 @@ class Trainee:
     tail: dict[str, Tensor] = field(default_factory=dict)
     teacher_layers: tuple[int, ...] = ()
     start: int = 0
+    earlier_steps: list[list[int]] = field(default_factory=list)
     unchecked: dict[int, Tensor] = field(default_factory=dict)
 
     def losses(

@@ -215,5 +215,5 @@ def test_a_list_in_json_is_no_text_and_told_what_to_do(refused):
 def test_what_is_no_parquet_is_known_by_name_too(refused, form):
     assert refused(POINTER, form=form) == "a Git LFS pointer, not parquet: fetch the file itself (git lfs pull)"
     assert refused(HTML, form=form).startswith("an HTML page, not parquet: if a server sent it")
-    assert refused(b"ARROW1\0\0" + PROSE, form=form).startswith("an Arrow file, not parquet: convert it to parquet")
+    assert refused(b"ARROW1\0\0" + PROSE, form=form).startswith("an Arrow file, not parquet: use format arrow")
     assert refused(b"PARE" + PROSE, form=form) == "encrypted parquet, which is not read: decrypt it first"

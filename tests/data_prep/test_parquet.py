@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.cli import UserError
-from data_prep.formats import parquet
+from data_prep.formats import columns, parquet
 from data_prep.formats.by_name import open_format
 from data_prep.formats.readers import PIECE
 from tests.parts.corpora import noise, paragraphs
@@ -187,7 +187,7 @@ def test_a_row_group_belongs_to_the_piece_it_begins_in_wherever_reading_begins(w
 
 
 def test_values_that_are_no_text_are_dropped_and_damaged_ones_mended(write, monkeypatch):
-    monkeypatch.setattr(parquet, "LONGEST_VALUE", 100)
+    monkeypatch.setattr(columns, "LONGEST_VALUE", 100)
     values = [b"a\r\nb", None, b"", b"x" * 100, b"y" * 101, b"na\0ul \xff"]
     documents = [document for _, document in read(write({"text": pa.array(values, pa.binary())}))]
     assert [document.dropped for document in documents] == ["", "null", "empty", "", "value_over_16_mib", ""]

@@ -170,13 +170,35 @@ def test_extend_adds_a_language_and_makes_nothing_again(corpus, vocab, tmp_path)
     data = tmp_path / "d"
     assert run_cli("prepare", "--out", data, *options(corpus, vocab, "en", "sw")).returncode == 0
     before = written(data)
-    done = run_cli("extend", "--out", data, "--source", f"de=text:{corpus}/de.txt")
+    done = run_cli("extend", data, "--source", f"de=text:{corpus}/de.txt")
     assert done.returncode == 0, done.stderr
     assert {*open_corpus(data).sources} == {"de", "en", "sw"}
     assert before.items() <= written(data).items() and len(written(data)) > len(before)
     assert verify(data, deep=True) == []
     assert run_cli("prepare", "--out", tmp_path / "e", *options(corpus, vocab, "en", "sw", "de")).returncode == 0
     assert tree(data) == tree(tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (["d", "--alpha", "1"], "d, of None"),
+        (["d", "cc100"], "d, of cc100"),
+        (["cc100", "--out", "d"], "d, of cc100"),
+        (["--out", "d"], "d, of None"),
+        ([], "no folder is named; write extend DIR, with what to add: --source, CORPUS or --budget-tokens"),
+        (["d", "cc100", "--out", "e"], "--out e: and d are two folders to extend; name one"),
+    ],
+)
+def test_extend_takes_its_folder_as_the_other_verbs_do_or_by_its_option(monkeypatch, words, folder):
+    arguments = command.parser().parse_args(["extend", *words])
+
+    def planned_again(out):
+        raise UserError(f"{out}, of {arguments.corpus}")
+
+    monkeypatch.setattr(command, "planned_again", planned_again)
+    with pytest.raises(UserError, match=f"^{folder}$"):
+        arguments.run(arguments)
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ def test_a_text_without_blank_lines_is_cut_and_nothing_is_lost(write, monkeypatc
 
 
 def test_every_format_opens_by_its_name():
-    assert FORMATS == ("wikipedia", "text", "cc100", "books", "jsonl", "parquet", "bookcorpus")
+    assert FORMATS == ("wikipedia", "text", "cc100", "books", "jsonl", "csv", "parquet", "bookcorpus", "arrow")
     assert all(isinstance(open_format(name), Format) for name in FORMATS)
     assert open_format("cc100") == open_format("text")
 
@@ -216,5 +216,5 @@ def test_an_unknown_format_is_rejected_with_the_nearest_known_one():
 
 @pytest.mark.parametrize("name", ["wikipedia", "text", "cc100", "books"])
 def test_a_field_is_rejected_where_there_are_none(name):
-    with pytest.raises(UserError, match=f"field 'body': format {name} has no fields; only jsonl, parquet, bookcorpus"):
+    with pytest.raises(UserError, match=f"field 'body': format {name} has no fields; only jsonl, csv, parquet"):
         open_format(name, "body")

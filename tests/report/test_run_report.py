@@ -1,6 +1,7 @@
 """pipeline.report.run on a small finished run, and by the command."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -26,6 +27,22 @@ def test_the_report_shows_sizes_speed_losses_and_maps(run, student):
     assert f"| vv | {heldout[0]['vv']:.4f} | {heldout[-1]['vv']:.4f} |" in text
     with Image.open(run / "relations.png") as picture:
         assert picture.width > 600 and picture.height > 600
+    assert "](losses.svg)" in text and "<svg" in (run / "losses.svg").read_text()
+    page = (run / "report.html").read_text()
+    sources = re.findall(r'<img [^>]*src="(.{20})', page)
+    assert sources == ["data:image/svg+xml;b", "data:image/png;base6"] and "<td>student</td>" in page
+
+
+def test_a_runs_chart_has_its_losses_up_to_the_reported_step_and_none_without_losses(tmp_path):
+    rows = [{"step": step, "kind": "heldout", "loss": 2.0, "qk": 1.0} for step in (0, 6, 12)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = []
+    for step in (6, 12):
+        assert run_report.linked_chart(tmp_path, step, ["qk"])[0].endswith("(losses.svg)")
+        drawn.append((tmp_path / "losses.svg").read_text())
+    assert drawn[0] != drawn[1] and "12" in drawn[1]
+    (tmp_path / "metrics.jsonl").unlink()
+    assert run_report.linked_chart(tmp_path, 12, ["qk"]) == [] and not (tmp_path / "losses.svg").exists()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from pipeline.artifacts.metrics import read_metrics, source_rows
 from pipeline.data.reading import Reading
@@ -186,3 +187,21 @@ def test_the_image_shows_each_pair_teacher_left_student_right():
     top = max(float(m.max()) for m in maps[0])
     assert int(image[0, 0]) == int(maps[0][0][0, 0] / top * 255)
     assert int(image[0, 5 * 4 + 4]) == int(maps[0][1][0, 0] / top * 255)
+
+
+def test_the_recipe_is_in_tensorboard_as_text_and_as_hyper_parameters(tmp_path):
+    recipe = {"steps": 10, "pairs": ["qk", "vv"], "deterministic": False, "student": {"layers": 3}}
+    for start in (0, 4):
+        monitor = Monitor(tmp_path, start, 10, 100)
+        monitor.describe(recipe | {"steps": 10 + start})
+        monitor.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    texts = [event.tensor_proto.string_val[0].decode() for event in board.Tensors("recipe/text_summary")]
+    assert [f"| steps | `{steps}` |" in text for steps, text in zip((10, 14), texts, strict=True)] == [True, True]
+    assert '| pairs | `["qk", "vv"]` |' in texts[0] and "| student.layers | `3` |" in texts[0]
+    plugin = HParamsPluginData.FromString(board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
+    values = plugin.session_start_info.hparams
+    assert values["steps"].number_value == 10 and values["student.layers"].number_value == 3
+    assert values["pairs"].string_value == '["qk", "vv"]' and not values["deterministic"].bool_value
+    experiment = HParamsPluginData.FromString(board.SummaryMetadata("_hparams_/experiment").plugin_data.content)
+    assert [metric.name.tag for metric in experiment.experiment.metric_infos] == ["heldout/loss"]
