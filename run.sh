@@ -79,7 +79,7 @@ say() {
 # Two ranks, but one on a machine with a single GPU. Killing this script ends the run that it started.
 begin_demo() {
     cd "$root"
-    export DISTILL_PARENT=$$ RANKS=2
+    export DISTILL_PARENT=$$ RANKS=2 DISTILL_DOOR=./run.sh
     python -c 'import sys, torch; sys.exit(torch.cuda.device_count() == 1)' || RANKS=1
 }
 
@@ -156,11 +156,13 @@ case $verb in
         exec python -m pytest "$@"
         ;;
     distill)
+        export DISTILL_DOOR=$0 # what messages call the commands by
         [ $# -gt 0 ] || die "distill needs a recipe: ./run.sh distill RECIPE [key=value …]"
         set_up
         exec python -m pipeline distill "$@"
         ;;
     prep | recipe | plan | doctor | export | trim-vocab | evaluate | speed | report | bench)
+        export DISTILL_DOOR=$0
         set_up
         exec python -m pipeline "$verb" "$@"
         ;;

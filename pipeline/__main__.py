@@ -2,10 +2,12 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from data_prep.cli import UserError, run_command
+from data_prep.cli import DOOR, UserError, run_command
 
 # verb: the module whose ``main`` it is, and what it does; the same verbs as run.sh's
 VERBS = {
@@ -27,7 +29,8 @@ def usage() -> str:
     """The verbs, a line each."""
     width = max(map(len, VERBS))
     lines = [f"  {verb:{width}}  {what}" for verb, (_, what) in VERBS.items()]
-    return "\n".join(["Usage: python -m pipeline VERB [ARGUMENTS]        (VERB --help says more)", "", *lines])
+    door = os.environ.get(DOOR, "python -m pipeline")
+    return "\n".join([f"Usage: {door} VERB [ARGUMENTS]        (VERB --help says more)", "", *lines])
 
 
 def main() -> int | None:
@@ -46,6 +49,8 @@ def main() -> int | None:
 
 def command() -> None:
     """Run the verb and exit, as the console script does."""
+    called = Path(sys.argv[0]).name
+    os.environ.setdefault(DOOR, "python -m pipeline" if called == "__main__.py" else called)
     run_command(main)
 
 
