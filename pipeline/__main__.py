@@ -13,7 +13,7 @@ from data_prep.cli import DOOR, UserError, run_command
 VERBS = {
     "prep": ("data_prep.__main__", "text to token shards: plan, prepare, status, verify, stats, extend, pack, bench"),
     "distill": ("pipeline.launch.__main__", "train a student, on this machine or on the hosts of a file"),
-    "recipe": ("pipeline.recipe", "check a recipe and print what follows from it"),
+    "recipe": ("pipeline.recipe.__main__", "check a recipe and print what follows from it, or write a new one"),
     "plan": ("pipeline.plan.__main__", "estimate a run's memory, traffic, time and disk"),
     "doctor": ("pipeline.doctor.__main__", "check that this machine, or the hosts of a file, are ready"),
     "export": ("pipeline.export", "the student as a Hugging Face folder"),

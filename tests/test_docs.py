@@ -103,7 +103,7 @@ def test_every_command_line_is_understood(page):
             (parser.parse_intermixed_args if intermixed else parser.parse_args)(arguments)
         except (UserError, SystemExit) as error:
             pytest.fail(f"{line}: {error}")
-        if module in ("pipeline.distill", "pipeline.recipe", "pipeline.launch.__main__", "pipeline.plan.__main__"):
+        if module in ("pipeline.distill", "pipeline.recipe.__main__", "pipeline.launch.__main__", "pipeline.plan.__main__"):
             if line in MISTAKES:
                 with pytest.raises(UserError):
                     check_recipe(arguments, line)

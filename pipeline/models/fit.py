@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.models.arithmetic import Product
 from pipeline.models.families import family_of, global_layers, knows_segments, longest_input
 from pipeline.models.loading import load_config, load_tokenizer
 from pipeline.models.portable import marks_pairs
@@ -147,3 +148,15 @@ def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 def tokenizer_origin(recipe: Recipe) -> tuple[str, str]:
     """The folder or hub id that ``student_tokenizer`` is loaded from, and the revision."""
     return (recipe.student.vocab, "main") if recipe.student.vocab else (recipe.teacher.model, recipe.teacher.revision)
+
+
+def products_of(recipes: list[Recipe], teacher: PreTrainedConfig) -> tuple[Product, ...]:
+    """The widest products of ``teacher`` and students, weighted by their layers: a student's, with backward, three times."""
+    recipe = recipes[0]
+    shapes = [(recipe.teacher_batch, teacher, recipe.teacher.layer)]
+    for own in recipes:
+        shapes.append((own.micro_batch, student_config_of(own, teacher), 3 * own.student.layers))
+    return tuple(
+        Product(batch * recipe.length, config.hidden_size, getattr(config, family_of(config).ffn), times)
+        for batch, config, times in shapes
+    )

@@ -1,7 +1,7 @@
 """The sentences at the start of a run: models, hosting, batch, data, and notes on what may surprise."""
 
 from data_prep.machine import threads
-from pipeline.data.fits import notes
+from pipeline.data.fits import about_heldout, notes, times_read
 from pipeline.data.reading import Heldout
 from pipeline.engines.ranks import Ranks
 from pipeline.models.precision import way_of
@@ -34,12 +34,9 @@ def introduce(
         everywhere(monitors, note)
     for note in notes(corpus, run.windows, run.order, recipe.batch, recipe.steps):
         everywhere(monitors, f"note: {note}")
-    if heldout is None:
-        everywhere(
-            monitors,
-            f"note: {corpus.path} has no held-out window of {recipe.length} tokens: no held-out losses; "
-            "prepare the data with a larger --heldout",
-        )
+    found = len(heldout.sources) if heldout else 0
+    if note := about_heldout(corpus.path, found, recipe.length, recipe.eval_samples):
+        everywhere(monitors, f"note: {note}")
 
 
 def everywhere(monitors: list[Monitor], line: str) -> None:
@@ -68,7 +65,7 @@ def shared(run: Run, teacher: HostedTeacher) -> list[str]:
         f"micro-batch {recipe.micro_batch}{window} × accumulation {recipe.accumulation(ranks.world)}; {arithmetic}.",
         *run.about_arithmetic,
         f"Data: {corpus.path}, {tokens:,} tokens, corpus {corpus.id[:12]}; the run reads "
-        f"{recipe.steps * run.tokens_per_step / max(tokens, 1):.2f} times that number, as {read_as}.",
+        f"{times_read(recipe.steps * run.tokens_per_step, tokens)}, as {read_as}.",
     ]
 
 

@@ -71,7 +71,7 @@ def test_help_waits_for_no_library_and_a_plan_not_for_deepspeed(modules, absent)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpu", "H1000"], "--gpu H1000: not known; known are V100, A100-40"),
+        (["--gpu", "H1000"], "--gpu H1000: not known; did you mean H100 or H200? known are V100, A100-40"),
         ([], "name the kind of GPU, as in --gpu H100, or its memory"),
         (["--gpu-memory", "0.5"], "--gpu-memory 0.5: must be at least 1"),
         (["--gpu-memory", "nan"], "--gpu-memory nan: must be at least 1"),

@@ -17,7 +17,7 @@ from pipeline.models.counting import count_parameters
 from pipeline.models.fit import check_teacher, student_config_of, teacher_config_of
 from pipeline.models.loading import load_config
 from pipeline.models.students import build_student
-from pipeline.recipe import describe
+from pipeline.recipe.describe import describe
 from pipeline.settings.reading import SHIPPED, load_recipe, load_recipes, load_stages
 from tests.parts.tiny import make_recipe, make_teacher
 
