@@ -91,9 +91,7 @@ def about_heldout(path: Path, windows: int, length: int, asked: int) -> str:
     if not asked:
         return "eval_samples = 0: no held-out losses"
     if not windows:
-        return (
-            f"{path} has no held-out window of {length} tokens: no held-out losses; prepare the data with a larger --heldout"
-        )
+        return f"{path} has no held-out window of {length} tokens: no held-out losses; prepare the data with a larger --heldout"
     if windows < asked:
         return f"eval_samples = {asked}, but {windows} windows are held out: held-out losses are means over {windows}"
     return ""

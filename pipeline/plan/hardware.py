@@ -121,9 +121,11 @@ def _plain(name: str) -> str:
 
 def gpu_named(name: str, memory: float) -> Gpu | None:
     """The GPU that calls itself ``name``, as in "NVIDIA A100-SXM4-80GB", and has ``memory`` bytes; None if it is not known."""
-    plain = _plain(name)
-    fitting = [gpu for gpu in KNOWN.values() if plain.startswith((_plain(gpu.name), _plain(re.sub(r"-(40|80)$", "", gpu.name))))]
-    fitting = [gpu for gpu in fitting if 0.85 * gpu.memory < memory / GIB < 1.15 * gpu.memory]
+    plain, fitting = _plain(name), []
+    for gpu in KNOWN.values():
+        kind = re.sub(r"-(40|80)$", "", gpu.name)  # of an A100 the memory is no part of its name
+        if plain.startswith(_plain(kind)) and 0.85 * gpu.memory < memory / GIB < 1.15 * gpu.memory:
+            fitting.append(gpu)
     return min(fitting, key=lambda gpu: abs(gpu.memory - memory / GIB), default=None)
 
 

@@ -1,5 +1,6 @@
 """This machine as a cluster to plan with: its GPUs by their data sheet, or its CPU's processes by a short measurement."""
 
+import functools
 import os
 import re
 import time
@@ -7,18 +8,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from data_prep.cli import UserError
 from data_prep.machine import cores, memory, threads
 from pipeline.measuring import device_here
-from pipeline.models.arithmetic import Product, adopt, measure
+from pipeline.models.arithmetic import Product, Rates, adopt, widened_product
 from pipeline.plan.hardware import CPU, GIB, Cluster, Gpu, gpu_named, gpu_with
 
 SHARE = 0.4  # of a GPU's peak rate, as plan takes it
 SLOWER = 2.0  # times the seconds of products and maps on a CPU: what a whole step has taken there, at most
 BUSY = 1.5  # processes a core from which on a machine is called busy
-_COPIED = 2**26  # bytes that are copied to see how fast memory is
-_COPIES = 3
+_COPIED = 2**25  # bytes that are copied to see how fast memory is
+_TOKENS = 512
+_SPENT = 0.1  # seconds of all threads together, for each measurement
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Machine:
 def this_machine(products: Sequence[Product]) -> Machine:
     """As many ranks as `distill` starts here: one for each GPU, or RANKS; on a CPU RANKS or one.
 
-    ``products``: those of a run, timed on a CPU for 0.3 s. Raises UserError for a RANKS that is no number.
+    ``products``: those of a run. The widest is timed on a CPU, once in a process, in 0.3 s of an idle machine. Raises
+    UserError for a RANKS that is no number.
     """
     asked = os.environ.get("RANKS", "")
     if asked and not re.fullmatch("[1-9][0-9]*", asked):
@@ -66,7 +70,8 @@ def _gpus(count: int, name: str, held: int) -> Machine:
 
 def _cpu(ranks: int, products: Sequence[Product]) -> Machine:
     """``ranks`` processes on the CPU, which share its threads and memory."""
-    found, moved = measure(products, _own_seconds), _bandwidth()
+    widest = max(products, key=lambda product: product.times * product.flops)
+    found, moved = _rates(widest.width, widest.outputs), _bandwidth()
     adopt(found)
     fastest, per_rank = max(found.native, found.widened), memory()["total"] / ranks
     gpu = Gpu(
@@ -88,15 +93,28 @@ def _cpu(ranks: int, products: Sequence[Product]) -> Machine:
     return Machine(Cluster(1, ranks, gpu, per_rank, moved / 1e9, 1.0), basis, SLOWER)
 
 
+@functools.cache
+def _rates(width: int, outputs: int) -> Rates:
+    """The rates of a layer's products, [tokens, width] × [width, outputs], on all threads of this process."""
+    x, weight = (torch.ones(size, width, dtype=torch.bfloat16) for size in (_TOKENS, outputs))
+    kept, flops = weight.float(), 2.0 * _TOKENS * width * outputs
+    ways = (lambda: F.linear(x, weight)), (lambda: widened_product(x, kept))
+    return Rates(*(flops / _own_seconds(way) for way in ways))
+
+
+@functools.cache
 def _bandwidth() -> float:
     """Bytes/s that a copy reads and writes."""
     source = torch.ones(_COPIED, dtype=torch.uint8)
     target = source.clone()
-    return 2 * _COPIED / min(_own_seconds(lambda: target.copy_(source)) for _ in range(_COPIES))
+    return 2 * _COPIED / _own_seconds(lambda: target.copy_(source))
 
 
 def _own_seconds(work: Callable[[], object]) -> float:
-    """Seconds that ``work`` would take if its threads had the cores to themselves, by their own time."""
-    begin = time.process_time()
+    """Seconds that ``work`` would take if its threads had the cores to themselves: by their own time, which is coarse."""
     work()
-    return max(time.process_time() - begin, 1e-9) / torch.get_num_threads()
+    begin, calls = time.process_time(), 0
+    while (spent := time.process_time() - begin) < _SPENT:
+        work()
+        calls += 1
+    return spent / calls / torch.get_num_threads()

@@ -28,7 +28,12 @@ def parser() -> Parser:
     new("--teacher", metavar="DIR_OR_ID", help="a model's folder or hub id")
     new("--data", metavar="DATA", help="text that was prepared with the teacher's tokenizer")
     new("--layers", type=whole_number(1), metavar="N", help="of the student (default: half the teacher's)")
-    new("--hidden", type=whole_number(1), metavar="N", help="the student's width (default: 384, or the teacher's if less)")
+    new(
+        "--hidden",
+        type=whole_number(1),
+        metavar="N",
+        help="the student's width (default: 384, or the teacher's if less)",
+    )
     return made
 
 

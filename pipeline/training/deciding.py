@@ -6,7 +6,6 @@ from pipeline.engines.agreeing import first_ranks_rates
 from pipeline.models.arithmetic import Way, has_choice
 from pipeline.models.fit import products_of, teacher_config_of
 from pipeline.models.precision import way_of
-from pipeline.settings.recipe import Recipe
 from pipeline.training.run import Run
 from pipeline.training.start import Pending
 
