@@ -25,7 +25,7 @@ def check_teacher(recipe: Recipe, config: PreTrainedConfig) -> None:
     """Raise UserError for what does not suit the teacher's shape: layer, widths, length, vocabulary, the student's start."""
     layers, width = config.num_hidden_layers, config.hidden_size
     recipe.need("teacher.layer", 1 <= recipe.teacher.layer <= layers, f"one of the teacher's layers 1 to {layers}")
-    recipe.divides("relation_heads", width, recipe.relation_heads, "relation heads", f"the teacher's width {width}")
+    recipe.divided("relation_heads", recipe.relation_heads, "relation heads", width)
     longest = longest_input(config)
     recipe.need("length", recipe.length <= longest, f"at most the teacher's {longest} positions")
     if recipe.transfer == "layer-to-layer":

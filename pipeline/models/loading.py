@@ -1,5 +1,7 @@
 """Loading of configs, models and tokenizers from folders and the hub: safetensors only, no code of theirs."""
 
+import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -20,6 +22,9 @@ from pipeline.models.weights import Weights
 
 settle_accelerator()
 settle_threads()
+
+CHECKPOINTS = "checkpoints"  # the folder by which a run's is known
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.txt", "vocab.json")
 
 
 def weights_of(model: str, revision: str, config: PreTrainedConfig) -> Weights:
@@ -69,7 +74,12 @@ def load_tokenizer(model: str, revision: str = "main"):
 
 
 def load_folder_tokenizer(folder: str | Path, revision: str = "main"):
-    """The tokenizer of a folder or hub id that need not hold a model's weights."""
+    """The tokenizer of a folder or hub id that need not hold a model's weights. Raises UserError for a folder without one."""
+    if Path(folder).is_dir() and not any(file for name in _TOKENIZERS for file in Path(folder).glob(name)):
+        raise UserError(
+            f"{folder}: no tokenizer there (tokenizer.json, a .model, vocab.txt or vocab.json); put the files of the model's "
+            "own tokenizer into the folder"
+        )
     with _OneLine(str(folder)):
         return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
 
@@ -105,8 +115,40 @@ def check_folder(model: str) -> None:
             )
         return
     if not (folder / "config.json").is_file():
-        raise UserError(f"{model}: no config.json; not a Hugging Face model folder")
+        raise UserError(f"{model}: no config.json; {_instead(folder)}")
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-        hint = f"only {pickled[0]}, a pickle; save it again as safetensors" if pickled else "no *.safetensors file"
-        raise UserError(f"{model}: no weights that are safe to load ({hint})")
+        hint = f"only {pickled[0]}, a pickle" if pickled else "no *.safetensors file"
+        way = f"; convert it here, which runs no code of the file: {_conversion(folder)}" if pickled else ""
+        raise UserError(f"{model}: no weights that are safe to load ({hint}){way}")
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without a config.json is instead of a model's, and the way out."""
+    if (folder / CHECKPOINTS).is_dir():
+        return (
+            f"it is the folder of a run, export its student first: python -m pipeline.export {folder} {folder}-student"
+        )
+    runs = sorted(path.parent.name for path in folder.glob(f"*/{CHECKPOINTS}"))
+    if runs:
+        first = f"{folder / runs[0]} {folder / runs[0]}-student"
+        return f"it holds the runs {', '.join(runs)}, export a student first: python -m pipeline.export {first}"
+    exported = [path for path in (folder / "student", Path(f"{folder}-student")) if (path / "config.json").is_file()]
+    return (
+        f"not a Hugging Face model folder; did you mean {exported[0]}?"
+        if exported
+        else "not a Hugging Face model folder"
+    )
+
+
+_CONVERT = (
+    "import sys, torch; from pathlib import Path; from safetensors.torch import save_file; d = Path(sys.argv[1]); "
+    'w = {k: v.contiguous().clone() for f in sorted(d.glob("pytorch_model*.bin")) '
+    'for k, v in torch.load(f, map_location="cpu", weights_only=True).items()}; '
+    'save_file(w, d / "model.safetensors", {"format": "pt"})'
+)
+
+
+def _conversion(folder: Path) -> str:
+    """A command that saves a folder's pickled weights as safetensors, on this machine alone."""
+    return shlex.join([sys.executable, "-c", _CONVERT, str(folder)])

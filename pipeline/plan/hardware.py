@@ -105,8 +105,8 @@ def find_gpu(name: str) -> Gpu:
     """The GPU of this name, however it is spelt: RTX4090, rtx 4090, NVIDIA GeForce RTX 4090. Raises UserError."""
     known = {_plain(key): gpu for key, gpu in KNOWN.items()}
     if _plain(name) not in known:
-        near = difflib.get_close_matches(_plain(name), known, 3)
-        near = sorted({*near, *(key for key in known if _plain(name) and key.startswith(_plain(name)))})
+        longer = [key for key in known if _plain(name) and key.startswith(_plain(name))]
+        near = longer or difflib.get_close_matches(_plain(name), known, 2)
         hint = f"did you mean {' or '.join(known[key].name for key in near)}? " if near else ""
         raise UserError(
             f"--gpu {name}: not known; {hint}known are {', '.join(KNOWN)}; of another give the memory, as in --gpu-memory 24"

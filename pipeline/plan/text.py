@@ -157,7 +157,7 @@ def about_loss(plan: Plan) -> str:
 
 def table(plans: list[Plan]) -> list[str]:
     """The same run on as many GPUs of each kind."""
-    width = max(8, *(len(plan.cluster.gpu.name) for plan in plans))
+    width = max([8, *(len(plan.cluster.gpu.name) for plan in plans)])
     lines = [
         f"{'GPU':{width}} {'GB':>4} {'TFLOP/s':>8} {'GB/s':>6} {'link':>5} {'tokens/s':>12} {'days':>7} {'GiB':>7}  teacher"
     ]

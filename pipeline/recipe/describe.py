@@ -10,6 +10,7 @@ from pipeline.models.configs import planned_config, takes_published_shape
 from pipeline.models.counting import count_parameters
 from pipeline.models.fit import check_teacher, student_config_of, teacher_config_of
 from pipeline.recipe.outlook import data_lines, machine_lines
+from pipeline.settings.plausible import doubts
 from pipeline.settings.reading import load_stages
 from pipeline.settings.recipe import Recipe
 
@@ -45,8 +46,7 @@ def describe(recipe: Recipe, teacher_config: PreTrainedConfig) -> str:
         if accumulation and not rest:
             fitting.append(f"{ranks} × {recipe.micro_batch} × {accumulation}")
     lines.append(f"# batch = ranks × micro_batch × accumulation: {', '.join(fitting) or 'no split over 1 to 32 ranks'}")
-    if recipe.steps <= recipe.warmup_steps:
-        lines.append("# note: the run ends inside the warm-up and never reaches its learning rate")
+    lines += [f"# note: {doubt}" for doubt in doubts(recipe)]
     return "\n".join(lines)
 
 

@@ -45,8 +45,10 @@ def shape_of(config: PreTrainedConfig, layers: int | None, hidden: int | None) -
     most = min(64 if width >= LARGE else 48, max(1, hidden // _NARROWEST))
     common = math.gcd(width, hidden)
     relation_heads = max(count for count in range(1, most + 1) if common % count == 0)
-    if relation_heads == 1 < most:
-        raise _refused(hidden, f"has no number of relation heads in common with the teacher's width {width}", width)
+    if 4 * relation_heads < most:
+        raise _refused(
+            hidden, f"shares no more than {relation_heads} relation heads with the teacher's width {width}", width
+        )
     return Shape(layers, hidden, heads, init, layer, relation_heads, why)
 
 
@@ -83,7 +85,7 @@ def _heads(config: PreTrainedConfig, hidden: int, init: str) -> tuple[int, str]:
     usual = [HEADS, hidden // 64, hidden // 32, config.num_attention_heads]
     fitting = [count for count in usual if count and hidden % count == 0 and not (rotated and hidden // count % 2)]
     if not fitting:
-        raise _refused(hidden, "is not divisible by a usual number of attention heads", config.hidden_size)
+        raise _refused(hidden, "not divisible by a usual number of attention heads", config.hidden_size)
     heads = next((count for count in fitting if hidden // count >= 16), fitting[-1])
     return heads, "the papers' 12" if heads == HEADS else f"{hidden // heads} numbers each; 12 do not suit this width"
 

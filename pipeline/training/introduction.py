@@ -6,6 +6,7 @@ from pipeline.data.reading import Heldout
 from pipeline.engines.ranks import Ranks
 from pipeline.models.precision import way_of
 from pipeline.models.vocabulary import student_ids_of
+from pipeline.settings.plausible import doubts
 from pipeline.settings.recipe import Recipe
 from pipeline.training.monitor import Monitor
 from pipeline.training.run import HostedTeacher, Run
@@ -30,6 +31,8 @@ def introduce(
             monitor.say(note)
         for note in about_vocabulary(student.recipe, heldout):
             monitor.say(note)
+    for doubt in dict.fromkeys(doubt for student in models.students for doubt in doubts(student.recipe)):
+        everywhere(monitors, f"note: {doubt}")
     for note in about_attention(recipe, run.ranks):
         everywhere(monitors, note)
     for note in notes(corpus, run.windows, run.order, recipe.batch, recipe.steps):
