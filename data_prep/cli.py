@@ -61,6 +61,20 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {hint}")
 
 
+def shows_bars() -> bool:
+    """Whether progress bars can be seen on stderr: it is a terminal, and one that knows its width (some report 0 columns)."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
+
+
+def sign_of_life(what: str) -> None:
+    """Say on stderr what takes the next seconds, before any of them pass; in a run of several processes the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{what} …", file=sys.stderr, flush=True)
+
+
 def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
     """An option's type: a whole number of at least ``least`` (not negative) and below ``below``."""
 

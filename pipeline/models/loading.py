@@ -1,7 +1,7 @@
 """Loading of configs, models and tokenizers from folders and the hub: safetensors only, no code of theirs."""
 
-import shlex
-import sys
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,16 +14,17 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from data_prep.cli import UserError
 from pipeline.models.families import family_of
+from pipeline.models.folders import check_folder
 from pipeline.models.units import settle_accelerator, settle_threads
 from pipeline.models.weights import Weights
 
 settle_accelerator()
 settle_threads()
 
-CHECKPOINTS = "checkpoints"  # the folder by which a run's is known
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.txt", "vocab.json")
 
 
@@ -52,7 +53,7 @@ def load_folder_config(folder: str | Path, revision: str = "main") -> PreTrained
 def load_model(model: str, revision: str, dtype: torch.dtype) -> PreTrainedModel:
     """A pretrained encoder from a folder or the hub, safetensors only. Raises UserError if any weight is missing."""
     load_config(model, revision)
-    with _OneLine(model):
+    with _OneLine(model), _without_report():
         loaded, report = AutoModel.from_pretrained(
             model,
             revision=revision,
@@ -84,6 +85,17 @@ def load_folder_tokenizer(folder: str | Path, revision: str = "main"):
         return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
 
 
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' own report of what a file has and lacks: it has escape codes, and what is missing is an error."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
 class _OneLine:
     """Turns what transformers raises for a folder, file or download that is not there or not whole into a UserError."""
 
@@ -103,52 +115,3 @@ class _OneLine:
                 "cannot be loaded" if Path(self.model).is_dir() else "no such folder, and not to be had from the hub"
             )
             raise UserError(f"{self.model}: {where} ({cause})") from error
-
-
-def check_folder(model: str) -> None:
-    """A path must be a whole model folder; anything else is taken for a hub id."""
-    folder = Path(model)
-    if not folder.is_dir():
-        if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-            raise UserError(
-                f"{model}: no such folder (from {Path.cwd()}); need a model folder or a hub id; ./run.sh fetches the demo's"
-            )
-        return
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{model}: no config.json; {_instead(folder)}")
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-        hint = f"only {pickled[0]}, a pickle" if pickled else "no *.safetensors file"
-        way = f"; convert it here, which runs no code of the file: {_conversion(folder)}" if pickled else ""
-        raise UserError(f"{model}: no weights that are safe to load ({hint}){way}")
-
-
-def _instead(folder: Path) -> str:
-    """What a folder without a config.json is instead of a model's, and the way out."""
-    if (folder / CHECKPOINTS).is_dir():
-        return (
-            f"it is the folder of a run, export its student first: python -m pipeline.export {folder} {folder}-student"
-        )
-    runs = sorted(path.parent.name for path in folder.glob(f"*/{CHECKPOINTS}"))
-    if runs:
-        first = f"{folder / runs[0]} {folder / runs[0]}-student"
-        return f"it holds the runs {', '.join(runs)}, export a student first: python -m pipeline.export {first}"
-    exported = [path for path in (folder / "student", Path(f"{folder}-student")) if (path / "config.json").is_file()]
-    return (
-        f"not a Hugging Face model folder; did you mean {exported[0]}?"
-        if exported
-        else "not a Hugging Face model folder"
-    )
-
-
-_CONVERT = (
-    "import sys, torch; from pathlib import Path; from safetensors.torch import save_file; d = Path(sys.argv[1]); "
-    'w = {k: v.contiguous().clone() for f in sorted(d.glob("pytorch_model*.bin")) '
-    'for k, v in torch.load(f, map_location="cpu", weights_only=True).items()}; '
-    'save_file(w, d / "model.safetensors", {"format": "pt"})'
-)
-
-
-def _conversion(folder: Path) -> str:
-    """A command that saves a folder's pickled weights as safetensors, on this machine alone."""
-    return shlex.join([sys.executable, "-c", _CONVERT, str(folder)])

@@ -63,7 +63,8 @@ _GUESSES = 3
 
 def _guess(key: str, prefix: str) -> str:
     """What an unknown key was meant to be: near names in its table, then in others; few of them, most likely first."""
-    own, others = [], []
+    own: list[str] = []
+    others: list[str] = []
     for table, kind in (("", Recipe), ("teacher.", Teacher), ("student.", Student)):
         names = [spec.name for spec in dataclasses.fields(kind) if spec.name not in PLACE]
         near = difflib.get_close_matches(key, names, 1)

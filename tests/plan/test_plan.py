@@ -72,7 +72,7 @@ def test_help_waits_for_no_library_and_a_plan_not_for_deepspeed(modules, absent)
     ("arguments", "message"),
     [
         (["--gpu", "H1000"], "--gpu H1000: not known; did you mean H100 or A100-80? known are V100, A100-40"),
-        (["--gpu", "RTX 4070"], "did you mean RTX4080 or RTX4090? known are V100"),
+        (["--gpu", "RTX 4070"], "did you mean RTX4090 or RTX4080? known are V100"),
         (["--gpu", "MI300"], "of another give the memory, as in --gpu-memory 24"),
         (["--gpu", "A100"], "--gpu A100: not known; did you mean A100-40 or A100-80?"),
         ([], "name the kind of GPU, as in --gpu H100, or its memory"),
