@@ -11,7 +11,7 @@ import psutil
 
 from pipeline.processes import is_alive
 
-_NAMES = {
+_NAMES: dict[int, str] = {
     signal.SIGINT: "Ctrl-C",
     signal.SIGTERM: "SIGTERM",
     signal.SIGUSR1: "SIGUSR1",

@@ -48,7 +48,8 @@ def fitted(
     if not tokens:
         raise UserError(f"{corpus.path}: no document to train on holds a token; prepare it from other text")
     machine = this_machine(products_of([replace(recipe, length=128, micro_batch=8)], config))
-    cpu, why = machine.is_cpu, {}
+    cpu = machine.is_cpu
+    why: dict[str, str] = {}
     recipe = replace(recipe, precision="bf16" if has_fast_bf16(device_here()) else "fp32")
 
     recipe, windows = _sequences(recipe, config, corpus, tokens / documents, cpu, why)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transformers import PreTrainedConfig
 
@@ -11,6 +12,7 @@ from pipeline.models.students import student_ffn
 
 HIDDEN, HEADS = 384, 12  # the papers' small students
 LARGE = 1024  # width of a teacher from which on the paper takes an upper middle layer, and more relation heads
+Start = Literal["random", "teacher", "pca"]
 _NARROWEST = 4  # numbers in a student's relation head
 
 
@@ -21,7 +23,7 @@ class Shape:
     layers: int
     hidden: int
     heads: int
-    init: str
+    init: Start
     layer: int
     relation_heads: int
     why: dict[str, str] = field(default_factory=dict)
@@ -63,7 +65,7 @@ def _layer(config: PreTrainedConfig) -> tuple[int, str]:
     return nearest, f"of a large teacher of {depth} layers an upper middle one, as in the paper, instead of the last"
 
 
-def _init(config: PreTrainedConfig, layers: int, hidden: int, layer: int) -> tuple[str, str]:
+def _init(config: PreTrainedConfig, layers: int, hidden: int, layer: int) -> tuple[Start, str]:
     """What the student starts from."""
     ffn, embedded = getattr(config, family_of(config).ffn), getattr(config, "embedding_size", config.hidden_size)
     same = hidden == config.hidden_size == embedded and student_ffn(config, hidden, None) == ffn
