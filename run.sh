@@ -19,6 +19,8 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
                             a file; ./run.sh distill --help shows every way  (python -m pipeline.launch)
   recipe RECIPE [key=value …]
                             check a recipe and print what follows from it    (python -m pipeline.recipe)
+  recipe --new FILE --teacher DIR --data DATA
+                            write one that fits teacher, data and machine
   plan RECIPE --nodes N --gpus-per-node G --gpu NAME
                             estimate a run's memory, traffic, time and disk  (python -m pipeline.plan)
   doctor [--hostfile FILE]  check that this machine or these hosts are ready (python -m pipeline.doctor)

@@ -64,7 +64,7 @@ def main() -> int:
         return 0
 
     hosts = read_hostfile(options.hostfile) if options.hostfile else None
-    asked = f"{len(hosts)} hosts" if hosts else "this machine"
+    asked = ", ".join(host.name for host in hosts[:3]) + (", …" if len(hosts) > 3 else "") if hosts else "this machine"
     sign_of_life(f"Asking {asked} for versions, memory, devices and network; torch takes seconds to load")
     show = show_json if options.json else show_line
     counts: Counter[str] = Counter()

@@ -32,7 +32,7 @@ from data_prep.cli import Parser, UserError, run_command, sign_of_life
 from data_prep.shards import open_corpus
 from pipeline.launch.hosts import PORT, is_host
 from pipeline.models.folders import check_folder
-from pipeline.processes import LONGEST, TIMEOUT
+from pipeline.processes import LONGEST, TIMEOUT, asked_ranks
 from pipeline.settings.reading import load_stages
 from pipeline.settings.recipe import Recipe
 
@@ -42,6 +42,7 @@ def main() -> int:
     options = parse(sys.argv[1:])
     stages = load_stages(options.recipe, options.overrides)
     if not options.hostfile:  # whose hosts may see other folders
+        asked_ranks({} if options.ranks else environment)
         check_folders(stages)
     first = stages[0][0]
     sign_of_life(

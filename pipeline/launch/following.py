@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from data_prep.files import write_text
 from pipeline.processes import is_alive
 
 _NAMES: dict[int, str] = {
@@ -39,7 +40,7 @@ def follow(command: list[str], environment: dict[str, str], token: str, stop: Pa
         elif signals:
             stop.parent.mkdir(parents=True, exist_ok=True)
             if not stop.exists():  # again and again: the run removes an old one while it starts
-                stop.write_text(f"{_NAMES[signals[0]]}\n")
+                write_text(stop, f"{_NAMES[signals[0]]}\n")
             if not stopping:
                 say(
                     "Stopping after one of the next steps, with a checkpoint. Ctrl-C (or SIGTERM) again ends it at once."

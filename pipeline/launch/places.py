@@ -23,7 +23,7 @@ from pipeline.launch.hosts import (
     ssh_environment,
 )
 from pipeline.launch.worker import pack
-from pipeline.processes import TIMEOUT, free_port
+from pipeline.processes import TIMEOUT, asked_ranks, free_port
 
 FORWARDED = ("NCCL_", "GLOO_", "DS_", "TORCH", "OMP_", "MKL_", "HF_", "TOKENIZERS_", "UCX_", "FI_")
 
@@ -65,11 +65,7 @@ def choose_place(options: argparse.Namespace, environment: dict[str, str]) -> Pl
 def this_machine(ranks: int | None, environment: dict[str, str], named: dict[str, str]) -> Place:
     """A process for each visible GPU, or for the first ``ranks`` of them; without a GPU, ``ranks`` processes or one."""
     name = f"--ranks {ranks}" if ranks else f"RANKS={environment.get('RANKS')}"
-    if not ranks and environment.get("RANKS"):
-        if not re.fullmatch("[1-9][0-9]*", environment["RANKS"]):
-            raise UserError(f"{name}: must be a whole number of at least 1")
-        ranks = int(environment["RANKS"])
-
+    ranks = ranks or asked_ranks(environment)
     devices = torch.cuda.device_count()
     launcher = {key: value for key, value in environment.items() if key != "CUDA_VISIBLE_DEVICES"}
     if devices:

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from data_prep.cli import UserError
 from data_prep.machine import cores, memory, threads
 from pipeline.measuring import device_here
 from pipeline.models.arithmetic import Product, Rates, adopt, widened_product
 from pipeline.plan.hardware import CPU, GIB, Cluster, Gpu, gpu_named, gpu_with
+from pipeline.processes import asked_ranks
 
 SHARE = 0.4  # of a GPU's peak rate, as plan takes it
 SLOWER = 2.0  # times the seconds of products and maps on a CPU: what a whole step has taken there, at most
@@ -48,14 +47,11 @@ def this_machine(products: Sequence[Product]) -> Machine:
     ``products``: those of a run. The widest is timed on a CPU, once in a process, in 0.3 s of an idle machine. Raises
     UserError for a RANKS that is no number.
     """
-    asked = os.environ.get("RANKS", "")
-    if asked and not re.fullmatch("[1-9][0-9]*", asked):
-        raise UserError(f"RANKS={asked}: must be a whole number of at least 1")
-    device = device_here()
+    asked, device = asked_ranks(os.environ), device_here()
     if device.type == "cuda":
-        count = min(int(asked or torch.cuda.device_count()), torch.cuda.device_count())
+        count = min(asked or torch.cuda.device_count(), torch.cuda.device_count())
         return _gpus(count, torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory)
-    return _cpu(int(asked or 1), products)
+    return _cpu(asked or 1, products)
 
 
 def _gpus(count: int, name: str, held: int) -> Machine:

@@ -40,6 +40,9 @@ def data_lines(recipe: Recipe, config: PreTrainedConfig) -> Iterator[str]:
     yield f"data: {tokens:,} tokens in {documents:,} documents to train on ({some(list(corpus.sources), 5)})"
     if recipe.layout == "packed":  # whose windows are known from an index that a run makes
         yield f"the run reads up to {times_read(recipe.steps * recipe.tokens_per_step, tokens)}"
+        heldout = sum(source.tokens for source in corpus.heldout.values())
+        if not heldout or not recipe.eval_samples:
+            yield f"note: {about_heldout(corpus.path, heldout, recipe.length, recipe.eval_samples)}"
         return
     yield from _reading(recipe, corpus, tokens)
 
