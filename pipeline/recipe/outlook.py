@@ -98,8 +98,12 @@ def machine_lines(recipes: list[Recipe], config: PreTrainedConfig) -> Iterator[s
 def spread(seconds: float, machine: Machine) -> str:
     """An estimate in words; of a CPU from the least to the most."""
     if machine.slower == 1:
-        return f"about {duration(seconds)}"
-    return f"{duration(seconds)} to {duration(machine.slower * seconds)}"
+        return f"about {_duration(seconds)}"
+    return f"{_duration(seconds)} to {_duration(machine.slower * seconds)}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms" if seconds < 1 else duration(seconds)
 
 
 def each(machine: Machine) -> str:
