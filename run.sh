@@ -20,6 +20,8 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
                             a file; ./run.sh distill --help shows every way  (python -m pipeline.launch)
   recipe RECIPE [key=value …]
                             check a recipe and print what follows from it    (python -m pipeline.recipe)
+  recipe --new FILE --teacher DIR --data DATA
+                            write one that fits teacher, data and machine
   plan RECIPE --nodes N --gpus-per-node G --gpu NAME
                             estimate a run's memory, traffic, time and disk  (python -m pipeline.plan)
   doctor [--hostfile FILE]  check that this machine or these hosts are ready (python -m pipeline.doctor)
@@ -80,7 +82,7 @@ say() {
 # Two ranks, but one on a machine with a single GPU. Killing this script ends the run that it started.
 begin_demo() {
     cd "$root"
-    export DISTILL_PARENT=$$ RANKS=2
+    export DISTILL_PARENT=$$ RANKS=2 DISTILL_DOOR=./run.sh
     python -c 'import sys, torch; sys.exit(torch.cuda.device_count() == 1)' || RANKS=1
 }
 
@@ -157,11 +159,13 @@ case $verb in
         exec python -m pytest "$@"
         ;;
     distill)
+        export DISTILL_DOOR=$0 # what messages call the commands by
         [ $# -gt 0 ] || die "distill needs a recipe: ./run.sh distill RECIPE [key=value …]"
         set_up
         exec python -m pipeline distill "$@"
         ;;
     prep | show | recipe | plan | doctor | export | trim-vocab | evaluate | speed | report | bench)
+        export DISTILL_DOOR=$0
         set_up
         exec python -m pipeline "$verb" "$@"
         ;;

@@ -19,6 +19,19 @@ class UserError(Exception):
     """A mistake that the user can correct. The message names the file, key or offset, the value and the way out."""
 
 
+DOOR = "DISTILL_DOOR"  # the variable that has what the user typed before a verb: ./run.sh, minilm-distil, …
+_VERBS = "distill|launch|recipe|plan|doctor|export|trim[_-]vocab|evaluate|speed|report|bench|prep"
+_COMMANDS = re.compile(rf"(?:python -m pipeline[. ]|\./run\.sh )({_VERBS})(?![.\w])|python -m (data_prep)(?![.\w])")
+_NAMES = {"launch": "distill", "trim_vocab": "trim-vocab", "data_prep": "prep"}
+
+
+def as_typed(text: str) -> str:
+    """``text`` with the commands of this project in it as the user types them, if it is known how: by DISTILL_DOOR."""
+    if door := os.environ.get(DOOR):
+        return _COMMANDS.sub(lambda found: f"{door} {_NAMES.get(word := found[1] or found[2], word)}", text)
+    return text
+
+
 def from_home(path: str) -> str:
     """``path`` with ``~`` at its start replaced by the home folder; as it is where no such user is known."""
     return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises for an unknown user
@@ -26,6 +39,11 @@ def from_home(path: str) -> str:
 
 class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are one line, with the option that was meant or where to look."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.prog = as_typed(self.prog)
+        self.description = self.description and as_typed(self.description)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's. ``~`` in ``--option=~/folder`` is the home folder: a shell sees to it in a word of its own only."""
@@ -54,6 +72,20 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return value
+
+
+def shows_bars() -> bool:
+    """Whether progress bars can be seen on stderr: it is a terminal, and one that knows its width (some report 0 columns)."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
+
+
+def sign_of_life(what: str) -> None:
+    """Say on stderr what takes the next seconds, before any of them pass; in a run of several processes the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{what} …", file=sys.stderr, flush=True)
 
 
 def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
@@ -114,5 +146,5 @@ def _report(message: str) -> int:
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(15)  # a busy machine's launcher takes some of them
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"error: {as_typed(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return 2

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from tqdm import tqdm
 
 from data_prep.children import Child, start
-from data_prep.cli import UserError
+from data_prep.cli import UserError, shows_bars
 from data_prep.deaths import Death, Deaths
 from data_prep.encode import load_encoder
 from data_prep.forecast import duration
@@ -121,7 +121,7 @@ class Progress:
     """A bar on a terminal, elsewhere a line every few seconds; counts bytes of input files and tokens."""
 
     def __init__(self, total: int, done: int, quiet: bool = False):
-        silent = quiet or not sys.stderr.isatty()
+        silent = quiet or not shows_bars()
         self._bar = tqdm(total=total, initial=done, unit="B", unit_scale=True, file=sys.stderr, disable=silent)
         self._quiet = quiet
         self._start = self._said = time.monotonic()

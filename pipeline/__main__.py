@@ -2,17 +2,19 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from data_prep.cli import UserError, run_command
+from data_prep.cli import DOOR, UserError, run_command
 
 # verb: the module whose ``main`` it is, and what it does; the same verbs as run.sh's
 VERBS = {
     "prep": ("data_prep.__main__", "text to token shards: plan, prepare, status, verify, stats, extend, pack, bench"),
     "show": ("pipeline.show", "what a model will read: the samples of a recipe or of prepared data, decoded"),
     "distill": ("pipeline.launch.__main__", "train a student, on this machine or on the hosts of a file"),
-    "recipe": ("pipeline.recipe", "check a recipe and print what follows from it"),
+    "recipe": ("pipeline.recipe.__main__", "check a recipe and print what follows from it, or write a new one"),
     "plan": ("pipeline.plan.__main__", "estimate a run's memory, traffic, time and disk"),
     "doctor": ("pipeline.doctor.__main__", "check that this machine, or the hosts of a file, are ready"),
     "export": ("pipeline.export", "the student as a Hugging Face folder"),
@@ -28,7 +30,8 @@ def usage() -> str:
     """The verbs, a line each."""
     width = max(map(len, VERBS))
     lines = [f"  {verb:{width}}  {what}" for verb, (_, what) in VERBS.items()]
-    return "\n".join(["Usage: python -m pipeline VERB [ARGUMENTS]        (VERB --help says more)", "", *lines])
+    door = os.environ.get(DOOR, "python -m pipeline")
+    return "\n".join([f"Usage: {door} VERB [ARGUMENTS]        (VERB --help says more)", "", *lines])
 
 
 def main() -> int | None:
@@ -49,6 +52,8 @@ def main() -> int | None:
 
 def command() -> None:
     """Run the verb and exit, as the console script does."""
+    called = Path(sys.argv[0]).name
+    os.environ.setdefault(DOOR, "python -m pipeline" if called == "__main__.py" else called)
     run_command(main)
 
 

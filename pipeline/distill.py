@@ -34,7 +34,7 @@ from pipeline.artifacts.run_folder import (
     refuse_other_teacher,
     root_of,
 )
-from pipeline.data.fits import check_bytes, check_tokenizer
+from pipeline.data.fits import check_bytes, check_corpus
 from pipeline.data.reading import training_windows
 from pipeline.data.windows import Windows
 from pipeline.engines import slurm
@@ -133,13 +133,7 @@ def check(recipes: list[Recipe]) -> tuple[list[Recipe], Corpus, Windows, PreTrai
     recipes = [with_segments(student, teacher_config, tokenizer) for student in recipes]
     paired = recipes[0].segments == "pairs"
     windows = training_windows(corpus, recipe.length, recipe.layout, paired)
-    framing = ("cls", "sep") if recipe.layout == "full" else ("cls", "sep", "pad")
-    check_tokenizer(corpus, tokenizer, recipe.teacher.model, framing)
-    if corpus.tokenizer["vocab_size"] > teacher_config.vocab_size:
-        raise UserError(
-            f"{corpus.path}: {corpus.tokenizer['vocab_size']} token ids, the teacher has {teacher_config.vocab_size} "
-            "embeddings; prepare the data with the teacher's own tokenizer"
-        )
+    check_corpus(corpus, tokenizer, recipe.teacher.model, recipe.layout, teacher_config.vocab_size)
     recipe.accumulation(int(os.environ.get("WORLD_SIZE", 1)))
     return recipes, corpus, windows, tokenizer
 

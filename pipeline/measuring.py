@@ -12,7 +12,6 @@ import os
 import re
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from data_prep.cli import shows_bars
 from pipeline.models.arithmetic import has_fast_bf16
 
 Batch = dict[str, Tensor]
@@ -186,7 +186,7 @@ def forward_seconds(
         _seconds_of_forward(model, batches[name][0], device)
 
     turns = range(len(next(iter(batches.values()))))
-    for turn in tqdm(turns, unit="batch", disable=not sys.stderr.isatty() or len(turns) < 20, leave=False):
+    for turn in tqdm(turns, unit="batch", disable=not shows_bars() or len(turns) < 20, leave=False):
         for name, model in models.items():
             times[name].append(_seconds_of_forward(model, batches[name][turn], device))
     return {name: statistics.median(each) for name, each in times.items()}

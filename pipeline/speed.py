@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from data_prep.cli import Parser, UserError, aligned, run_command, whole_number
+from data_prep.cli import Parser, UserError, aligned, as_typed, run_command, whole_number
 from data_prep.files import write_json
 from pipeline.artifacts import results
 from pipeline.evaluate.scored_model import describe_model, name_of
@@ -180,7 +180,7 @@ def main() -> None:
     print("paper: MiniLM, arXiv 2002.10957, its figures over 12x768; - where it has no model of this shape")
     if options.out:
         write(options.out, abouts, records)
-        print(f"written to {options.out}; the report shows them: python -m pipeline.report {options.out}")
+        print(as_typed(f"written to {options.out}; the report shows them: python -m pipeline.report {options.out}"))
 
 
 if __name__ == "__main__":

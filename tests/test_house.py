@@ -38,6 +38,7 @@ BETWEEN_VERBS = {
     ("speed", "evaluate"): "it reads the same task files and describes models in the same words",
     ("doctor", "launch"): "it enters hosts as a launch does",
     ("evaluate", "assets"): "Lee's documents come from the package index, as the demo's parts",
+    ("recipe", "plan"): "a recipe's time and memory on this machine, and what a new one's numbers follow from",
     ("multilingual", "assets"): "both demos' parts come from the package index",
 }
 
@@ -137,6 +138,7 @@ LATE = {
     "pipeline.doctor.asking": "the doctor works where torch is broken",
     "pipeline.doctor.probe": "the doctor works where torch is broken",
     "pipeline.launch.__main__": "--help and a mistyped option load no torch",
+    "pipeline.recipe.__main__": "--help and a mistyped option load no torch",
     "pipeline.plan.__main__": "--help and a mistyped option load no torch",
     "pipeline.evaluate.__main__": "--help and a mistyped option load no torch",
     "pipeline.evaluate.embedding": "mteb is an extra",
@@ -173,7 +175,7 @@ def test_nobody_takes_a_private_name_of_another_file():
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 # A new key or option is a decision: raise the number in the same change, and say why there.
-RECIPE_KEYS, OPTIONS = 45, 174
+RECIPE_KEYS, OPTIONS = 45, 179
 
 
 def test_files_have_at_most_400_lines_and_functions_60():

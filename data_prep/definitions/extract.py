@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.cli import UserError
+from data_prep.cli import UserError, shows_bars
 from data_prep.definitions.cases import Unsayable, pattern, pattern_of
 from data_prep.definitions.shows import Definition
 from data_prep.definitions.transcluded import transcluded
@@ -78,7 +78,7 @@ _HEADER = (
 def _pages(path: Path, say: Say) -> Iterator[_Page]:
     """Yield the templates of a dump; other pages are not parsed."""
     size = path.stat().st_size
-    with tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+    with tqdm(total=size, unit="B", unit_scale=True, disable=not shows_bars(), leave=False) as bar:
         for piece, raw in split_dump(path):
             bar.update(min(piece * PIECE, size) - bar.n)
             if raw.fault == "torn":

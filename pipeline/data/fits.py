@@ -1,6 +1,7 @@
 """Whether a corpus fits a tokenizer and a run, and what a person should know about how it will be read."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from data_prep.cli import UserError
@@ -67,6 +68,33 @@ def check_tokenizer(corpus: Corpus, tokenizer: Any, model: str, roles: Iterable[
             raise UserError(
                 f"{corpus.path}: has {role} = {own['special'][role]}, the tokenizer of {model} has {number}; {remedy}"
             )
+
+
+def check_corpus(corpus: Corpus, tokenizer: Any, model: str, layout: str, embeddings: int) -> None:
+    """Raise UserError unless ``corpus`` is of ``model``'s tokenizer, as far as a layout needs it, and within its embeddings."""
+    check_tokenizer(corpus, tokenizer, model, ("cls", "sep") if layout == "full" else ("cls", "sep", "pad"))
+    if corpus.tokenizer["vocab_size"] > embeddings:
+        raise UserError(
+            f"{corpus.path}: {corpus.tokenizer['vocab_size']} token ids, the teacher has {embeddings} embeddings; prepare the "
+            "data with the teacher's own tokenizer"
+        )
+
+
+def times_read(tokens: float, of: int) -> str:
+    """How often ``of`` tokens are read by a run of so many ``tokens``, in words: "1.50 times that number"."""
+    ratio = tokens / max(of, 1)
+    return f"{ratio:.2f} times that number" if ratio >= 0.1 else f"{100 * ratio:.2g} % of that number"
+
+
+def about_heldout(path: Path, windows: int, length: int, asked: int) -> str:
+    """A note on too few held-out windows for ``asked`` samples of an evaluation; empty if there are enough."""
+    if not asked:
+        return "eval_samples = 0: no held-out losses"
+    if not windows:
+        return f"{path} has no held-out window of {length} tokens: no held-out losses; prepare the data with a larger --heldout"
+    if windows < asked:
+        return f"eval_samples = {asked}, but {windows} windows are held out: held-out losses are means over {windows}"
+    return ""
 
 
 def check_bytes(corpus: Corpus) -> None:

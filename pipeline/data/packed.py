@@ -21,6 +21,7 @@ from pipeline.data.windows import Windows
 
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # odd: other bits for each piece of a row
 _DRAWS = 4  # of another piece with as many tokens as there is room for
+_OF_DRAW = np.arange(_DRAWS, dtype=np.uint64) * _SPREAD
 _ELSEWHERE = np.uint64(1 << 63)  # the bit by which segments.another decides
 
 
@@ -112,7 +113,7 @@ class PackedWindows(Windows):
         room = own - first
         wanted = np.flatnonzero((bits & _ELSEWHERE != 0) & (pieces > 1))
         for draw in range(_DRAWS):
-            drawn_bits = mix(bits[wanted] + np.uint64(draw) * _SPREAD) | _ELSEWHERE
+            drawn_bits = mix(bits[wanted] + _OF_DRAW[draw]) | _ELSEWHERE
             drawn = before[wanted] + another(piece[wanted] - before[wanted], pieces[wanted], drawn_bits)
             fits = self._size[drawn] >= room[wanted]
             other[wanted[fits]] = drawn[fits]

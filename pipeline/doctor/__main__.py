@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep.cli import Parser, run_command, whole_number
+from data_prep.cli import Parser, run_command, sign_of_life, whole_number
 from pipeline.doctor import probe
 from pipeline.doctor.all_reduce import check_all_reduce
 from pipeline.doctor.asking import Probe, probe_command
@@ -64,6 +64,8 @@ def main() -> int:
         return 0
 
     hosts = read_hostfile(options.hostfile) if options.hostfile else None
+    asked = ", ".join(host.name for host in hosts[:3]) + (", …" if len(hosts) > 3 else "") if hosts else "this machine"
+    sign_of_life(f"Asking {asked} for versions, memory, devices and network; torch takes seconds to load")
     show = show_json if options.json else show_line
     counts: Counter[str] = Counter()
     host = None
@@ -134,6 +136,7 @@ def examine(hosts: list[Host] | None, options: argparse.Namespace) -> Iterator[F
         yield Finding(
             "", "shared folder", WARN, "none was looked at; name those of data and runs: --shared data --shared runs"
         )
+    sign_of_life("Starting an all-reduce through DeepSpeed's launcher")
     yield from check_all_reduce(hosts, facts, options, token)
 
 

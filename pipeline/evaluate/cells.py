@@ -7,7 +7,6 @@ import argparse
 import functools
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import datasets
 import torch
 import transformers
 
-from data_prep.cli import UserError, some
+from data_prep.cli import UserError, shows_bars, some
 from data_prep.files import write_json
 from pipeline.artifacts import results
 from pipeline.evaluate import embedding, finetune, keeping, qa
@@ -173,7 +172,7 @@ def run_job(job: Job, say: Callable[..., object], label: str) -> list[str]:
     left.sort(key=lambda numbered: numbered[1].path in failed_before)
 
     encoded = functools.cache(lambda: encode(job))
-    on_bars = sys.stderr.isatty()  # progress bars come between a line's beginning and its end
+    on_bars = shows_bars()  # progress bars come between a line's beginning and its end
     failed = []
     for number, cell in left:
         line = f"{label} {number}/{len(job.cells)}: {cell} …"

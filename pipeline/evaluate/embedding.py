@@ -4,7 +4,6 @@ sts and lee: how well the cosines of pairs agree with people's similarities. bit
 other language is a line's translation, in both directions. fp32; the same model and texts give the same scores.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from data_prep.cli import UserError
+from data_prep.cli import UserError, shows_bars
 from pipeline.evaluate.rows import TaskData
 from pipeline.evaluate.scored_model import ScoredModel
 from pipeline.evaluate.scores import label_scores
@@ -85,7 +84,7 @@ class Embedder:
         order = sorted(range(len(rows)), key=lambda number: (len(rows[number]), number))
         starts = range(0, len(order), self.batch)
         found: list[Tensor] = []
-        for start in tqdm(starts, unit="batch", disable=not sys.stderr.isatty() or len(starts) < 20, leave=False):
+        for start in tqdm(starts, unit="batch", disable=not shows_bars() or len(starts) < 20, leave=False):
             chosen = [rows[number] for number in order[start : start + self.batch]]
             padded = tokenizer.pad({"input_ids": chosen}, padding_side="right", return_tensors="pt").to(self.device)
             ids, mask = padded["input_ids"], padded["attention_mask"]

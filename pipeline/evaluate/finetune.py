@@ -6,8 +6,8 @@ the CPU, is faster in bf16, products are bf16 (autocast).
 
 import math
 import os
-import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +31,7 @@ from transformers import (
     set_seed,
 )
 
-from data_prep.cli import UserError
+from data_prep.cli import UserError, shows_bars
 from pipeline.evaluate.scored_model import ScoredModel
 from pipeline.evaluate.scores import label_scores
 from pipeline.evaluate.tasks import ADAM_EPSILON, MAX_GRAD_NORM, TASKS, WARMUP, WEIGHT_DECAY, Task
@@ -41,6 +41,7 @@ from pipeline.models.precision import fit_arithmetic
 
 # Nothing is cached on disk, and nothing is hashed to find it there.
 IN_MEMORY: dict[str, Any] = {"keep_in_memory": True, "load_from_cache_file": False, "new_fingerprint": "encoded"}
+NEWS = 30.0  # seconds between two signs of a long training where there is no bar
 
 
 @dataclass(frozen=True)
@@ -214,11 +215,25 @@ class _Bars(ProgressCallback):
         pass
 
 
+class _Shares(TrainerCallback):
+    """Where there are no bars: the share that is done, every half minute, behind the line that the cell has begun."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self._said = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.is_world_process_zero and time.monotonic() - self._said > NEWS:
+            self._said = time.monotonic()
+            print(f" {state.global_step / state.max_steps:.0%}", end="", flush=True)
+
+
 def quieten(trainer: Trainer) -> None:
-    """Leave the Trainer its progress bars, where it has them, and no other output."""
+    """Leave the Trainer its progress bars, or where it has none the share that is done, and no other output."""
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(_Bars)
+    else:
+        trainer.add_callback(_Shares)
 
 
 def scores_of(trainer: Trainer, sets: dict[str, ScoredSet]) -> dict[str, dict[str, float]]:
@@ -295,5 +310,5 @@ def arguments(folder: str, settings: dict, select: bool) -> TrainingArguments:
         report_to="none",
         log_level="error",  # the Trainer sets the verbosity of all of transformers
         log_level_replica="error",
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=not shows_bars(),
     )

@@ -28,18 +28,38 @@ import os
 import sys
 from pathlib import Path
 
-from data_prep.cli import Parser, UserError, run_command
+from data_prep.cli import Parser, UserError, run_command, sign_of_life
+from data_prep.shards import open_corpus
 from pipeline.launch.hosts import PORT, is_host
-from pipeline.processes import LONGEST, TIMEOUT
+from pipeline.models.folders import check_folder
+from pipeline.processes import LONGEST, TIMEOUT, asked_ranks
+from pipeline.settings.reading import load_stages
+from pipeline.settings.recipe import Recipe
 
 
 def main() -> int:
     environment = dict(os.environ)  # as the user has set it; importing DeepSpeed's settings adds to it
     options = parse(sys.argv[1:])
-    # Loads torch, which takes seconds: not for --help or a mistyped option.
+    stages = load_stages(options.recipe, options.overrides)
+    if not options.hostfile:  # whose hosts may see other folders
+        asked_ranks({} if options.ranks else environment)
+        check_folders(stages)
+    first = stages[0][0]
+    sign_of_life(
+        f"{first.root}: {first.student.layers} × {first.student.hidden} from {first.teacher.model}; torch is loading"
+    )
+    # Takes seconds: not for --help, a mistyped option or a mistake in the recipe.
     from pipeline.launch.launching import launch
 
-    return launch(options, environment)
+    return launch(options, environment, stages)
+
+
+def check_folders(stages: list[list[Recipe]]) -> None:
+    """Raise UserError for a teacher's folder or data that is not there, or not whole, as ranks would do seconds later."""
+    for recipe in (recipe for recipes in stages for recipe in recipes):
+        if not recipe.previous:
+            check_folder(recipe.teacher.model)
+        open_corpus(recipe.data)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import psutil
 
+from data_prep.files import write_text
 from pipeline.processes import is_alive
 
+_NAMES: dict[int, str] = {
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGUSR1: "SIGUSR1",
+}  # as the run says why it stopped
 MARK = "DISTILL_LAUNCH"  # the variable by which the processes of a launch differ from all others on this machine
 
 
@@ -33,7 +39,8 @@ def follow(command: list[str], environment: dict[str, str], token: str, stop: Pa
             end_all(token)
         elif signals:
             stop.parent.mkdir(parents=True, exist_ok=True)
-            stop.touch()  # again and again: the run removes an old one while it starts
+            if not stop.exists():  # again and again: the run removes an old one while it starts
+                write_text(stop, f"{_NAMES[signals[0]]}\n")
             if not stopping:
                 say(
                     "Stopping after one of the next steps, with a checkpoint. Ctrl-C (or SIGTERM) again ends it at once."

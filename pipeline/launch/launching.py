@@ -13,14 +13,12 @@ from pipeline.engines.ds_config import load_ds_config
 from pipeline.launch.following import MARK, follow, say
 from pipeline.launch.places import choose_place
 from pipeline.processes import TIMEOUT
-from pipeline.settings.reading import load_stages
 from pipeline.settings.recipe import Recipe
 
 
-def launch(options: argparse.Namespace, environment: dict[str, str]) -> int:
-    """Run what the command's ``options`` ask for, and return its exit code; ``environment`` is the user's."""
+def launch(options: argparse.Namespace, environment: dict[str, str], stages: list[list[Recipe]]) -> int:
+    """Run the ``stages`` as the command's ``options`` ask for, and return its exit code; ``environment`` is the user's."""
     # A mistake costs no time on a cluster: whatever can be checked from here is checked before anything starts.
-    stages = load_stages(options.recipe, options.overrides)
     recipes = [recipe for stage in stages for recipe in stage]
     for recipe in recipes:
         for name in (recipe.teacher.ds_config, recipe.student.ds_config):

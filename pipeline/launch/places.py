@@ -23,7 +23,7 @@ from pipeline.launch.hosts import (
     ssh_environment,
 )
 from pipeline.launch.worker import pack
-from pipeline.processes import TIMEOUT, free_port
+from pipeline.processes import TIMEOUT, asked_ranks, free_port
 
 FORWARDED = (
     "NCCL_", "GLOO_", "DS_", "TORCH", "PYTORCH_", "TRITON_", "CUDA_", "OMP_", "MKL_", "HF_", "TOKENIZERS_", "UCX_", "FI_",
@@ -72,11 +72,7 @@ def this_machine(ranks: int | None, environment: dict[str, str], named: dict[str
     processes, and each gets the names as they are.
     """
     name = f"--ranks {ranks}" if ranks else f"RANKS={environment.get('RANKS')}"
-    if not ranks and environment.get("RANKS"):
-        if not re.fullmatch("[1-9][0-9]*", environment["RANKS"]):
-            raise UserError(f"{name}: must be a whole number of at least 1")
-        ranks = int(environment["RANKS"])
-
+    ranks = ranks or asked_ranks(environment)
     devices = torch.cuda.device_count()
     launcher = {key: value for key, value in environment.items() if key != "CUDA_VISIBLE_DEVICES"}
     variables = {"DISTILL_PARENT": str(os.getpid())}

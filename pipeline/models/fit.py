@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.models.arithmetic import Product
 from pipeline.models.families import family_of, global_layers, knows_segments, longest_input
 from pipeline.models.loading import load_config, load_tokenizer, weights_of
 from pipeline.models.origin import check_origin
@@ -29,7 +30,7 @@ def check_teacher(recipe: Recipe, config: PreTrainedConfig, starts: bool = True)
     """
     layers, width = config.num_hidden_layers, config.hidden_size
     recipe.need("teacher.layer", 1 <= recipe.teacher.layer <= layers, f"one of the teacher's layers 1 to {layers}")
-    recipe.divides("relation_heads", width, recipe.relation_heads, "relation heads", f"the teacher's width {width}")
+    recipe.divided("relation_heads", recipe.relation_heads, "relation heads", width)
     longest = longest_input(config)
     recipe.need("length", recipe.length <= longest, f"at most the teacher's {longest} positions")
     if recipe.transfer == "layer-to-layer":
@@ -157,3 +158,15 @@ def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 def tokenizer_origin(recipe: Recipe) -> tuple[str, str]:
     """The folder or hub id that ``student_tokenizer`` is loaded from, and the revision."""
     return (recipe.student.vocab, "main") if recipe.student.vocab else (recipe.teacher.model, recipe.teacher.revision)
+
+
+def products_of(recipes: list[Recipe], teacher: PreTrainedConfig) -> tuple[Product, ...]:
+    """The widest products of ``teacher`` and students, weighted by their layers: a student's, with backward, three times."""
+    recipe = recipes[0]
+    shapes = [(recipe.teacher_batch, teacher, recipe.teacher.layer)]
+    for own in recipes:
+        shapes.append((own.micro_batch, student_config_of(own, teacher), 3 * own.student.layers))
+    return tuple(
+        Product(batch * recipe.length, config.hidden_size, getattr(config, family_of(config).ffn), times)
+        for batch, config, times in shapes
+    )

@@ -1,5 +1,7 @@
 """Loading of configs, models and tokenizers from folders and the hub: safetensors only, no code of theirs."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,14 +14,18 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from data_prep.cli import UserError
 from pipeline.models.families import family_of
+from pipeline.models.folders import check_folder
 from pipeline.models.units import settle_accelerator, settle_threads
 from pipeline.models.weights import Weights
 
 settle_accelerator()
 settle_threads()
+
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.txt", "vocab.json")
 
 
 def weights_of(model: str, revision: str, config: PreTrainedConfig) -> Weights:
@@ -47,7 +53,7 @@ def load_folder_config(folder: str | Path, revision: str = "main") -> PreTrained
 def load_model(model: str, revision: str, dtype: torch.dtype) -> PreTrainedModel:
     """A pretrained encoder from a folder or the hub, safetensors only. Raises UserError if any weight is missing."""
     load_config(model, revision)
-    with _OneLine(model):
+    with _OneLine(model), _without_report():
         loaded, report = AutoModel.from_pretrained(
             model,
             revision=revision,
@@ -69,9 +75,25 @@ def load_tokenizer(model: str, revision: str = "main"):
 
 
 def load_folder_tokenizer(folder: str | Path, revision: str = "main"):
-    """The tokenizer of a folder or hub id that need not hold a model's weights."""
+    """The tokenizer of a folder or hub id that need not hold a model's weights. Raises UserError for a folder without one."""
+    if Path(folder).is_dir() and not any(file for name in _TOKENIZERS for file in Path(folder).glob(name)):
+        raise UserError(
+            f"{folder}: no tokenizer there (tokenizer.json, a .model, vocab.txt or vocab.json); put the files of the model's "
+            "own tokenizer into the folder"
+        )
     with _OneLine(str(folder)):
         return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' own report of what a file has and lacks: it has escape codes, and what is missing is an error."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 class _OneLine:
@@ -93,20 +115,3 @@ class _OneLine:
                 "cannot be loaded" if Path(self.model).is_dir() else "no such folder, and not to be had from the hub"
             )
             raise UserError(f"{self.model}: {where} ({cause})") from error
-
-
-def check_folder(model: str) -> None:
-    """A path must be a whole model folder; anything else is taken for a hub id."""
-    folder = Path(model)
-    if not folder.is_dir():
-        if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-            raise UserError(
-                f"{model}: no such folder (from {Path.cwd()}); need a model folder or a hub id; ./run.sh fetches the demo's"
-            )
-        return
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{model}: no config.json; not a Hugging Face model folder")
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-        hint = f"only {pickled[0]}, a pickle; save it again as safetensors" if pickled else "no *.safetensors file"
-        raise UserError(f"{model}: no weights that are safe to load ({hint})")

@@ -11,7 +11,7 @@ import dataclasses
 import json
 
 from data_prep.cli import Parser, UserError, run_command
-from pipeline.plan.hardware import GIB, GPUS, Cluster, find_gpu, gpu_with
+from pipeline.plan.hardware import GIB, GPUS, KNOWN, Cluster, find_gpu, gpu_with
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in steps=100 or student.layers=4")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="default: %(default)s")
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="G", help="default: %(default)s")
-    parser.add_argument("--gpu", metavar="NAME", help=f"one of {', '.join(GPUS)} (default: chosen from --gpu-memory)")
+    parser.add_argument("--gpu", metavar="NAME", help=f"one of {', '.join(KNOWN)} (default: chosen from --gpu-memory)")
     parser.add_argument("--gpu-memory", type=float, metavar="GB", help="memory of one GPU (default: that of --gpu)")
     parser.add_argument(
         "--nic",
@@ -93,7 +93,8 @@ def plan(options: argparse.Namespace, cluster: Cluster) -> int:
     from pipeline.plan.text import as_json, report
     from pipeline.settings.reading import load_stages
 
-    kinds = [dataclasses.replace(cluster, gpu=gpu, memory=gpu.memory * GIB) for gpu in GPUS.values()]
+    compared = GPUS | {cluster.gpu.name: cluster.gpu}
+    kinds = [dataclasses.replace(cluster, gpu=gpu, memory=gpu.memory * GIB) for gpu in compared.values()]
     written = as_json if options.json else report
     plans, texts = [], []
     for recipes in load_stages(options.recipe, options.overrides):

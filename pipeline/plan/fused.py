@@ -50,10 +50,11 @@ def fused_seconds(recipe: Recipe, gpu: Gpu, teacher: Cut, student: Cut) -> float
     """Seconds of the fused loss of one sequence: counted cycles, and memory traffic. Nothing waits: it is a bound."""
     heads, length = recipe.relation_heads, recipe.length
     widths = head_widths(recipe, teacher, student)
-    seconds = 0.0
+    peak = RATES[gpu.chip].tensor * gpu.processors * gpu.clock
+    slower, seconds = max(1, round(peak / gpu.low)), 0.0  # 2 for a GeForce card
     for pair in recipe.relations:
         for name in passes_of(pair):
-            cycles = max(counted(name, widths, gpu.chip), tensor_cycles(name, widths, gpu.chip))
+            cycles = max(counted(name, widths, gpu.chip), slower * tensor_cycles(name, widths, gpu.chip))
             seconds += cycles * heads * length**2 / (1e9 * gpu.processors * gpu.clock)
             seconds += traffic(name, pair, widths, heads, length) / (1e9 * gpu.bandwidth)
     return len(recipe.layers) * seconds

@@ -6,24 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
 from data_prep.cli import UserError
 from data_prep.shards import MANIFEST, open_corpus
 from pipeline.engines.hosting import Hosting, hosting_of
+from pipeline.models.arithmetic import widens
 from pipeline.models.configs import planned_config
 from pipeline.models.counting import forward_flops
 from pipeline.models.fit import check_teacher, student_config_of, teacher_config_of
 from pipeline.models.precision import DTYPES
 from pipeline.plan.fused import is_fused
-from pipeline.plan.hardware import GIB, MIB, Cluster
+from pipeline.plan.hardware import CPU, GIB, MIB, Cluster
 from pipeline.plan.memory import Memory, memory_of
 from pipeline.plan.sizes import UNCOMPILED_BLOCKS, Cut, Device, cut_of
 from pipeline.plan.times import Gathers, Times, gathers_of, times_of
 from pipeline.plan.zero import zero_config
+from pipeline.relations import block_bytes
 from pipeline.settings.recipe import Recipe, teacher_layers
 
 FRAMEWORK = 1.5 * GIB  # CUDA's context, NCCL's buffers, cuBLAS's workspaces: assumed, not measured
+CPU_FRAMEWORK = 0.5 * GIB  # Python, torch, transformers and DeepSpeed in a process
 SPARE = 0.1  # of a GPU's memory: what its allocator loses to fragments, assumed as well
 
 
@@ -106,13 +110,11 @@ def plan_run(recipes: list[Recipe], models: Models, cluster: Cluster) -> Plan:
     recipe, teacher, students = recipes[0], models.teacher, models.students
     check_batch(recipe, cluster)
     hosting = hosting_of(recipe, teacher.parameters, teacher.embeddings, cluster.memory, cluster.world, cluster.gpus)
-    blocks = UNCOMPILED_BLOCKS if recipe.compile == "none" else 3
-    block = max(2**25, cluster.gpu.cache * MIB)
-    device = Device(DTYPES[recipe.precision].itemsize, block, blocks, chip=cluster.gpu.chip)
+    device, framework = device_of(recipe, cluster), CPU_FRAMEWORK if cluster.gpu.chip == CPU else FRAMEWORK
 
     def memory_with(micro: int) -> Memory:
         changed = [with_micro_batch(each, micro) for each in recipes]
-        return memory_of(changed, teacher, students, hosting, cluster.world, device, FRAMEWORK)
+        return memory_of(changed, teacher, students, hosting, cluster.world, device, framework)
 
     rank_batch = recipe.batch // cluster.world
     divisors = [size for size in range(rank_batch, 0, -1) if rank_batch % size == 0]
@@ -141,6 +143,15 @@ def on_nodes(recipes: list[Recipe], models: Models, cluster: Cluster) -> list[Pl
     counts = {2**power for power in range(max(2 * cluster.nodes, 8).bit_length())} | {cluster.nodes}
     clusters = [dataclasses.replace(cluster, nodes=nodes) for nodes in sorted(counts)]
     return [plan_run(recipes, models, each) for each in clusters if recipes[0].batch % each.world == 0]
+
+
+def device_of(recipe: Recipe, cluster: Cluster) -> Device:
+    """What of the cluster's devices, which may be processes on a CPU, decides on memory."""
+    number, blocks = DTYPES[recipe.precision].itemsize, UNCOMPILED_BLOCKS if recipe.compile == "none" else 3
+    if cluster.gpu.chip == CPU:
+        wide = widens(recipe.arithmetic, recipe.precision, torch.device("cpu"))
+        return Device(number, block_bytes(torch.device("cpu")), blocks, cpu=True, widens=wide)
+    return Device(number, max(2**25, cluster.gpu.cache * MIB), blocks, chip=cluster.gpu.chip)
 
 
 def flops_of(recipes: list[Recipe], models: Models) -> list[float]:

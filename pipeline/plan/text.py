@@ -182,13 +182,14 @@ def nodes_table(plan: Plan, on_nodes: list[Plan]) -> list[str]:
 
 def table(plans: list[Plan]) -> list[str]:
     """The same run on as many GPUs of each kind."""
+    width = max([8, *(len(plan.cluster.gpu.name) for plan in plans)])
     lines = [
-        f"{'GPU':8} {'GB':>4} {'TFLOP/s':>8} {'GB/s':>6} {'link':>5} {'tokens/s':>12} {'days':>7} {'GiB':>7}  teacher"
+        f"{'GPU':{width}} {'GB':>4} {'TFLOP/s':>8} {'GB/s':>6} {'link':>5} {'tokens/s':>12} {'days':>7} {'GiB':>7}  teacher"
     ]
     for plan in plans:
         gpu = plan.cluster.gpu
         rate = gpu.rate(plan.recipes[0].precision) / 1e3
-        line = f"{gpu.name:8} {gpu.memory:4} {rate:8,.0f} {gpu.bandwidth:6,.0f} {gpu.link:5,.0f} "
+        line = f"{gpu.name:{width}} {gpu.memory:4} {rate:8,.0f} {gpu.bandwidth:6,.0f} {gpu.link:5,.0f} "
         line += f"{plan.times.tokens_per_second:12,.0f} {plan.times.days:7.2f} {plan.memory.peak / GIB:7.2f}  "
         line += plan.hosting.kind
         notes = [note for note in (gpu.note, "" if plan.fits else "does not fit") if note]

@@ -154,9 +154,10 @@ class Recipe:
                 "teacher.micro_batch", f"must be a multiple of micro_batch = {self.micro_batch}, or 0 for the same"
             )
         for key in ("data", "out", "teacher.model", "student.init"):
-            self.need(key, self._at(key) != "", "a name")
+            self.need(key, self.value_of(key) != "", "a name")
         for key in ("learning_rate", "adam_eps"):
             self.need(key, 0 < getattr(self, key) < math.inf, "above 0 and finite")
+        self.need("learning_rate", self.learning_rate <= 1, "at most 1: the papers' runs have 3e-4 to 6e-4")
         for key in ("weight_decay", "gradient_clipping", "eval_samples", "keep_every"):
             self.need(key, 0 <= getattr(self, key) < math.inf, "at least 0 and finite")
         self.need("sampling_alpha", 0 <= self.sampling_alpha <= 10, "from 0 (sources alike) to 10; 1 is in proportion")
@@ -175,9 +176,9 @@ class Recipe:
         self.need("student.layers", student.layers >= 1, "at least 1")
         self.need("student.dropout", 0 <= student.dropout < 1, "in [0, 1)")
         self.need("student.heads", student.heads >= 1, "at least 1")
-        self.divides("student.hidden", student.hidden, student.heads, "attention heads")
         self.need("relation_heads", self.relation_heads >= 1, "at least 1")
-        self.divides("student.hidden", student.hidden, self.relation_heads, "relation heads")
+        self.divided("student.heads", student.heads, "attention heads")
+        self.divided("relation_heads", self.relation_heads, "relation heads")
 
     @property
     def exported(self) -> Path:
@@ -195,21 +196,32 @@ class Recipe:
         if not holds:
             self.refuse(key, f"must be {wanted}")
 
-    def divides(self, key: str, width: int, heads: int, what: str, of: str | None = None) -> None:
-        """Raise UserError naming ``key`` unless ``heads`` divide ``width``: the key's value, or that ``of`` something."""
-        if width < 1 or width % heads:
-            lower = max(width // heads, 1) * heads
+    def divided(self, key: str, heads: int, what: str, width: int = 0) -> None:
+        """Raise UserError unless ``heads``, ``key``'s value, divide the student's width and the teacher's ``width``, if given.
+
+        A student's width that neither its attention heads nor the relation heads divide is to blame itself.
+        """
+        hidden, both = self.student.hidden, math.lcm(self.student.heads, self.relation_heads)
+        common = math.gcd(hidden, width)
+        if hidden < 1 or (hidden % self.student.heads and hidden % self.relation_heads):
+            lower = max(hidden // both, 1) * both
             self.refuse(
-                key,
-                f"{of or 'it'} is not divisible by {heads} {what}; "
-                + ("change the heads" if of else f"use {lower} or {lower + heads}, or change the heads"),
+                "student.hidden",
+                f"it is not divisible by {heads} {what}; use {lower} or {lower + both}, or change {key}",
             )
+        if common % heads == 0:
+            return
+        of = f"the student's width {hidden}" if hidden % heads else f"the teacher's width {width}"
+        counts = [count for count in range(1, common + 1) if common % count == 0]
+        near = [count for count in counts if count < heads][-1:] + [count for count in counts if count > heads][:1]
+        self.refuse(key, f"{of} is not divisible by {heads} {what}; use {' or '.join(map(str, near))}")
 
     def refuse(self, key: str, why: str) -> typing.NoReturn:
         """Raise UserError with the file, the key, its value and why it is refused."""
-        raise UserError(f"{self.source}: {key} = {self._at(key)!r}: {why}")
+        raise UserError(f"{self.source}: {key} = {self.value_of(key)!r}: {why}")
 
-    def _at(self, key: str) -> Any:
+    def value_of(self, key: str) -> Any:
+        """The value of a key, as in "student.hidden"."""
         value: Any = self
         for part in key.split("."):
             value = getattr(value, part)

@@ -2,14 +2,10 @@
 
 from dataclasses import replace
 
-from transformers import PreTrainedConfig
-
 from pipeline.engines.agreeing import first_ranks_rates
-from pipeline.models.arithmetic import Product, Way, has_choice
-from pipeline.models.families import family_of
-from pipeline.models.fit import student_config_of, teacher_config_of
+from pipeline.models.arithmetic import Way, has_choice
+from pipeline.models.fit import products_of, teacher_config_of
 from pipeline.models.precision import way_of
-from pipeline.settings.recipe import Recipe
 from pipeline.training.run import Run
 from pipeline.training.start import Pending
 
@@ -47,15 +43,3 @@ def _decided(run: Run, pending: list[Pending]) -> tuple[Way, tuple[str, ...]]:
             )
         return way, tuple(lines)
     return rates.faster, (f"Arithmetic: bf16 products {_WORDS[rates.faster]}, by measurement: {rates}.",)
-
-
-def products_of(recipes: list[Recipe], teacher: PreTrainedConfig) -> tuple[Product, ...]:
-    """The widest products of ``teacher`` and students, weighted by their layers: a student's, with backward, three times."""
-    recipe = recipes[0]
-    shapes = [(recipe.teacher_batch, teacher, recipe.teacher.layer)]
-    for own in recipes:
-        shapes.append((own.micro_batch, student_config_of(own, teacher), 3 * own.student.layers))
-    return tuple(
-        Product(batch * recipe.length, config.hidden_size, getattr(config, family_of(config).ffn), times)
-        for batch, config, times in shapes
-    )

@@ -116,9 +116,17 @@ class EarlyStop:
         if now > self._until:
             self._reason = f"--max-hours {self._hours:g} are over"
         elif self._file.exists():
-            self._reason = f"{self._file} was found"
+            self._reason = _written(self._file) or f"{self._file} was found"
         elif self._ranks.world > 1 and store().check([f"{self._key}/asked"]):
             self._reason = store().get(f"{self._key}/asked").decode()
 
     def _signalled(self, number: int, frame: object) -> None:
         self._reason = self._reason or f"{signal.Signals(number).name} was received"
+
+
+def _written(file: Path) -> str:
+    """The reason that a launch has written into the file; nothing of one that somebody made by hand."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()[:80]
+    except OSError:  # it is gone again
+        return ""

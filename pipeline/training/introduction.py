@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from data_prep.machine import threads
-from pipeline.data.fits import notes
+from pipeline.data.fits import about_heldout, notes, times_read
 from pipeline.data.reading import Heldout
 from pipeline.engines.ranks import Ranks
 from pipeline.models.precision import way_of
 from pipeline.models.vocabulary import student_ids_of
+from pipeline.settings.plausible import doubts
 from pipeline.settings.recipe import Recipe
 from pipeline.training.monitor import Monitor
 from pipeline.training.run import HostedTeacher, Run
@@ -35,16 +36,15 @@ def introduce(
             monitor.say(note)
         for note in about_vocabulary(student.recipe, heldout):
             monitor.say(note)
+    for doubt in dict.fromkeys(doubt for student in models.students for doubt in doubts(student.recipe)):
+        everywhere(monitors, f"note: {doubt}")
     for note in about_attention(recipe, run.ranks):
         everywhere(monitors, note)
     for note in notes(corpus, run.windows, run.order, recipe.batch, recipe.steps):
         everywhere(monitors, f"note: {note}")
-    if heldout is None:
-        everywhere(
-            monitors,
-            f"note: {corpus.path} has no held-out window of {recipe.length} tokens: no held-out losses; "
-            "prepare the data with a larger --heldout",
-        )
+    found = len(heldout.sources) if heldout else 0
+    if note := about_heldout(corpus.path, found, recipe.length, recipe.eval_samples):
+        everywhere(monitors, f"note: {note}")
 
 
 def everywhere(monitors: list[Monitor], line: str) -> None:
@@ -73,7 +73,7 @@ def shared(run: Run, teacher: HostedTeacher) -> list[str]:
         f"micro-batch {recipe.micro_batch}{window} × accumulation {recipe.accumulation(ranks.world)}; {arithmetic}.",
         *run.about_arithmetic,
         f"Data: {corpus.path}, {tokens:,} tokens, corpus {corpus.id[:12]}; the run reads "
-        f"{recipe.steps * run.tokens_per_step / max(tokens, 1):.2f} times that number, as {read_as}.",
+        f"{times_read(recipe.steps * run.tokens_per_step, tokens)}, as {read_as}.",
     ]
 
 

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from data_prep.cli import UserError
+from data_prep.cli import UserError, shows_bars
 from pipeline.artifacts.metrics import keep_until
 from pipeline.artifacts.run_folder import flat
 from pipeline.data.reading import Reading
@@ -61,7 +61,7 @@ class Monitor:
             initial=start,
             unit="step",
             dynamic_ncols=True,
-            disable=not (shows_bar and sys.stderr.isatty()),
+            disable=not (shows_bar and shows_bars()),
             smoothing=0.1,
         )
         self._logged, self._busy, self._waited, self._since = start, 0.0, 0.0, time.perf_counter()

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
-from data_prep.cli import UserError
+from data_prep.cli import UserError, as_typed
 from pipeline.data.reading import Reading
 from pipeline.engines.ranks import Ranks, on_first_rank
 from pipeline.engines.student import gradient_norm
@@ -102,7 +102,8 @@ class Watch:
             end = f"Done: {recipe.steps} steps."
         for monitor in self._monitors.values():
             finished = step == recipe.steps and not recipe.stage
-            monitor.say(f"{end} Next: python -m pipeline.export {monitor.run} STUDENT_FOLDER" if finished else end)
+            more = as_typed(f" Next: python -m pipeline.export {monitor.run} {monitor.run}-student") if finished else ""
+            monitor.say(end + more)
             monitor.close()
         on_first_rank(run.ranks, self._stop_if_unwritten, step)
 

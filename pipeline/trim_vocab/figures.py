@@ -53,7 +53,7 @@ def _language_line(name: str, figures: dict) -> str:
     row = f"{name:16} {figures['tokens']:13,} {figures['pieces']:8,} {figures['covered']:9.4%}"
     text = figures["heldout"]
     if text is None:
-        return f"{row}   none: prepare the data with --heldout 0.01 to see how it is cut"
+        return f"{row}   none: more text of it, or a larger --heldout in `prepare`, shows how it is cut"
     unknown = f"{text['unknown']['before']:.4%} → {text['unknown']['after']:.4%}"
     length = " → ".join(f"{text['tokens'][side] / text['texts']:.1f}" for side in ("before", "after"))
     return f"{row} {text['texts']:15,} {unknown:>18} {text['cut_otherwise']:14.2%} {length:>16}"

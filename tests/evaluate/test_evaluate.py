@@ -517,3 +517,17 @@ def test_two_processes_share_a_batch_and_one_writes(data, tmp_path, model):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("rte 1/1: ") == 1
     assert results.read_results(tmp_path / "out").cells[0].score > 90
+
+
+def test_a_training_without_bars_says_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(finetune, "NEWS", -1.0)
+    trainer = SimpleNamespace(remove_callback=lambda _: None, pop_callback=lambda _: None, added=[])
+    trainer.add_callback = trainer.added.append
+    finetune.quieten(trainer)
+    (callback,) = trainer.added
+    callback = callback()
+    callback.on_train_begin(None, None, None)
+    for step in (50, 100):
+        callback.on_step_end(None, SimpleNamespace(is_world_process_zero=True, global_step=step, max_steps=200), None)
+    callback.on_step_end(None, SimpleNamespace(is_world_process_zero=False, global_step=3, max_steps=4), None)
+    assert capsys.readouterr().out == " 25% 50%"

@@ -52,8 +52,12 @@ UNTIL_STOP = READY + "while not (f / 'run' / 'STOP').exists(): time.sleep(0.01)\
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_signal_asks_the_run_to_stop(tmp_path, capsys, signals_restored, number):
     send(number, after=tmp_path / "ready")
-    # The run removes an old STOP while it starts: one that was asked for must come back.
-    again = "(f / 'run' / 'STOP').unlink()\nwhile not (f / 'run' / 'STOP').exists(): time.sleep(0.01)\nsys.exit(75)"
+    # The run removes an old STOP while it starts: one that was asked for must come back, with the reason.
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    again = (
+        "(f / 'run' / 'STOP').unlink()\nwhile not (f / 'run' / 'STOP').exists(): time.sleep(0.01)\ntime.sleep(0.1)\n"
+    )
+    again += f"sys.exit(75 if (f / 'run' / 'STOP').read_text() == '{name}\\n' else 1)"
     assert follow(tmp_path, UNTIL_STOP + again) == 75
     assert capsys.readouterr().err == (
         "Stopping after one of the next steps, with a checkpoint. Ctrl-C (or SIGTERM) again ends it at once.\n"

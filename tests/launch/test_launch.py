@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -94,6 +95,25 @@ def test_a_mistake_is_reported_before_anything_is_launched(folder, monkeypatch, 
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data=nowhere", "nowhere: no such folder; make a corpus with"),
+        ("teacher.model=./nowhere", "./nowhere: no such folder"),
+        ("teacher.model=data", "data: no config.json"),
+        ("stepz=1", "unknown key; did you mean steps?"),
+    ],
+)
+def test_a_mistake_in_the_recipe_is_told_without_loading_torch(folder, override, message):
+    code = "import sys; from pipeline.launch.__main__ import main\ntry: main()\n"
+    code += "except Exception as error: print(error); assert 'torch' not in sys.modules"
+    command = [sys.executable, "-c", code, "tiny.toml", override]
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and message in done.stdout and done.stderr == ""
+
+
 # --- the exit code ----------------------------------------------------------------------------------------------------
 
 
@@ -131,7 +151,7 @@ def test_the_exit_code_is_what_rank_0_has_recorded(tmp_path, monkeypatch, capsys
     clock = itertools.count(0, 5)
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     assert main() == code
-    said = capsys.readouterr().err
+    said = capsys.readouterr().err.partition("torch is loading …\n")[2]
     assert said.startswith(line) if line else not said
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.cli import UserError
 from pipeline.plan.__main__ import main
-from pipeline.plan.hardware import GIB, GPUS, gpu_with
+from pipeline.plan.hardware import GIB, GPUS, find_gpu, gpu_named, gpu_with
 from tests.parts.plans import cluster, planned
 
 
@@ -71,7 +71,10 @@ def test_help_waits_for_no_library_and_a_plan_not_for_deepspeed(modules, absent)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpu", "H1000"], "--gpu H1000: not known; known are V100, A100-40"),
+        (["--gpu", "H1000"], "--gpu H1000: not known; did you mean H100 or A100-80? known are V100, A100-40"),
+        (["--gpu", "RTX 4070"], "did you mean RTX4090 or RTX4080? known are V100"),
+        (["--gpu", "MI300"], "of another give the memory, as in --gpu-memory 24"),
+        (["--gpu", "A100"], "--gpu A100: not known; did you mean A100-40 or A100-80?"),
         ([], "name the kind of GPU, as in --gpu H100, or its memory"),
         (["--gpu-memory", "0.5"], "--gpu-memory 0.5: must be at least 1"),
         (["--gpu-memory", "nan"], "--gpu-memory nan: must be at least 1"),
@@ -124,3 +127,29 @@ def test_nodes_on_which_the_batch_does_not_come_out_are_left_out(capsys, monkeyp
     assert list(json.loads(text)["nodes"]) == ["1", "3"]
     narrow = command(capsys, monkeypatch, "minilm_6x384", "--gpu-memory", "2")[1]
     assert "does not fit\n" in narrow and "fastest" not in narrow and "cheapest" not in narrow
+
+
+@pytest.mark.parametrize("name", ["RTX4090", "rtx 4090", "NVIDIA GeForce RTX 4090", "nvidia-rtx-4090"])
+def test_a_card_is_known_however_it_is_spelt(name):
+    assert find_gpu(name).name == "RTX4090" and find_gpu(name).rate("bf16") == 165.2e3
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "known"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 79.3, "A100-80"),
+        ("NVIDIA A100-SXM4-40GB", 39.5, "A100-40"),
+        ("Tesla T4", 14.6, "T4"),
+        ("NVIDIA RTX 6000 Ada Generation", 47.5, "RTX-6000-Ada"),
+        ("NVIDIA L40S", 44.5, "L40S"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 15.6, None),
+    ],
+)
+def test_a_gpu_is_known_by_what_it_calls_itself(name, memory, known):
+    found = gpu_named(name, memory * GIB)
+    assert (found and found.name) == known
+
+
+def test_the_card_that_is_planned_for_stands_in_the_table(capsys, monkeypatch):
+    _, text = command(capsys, monkeypatch, "minilm_3x384", "--gpu", "RTX4090", "--gpus-per-node", "1")
+    assert "\nRTX4090 " in text and "\nT4 " not in text

@@ -20,7 +20,7 @@ from pipeline.plan.hardware import GIB
 from pipeline.plan.planning import ways_out, with_micro_batch
 from pipeline.plan.sizes import cut_of
 from pipeline.plan.text import as_json, report
-from pipeline.recipe import describe
+from pipeline.recipe.describe import describe
 from pipeline.settings.reading import load_recipe
 from tests.parts import tiny
 from tests.parts.plans import XXL_EMBEDDINGS, XXL_LAST, XXL_LAYER, XXL_OVERRIDES, cluster, planned, squeezed

@@ -17,7 +17,7 @@ from pipeline.models.counting import count_parameters
 from pipeline.models.fit import check_teacher, student_config_of, teacher_config_of
 from pipeline.models.loading import load_config
 from pipeline.models.students import build_student
-from pipeline.recipe import describe
+from pipeline.recipe.describe import describe
 from pipeline.settings.reading import SHIPPED, load_recipe, load_recipes, load_stages
 from tests.parts.tiny import make_recipe, make_teacher
 
@@ -119,8 +119,14 @@ def test_overrides_reach_tables_lists_and_strings(tiny):
     "override, message",
     [
         ("stepz=3", "tiny.toml: stepz = 3: unknown key; did you mean steps?"),
-        ("student.layer=3", "tiny.toml: student.layer = 3: unknown key; did you mean student.layers?"),
-        ("zzz=3", "allowed are data, out,"),
+        ("student.layer=3", "tiny.toml: student.layer = 3: unknown key; did you mean student.layers or teacher.layer?"),
+        ("zzz=3", "zzz = 3: unknown key; docs/reference/recipe-keys.md has all keys"),
+        ("lr=0.1", "lr = 0.1: unknown key; did you mean learning_rate?"),
+        ("student.lr=0.1", "student.lr = 0.1: unknown key; did you mean learning_rate?"),
+        ("hidden=12", "hidden = 12: unknown key; did you mean student.hidden?"),
+        ("student.num_layers=3", "student.num_layers = 3: unknown key; did you mean student.layers?"),
+        ("teacher.batch=3", "teacher.batch = 3: unknown key; did you mean teacher.micro_batch or batch?"),
+        ("learning_rate=5", "learning_rate = 5.0: must be at most 1: the papers' runs have 3e-4 to 6e-4"),
         ("steps=0.5", "steps = 0.5: must be a whole number"),
         ("steps=true", "steps = True: must be a whole number"),
         ("steps=0", "steps = 0: must be at least 1"),
@@ -132,7 +138,14 @@ def test_overrides_reach_tables_lists_and_strings(tiny):
         ("pairs=qx", "pairs = ('qx',): must be different pairs"),
         ("pairs=3", "pairs = 3: must be a list of strings"),
         ("student.hidden=18", "student.hidden = 18: it is not divisible by 4 attention heads; use 16 or 20"),
-        ("relation_heads=5", "student.hidden = 16: it is not divisible by 5 relation heads"),
+        (
+            "relation_heads=5",
+            "relation_heads = 5: the student's width 16 is not divisible by 5 relation heads; use 4 or 8",
+        ),
+        (
+            "student.heads=5",
+            "student.heads = 5: the student's width 16 is not divisible by 5 attention heads; use 4 or 8",
+        ),
         ("adam_betas=[0.9]", "adam_betas = (0.9,): must be two in [0, 1)"),
         ("learning_rate=inf", "learning_rate = inf: must be above 0 and finite"),
         ("weight_decay=nan", "weight_decay = nan: must be at least 0 and finite"),

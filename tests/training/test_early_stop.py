@@ -39,6 +39,12 @@ def test_the_stop_file_is_followed_and_removed(tmp_path):
         assert not (tmp_path / "STOP").exists()
 
 
+def test_a_launch_says_in_the_stop_file_why(tmp_path):
+    with EarlyStop(ALONE, tmp_path) as early:
+        (tmp_path / "STOP").write_text("Ctrl-C\n")
+        assert early.agreed(0) and early.reason == "Ctrl-C"
+
+
 def test_after_max_hours_it_stops(tmp_path):
     with EarlyStop(ALONE, tmp_path, hours=1e-9) as early:
         assert early.agreed(0) and early.reason == "--max-hours 1e-09 are over"

@@ -1,21 +1,16 @@
-"""Check a recipe and print it resolved, with the numbers that follow from it.
+"""A recipe in words: every key with its value, and the numbers that follow from them."""
 
-    python -m pipeline.recipe RECIPE [key=value …]
-
-RECIPE is a TOML file or the name of a shipped recipe. Nothing heavy starts; a teacher of the papers needs no network.
-"""
-
-import argparse
 import json
-import sys
+from collections.abc import Iterator
 
 from transformers import PreTrainedConfig
 
-from data_prep.cli import Parser, run_command
 from pipeline.engines.ds_config import load_ds_config
 from pipeline.models.configs import planned_config, takes_published_shape
 from pipeline.models.counting import count_parameters
 from pipeline.models.fit import check_teacher, student_config_of, teacher_config_of
+from pipeline.recipe.outlook import data_lines, machine_lines
+from pipeline.settings.plausible import doubts
 from pipeline.settings.reading import load_stages
 from pipeline.settings.recipe import Recipe
 
@@ -51,36 +46,23 @@ def describe(recipe: Recipe, teacher_config: PreTrainedConfig) -> str:
         if accumulation and not rest:
             fitting.append(f"{ranks} × {recipe.micro_batch} × {accumulation}")
     lines.append(f"# batch = ranks × micro_batch × accumulation: {', '.join(fitting) or 'no split over 1 to 32 ranks'}")
-    if recipe.steps <= recipe.warmup_steps:
-        lines.append("# note: the run ends inside the warm-up and never reaches its learning rate")
+    lines += [f"# note: {doubt}" for doubt in doubts(recipe)]
     return "\n".join(lines)
 
 
-def parser() -> Parser:
-    """The command line of ``python -m pipeline.recipe``."""
-    made = Parser(
-        prog="python -m pipeline.recipe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("recipe", help="a TOML file, or the name of a shipped recipe")
-    made.add_argument("overrides", nargs="*", metavar="key=value", help="as in steps=100 or student.layers=4")
-    return made
+def described(name: str, overrides: list[str]) -> Iterator[str]:
+    """The lines on a recipe, stage by stage and student by student, and on data and machine.
 
-
-def main() -> None:
-    options = parser().parse_intermixed_args()
-    described = []
-    for recipes in load_stages(options.recipe, options.overrides):
+    Raises UserError for a recipe that a run would refuse, whose lines so far are then printed already.
+    """
+    stages = load_stages(name, overrides)
+    for number, recipes in enumerate(stages):
+        config = teacher_config_of(recipes[0], planned_config)
         for recipe in recipes:
-            config = teacher_config_of(recipe, planned_config)
             check_teacher(recipe, config)
-            for name in (recipe.teacher.ds_config, recipe.student.ds_config):
-                load_ds_config(name, recipe)
+            for ds_config in (recipe.teacher.ds_config, recipe.student.ds_config):
+                load_ds_config(ds_config, recipe)
             heading = f"# Stage {recipe.stage}\n" if recipe.stage else ""
-            described.append(heading + describe(recipe, config))
-    sys.stdout.write("\n\n".join(described) + "\n")
-
-
-if __name__ == "__main__":
-    run_command(main)
+            yield ("\n" if number or recipe is not recipes[0] else "") + heading + describe(recipe, config)
+        for line in (*data_lines(recipes[0], config), *machine_lines(recipes, config)):
+            yield f"# {line}"
