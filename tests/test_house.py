@@ -146,6 +146,7 @@ LATE = {
     "pipeline.bench.__main__": "--help and a mistyped option load no torch",
     "pipeline.report.__main__": "a report of results loads no torch",
     "pipeline.report.sections": "matplotlib is only for a report with charts",
+    "pipeline.report.quality": "matplotlib is only for a report with charts",
     "pipeline.report.distilled": "matplotlib is only for a report with charts",
     "pipeline.training.maps": "matplotlib is only for the picture of a finished run",
     "pipeline.engines.ds_config": "a ds_config is checked without loading DeepSpeed",

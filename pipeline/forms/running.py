@@ -2,13 +2,14 @@
 
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutput
 
 from data_prep.cli import UserError
-from pipeline.forms.files import ONNX, kind_of
+from pipeline.forms.files import ONNX, folder_of, kind_of
+from pipeline.models.loading import load_folder_config
 
 OUTPUTS = ("last_hidden_state", "token_embeddings")  # the second is sentence-transformers' name
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -32,6 +33,12 @@ def library(kind: str, int8: bool = False) -> ModuleType:
         ) from None
 
 
+class Output(NamedTuple):
+    """[B, T, d]"""
+
+    last_hidden_state: Tensor
+
+
 class FormEncoder:
     """A form, called as a model of transformers: ``encoder(input_ids=…, attention_mask=…).last_hidden_state``, on the CPU."""
 
@@ -47,8 +54,9 @@ class FormEncoder:
             wrong = f"the input {unknown[0]}" if unknown else f"no output {OUTPUTS[0]}"
             raise UserError(f"{file}: has {wrong}; only encoders of {', '.join(INPUTS)} are read here")
         self._file, self._output = file, outputs[0]
+        self.config = load_folder_config(folder_of(file))
 
-    def __call__(self, **inputs: Tensor) -> BaseModelOutput:
+    def __call__(self, **inputs: Tensor) -> Output:
         """Inputs [B, T]; token types that are not given are 0. Raises UserError if the runtime cannot compute it."""
         empty = torch.zeros_like(inputs["input_ids"])
         given = {name: inputs.get(name, empty).numpy() for name in self._session.inputs}
@@ -56,7 +64,7 @@ class FormEncoder:
             hidden = self._session(given, self._output)
         except Exception as error:
             raise UserError(f"{self._file}: cannot be run ({_cause(error)})") from None
-        return BaseModelOutput(last_hidden_state=torch.from_numpy(hidden))  # type: ignore[arg-type]  # it says FloatTensor
+        return Output(torch.from_numpy(hidden))
 
 
 def _cause(error: Exception) -> str:
