@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data_prep.cli import UserError
 from pipeline.forms.files import FILES, ONNX, RUNTIMES, size_of
 from pipeline.forms.running import INPUTS, OUTPUTS, FormEncoder, library
+from pipeline.models.families import longest_input
 from pipeline.models.loading import load_folder_tokenizer, load_model
 
 # The largest difference that fp32 may have, as a part of the largest output. Measured: 3e-6 at most; sums in another order.
@@ -100,9 +101,10 @@ def _batches(
     """The texts as the tokenizer gives them, several a batch and padded; and one that is alone."""
     taken = [name for name in INPUTS if name in inspect.signature(model.forward).parameters]
     chunks = [list(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
+    longest = min(tokenizer.model_max_length, longest_input(model.config))
     batches = []
     for chunk in [*chunks, [texts[0]]]:
-        encoded = tokenizer(chunk, padding=True, truncation=True, return_tensors="pt")
+        encoded = tokenizer(chunk, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         batches.append({name: encoded[name] for name in taken if name in encoded})
     return batches
 

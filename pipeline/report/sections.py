@@ -227,7 +227,7 @@ def speed_section(scores: Scores) -> Section:
         rows.append(
             [_name(scores, name), _size(scores, name), _form(scores, name), *counts, megabytes, *_speed(scores, name)]
         )
-    measured = sorted({f"{measured_on(record)}, medians" for record in speeds.values()})
+    measured = sorted({f"{measured_on(_without_form(record))}, medians" for record in speeds.values()})
     unmeasured = [name for name in scores.models if name not in speeds and name not in _references(speeds)]
     lines = ["## Parameters and speed", "", "Millions of parameters, counted as in the papers.", ""]
     lines += [*table(head, rows, left=3), ""]
@@ -244,6 +244,12 @@ def speed_section(scores: Scores) -> Section:
 def _form(scores: Scores, name: str) -> str:
     form = scores.form(name)
     return f"{form['runtime']}, {form['precision']}" if form else "PyTorch"
+
+
+def _without_form(record: dict) -> dict:
+    """The record of a speed whose device has no word on a form, which the table shows."""
+    device, _, kind = record["device"].rpartition(", ")
+    return record | {"device": device} if " in " in kind else record
 
 
 def _references(speeds: dict[str, dict]) -> set[str]:
