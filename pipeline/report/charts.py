@@ -145,14 +145,16 @@ def tradeoff(title: str, unit: str, axes: list[str], points: list[Point]) -> tup
             panel.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
             panel.xaxis.set_minor_locator(ticker.NullLocator())
             panel.grid(linewidth=0.4, color="#ddd")
-            panel.set_xlabel(label, fontsize=8)
+            panel.set_xlabel(label, fontsize=8, parse_math=False)
         panels[0].set_ylabel(unit, fontsize=8)
         panels[0].set_title(title, fontsize=10, fontweight="bold", loc="left", parse_math=False)
         kinds = list(dict.fromkeys((point.runtime, point.precision) for point in points))
         colours = [("PyTorch", "fp32", _COLOURS[n % len(_COLOURS)], _short(f)) for n, f in enumerate(folders)]
         marks = [(*kind, "#1a1a1a", ", ".join(filter(None, kind))) for kind in kinds if len(kinds) > 1]
         handles = [Line2D([], [], linestyle="", label=name, **_line_mark(*mark)) for *mark, name in (*colours, *marks)]
-        figure.legend(handles=handles, frameon=False, fontsize=8, ncols=2, loc="outside lower center")
+        legend = figure.legend(handles=handles, frameon=False, fontsize=8, ncols=2, loc="outside lower center")
+        for text in legend.get_texts():
+            text.set_parse_math(False)
         return _svg(figure), _png(figure)
 
 

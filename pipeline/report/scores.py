@@ -108,7 +108,8 @@ class Scores:
 
     def form(self, model: str) -> dict[str, Any]:
         """Runtime and precision of a form that is not PyTorch's, and the name of its folder; else empty."""
-        return self.results.models[model].get("form") or {}
+        form = self.results.models[model].get("form")
+        return form if isinstance(form, dict) and {"of", "runtime", "precision"} <= form.keys() else {}
 
     def folder(self, model: str) -> str:
         """The name of the model folder of a form; of a folder its own."""
