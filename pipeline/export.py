@@ -1,10 +1,13 @@
 """Turn a run's newest checkpoint into a plain Hugging Face folder, reloaded and compared before it is called done.
 
     python -m pipeline.export RUN_DIR OUT_DIR
+    python -m pipeline.export RUN_DIR OUT_DIR --to onnx,openvino --int8     and in these forms, in onnx/ and openvino/
+    python -m pipeline.export RUN_DIR OUT_DIR --push ORG/NAME               and put the folder on the hub
     python -m pipeline.export --untrained RECIPE OUT_DIR [key=value …]      the student before its first step, to compare with
 
 OUT_DIR receives config.json, model.safetensors (fp32), the tokenizer and a model card; AutoModel and AutoTokenizer load it. If
 the teacher's folder is one of sentence-transformers, so is the student's: it pools in the same way.
+Other forms (an extra: pip install --editable '.[forms]') are compared with the folder's own outputs on texts of the run.
 The run's last held-out loss is computed again from what was written: if it is another, OUT_DIR stays as it was.
 distillation.json records its provenance: checkpoint, recipe, corpus and hashes, preceded by the teacher's if that was
 distilled too.
@@ -21,12 +24,16 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from data_prep.cli import Parser, UserError, run_command
-from data_prep.files import new_folder
+from data_prep.files import new_folder, write_text
 from pipeline.artifacts import checkpoints
 from pipeline.artifacts.card import CARD, card_text, read_metadata, student_metadata, with_scores_of
 from pipeline.artifacts.checkpoints import Checkpoint
 from pipeline.artifacts.distillation import DISTILLATION, distillation_of, is_export_of
 from pipeline.artifacts.metrics import heldout_rows
+from pipeline.artifacts.upload import check_upload, upload
+from pipeline.forms.files import RUNTIMES
+from pipeline.forms.making import Wanted, check_libraries, make_forms, versions
+from pipeline.forms.texts import sample_texts
 from pipeline.models.counting import count_parameters
 from pipeline.models.fit import (
     check_teacher,
@@ -47,10 +54,11 @@ from pipeline.training.progress import Progress
 from pipeline.training.recomputing import NOT_RECOMPUTED, recompute
 
 # What an export may hold, and so what it may replace.
-_FILES = {CARD, DISTILLATION, "config.json", "model.safetensors", *TOKENIZER_FILES}
+_FILES = {CARD, DISTILLATION, "config.json", "model.safetensors", *TOKENIZER_FILES, *RUNTIMES}
 _FILES |= {name.partition("/")[0] for name in POOLING_FILES}
 
 _EMBEDS = {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
+_PLACE = "path/to/this/folder"  # in the card; the hub's id where it is put there
 _BY_TRANSFORMERS = """```python
 from transformers import AutoModel, AutoTokenizer
 
@@ -72,12 +80,14 @@ vectors = model.encode(["The student is small.", "It is a small student."])
 transformers_logging.disable_progress_bar()
 
 
-def export(run: Path, out: Path, recomputes: bool = True, progress: Progress | None = None) -> Checkpoint:
+def export(
+    run: Path, out: Path, recomputes: bool = True, progress: Progress | None = None, wanted: Wanted | None = None
+) -> Checkpoint:
     """Write the student of ``run`` to ``out``, which must be new, empty, or an earlier export; returns its checkpoint.
 
-    If it ``recomputes``, the folder's held-out loss is compared with the run's before it is put in place. Raises UserError
-    if there is no whole checkpoint, ``out`` holds something else, or the loss is another. ``progress`` is the watchdog's, in a
-    run.
+    If it ``recomputes``, the folder's held-out loss is compared with the run's before it is put in place, and so are the
+    outputs of all ``wanted`` forms. Raises UserError if there is no whole checkpoint, ``out`` holds something else, or the loss
+    or an output is another. ``progress`` is the watchdog's, in a run.
     """
     checkpoint = checkpoints.newest_of(run)
     checkpoint.check()
@@ -91,6 +101,7 @@ def export(run: Path, out: Path, recomputes: bool = True, progress: Progress | N
         pools = {name: run / "student" / name for name in POOLING_FILES if (run / "student" / name).is_file()}
         said = recompute(run, checkpoint, written, progress) if recomputes else NOT_RECOMPUTED
         card = model_card(run, checkpoint, model, chain, said)
+        card += _forms(written, wanted, recipe_of(checkpoint.info["recipe"], str(checkpoint.path)))
         if is_export_of(out, checkpoint):
             card = with_scores_of(card, out / CARD)
         own = {name: path.read_text(encoding="utf-8") for name, path in pools.items()}
@@ -102,8 +113,8 @@ def export(run: Path, out: Path, recomputes: bool = True, progress: Progress | N
     return checkpoint
 
 
-def export_untrained(recipe: Recipe, out: Path) -> None:
-    """Write to ``out``, which must be new or empty, the student as a run of ``recipe`` starts it."""
+def export_untrained(recipe: Recipe, out: Path, wanted: Wanted | None = None) -> None:
+    """Write to ``out``, which must be new or empty, the student as a run of ``recipe`` starts it, also in ``wanted`` forms."""
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists; choose a new folder")
@@ -115,10 +126,14 @@ def export_untrained(recipe: Recipe, out: Path) -> None:
     start = f"{recipe.student.layers} layers × {recipe.student.hidden}, {origin} weights, not trained"
     metadata = student_metadata(recipe)
     card = f"# {recipe.source}: {start}\n\nLoads in {loads_in(model.config)}. License: {_license(metadata)}.\n"
-    files = pooling_files(*teacher, model.config) | {CARD: card_text(metadata, f"\n{card}")}
+    pools = pooling_files(*teacher, model.config)
+
+    def files(written: Path) -> dict[str, str]:
+        return pools | {CARD: card_text(metadata, f"\n{card}{_forms(written, wanted, recipe)}")}
+
     tokenizer = student_tokenizer(recipe)
     paired = with_segments(recipe, config, tokenizer).segments == "pairs"
-    _write(out, model, tokenizer, tokenizer_origin(recipe), lambda _: files, paired)
+    _write(out, model, tokenizer, tokenizer_origin(recipe), files, paired)
 
 
 def _write(
@@ -138,6 +153,35 @@ def _write(
         for name, text in files(written).items():
             (written / name).parent.mkdir(exist_ok=True)
             (written / name).write_text(text, encoding="utf-8")
+
+
+def _forms(written: Path, wanted: Wanted | None, recipe: Recipe) -> str:
+    """Make the wanted forms of a written folder, print what became of them, and return the card's section on them."""
+    if wanted is None or not wanted.kinds:
+        return ""
+    texts, what = sample_texts(recipe.data, recipe.teacher.model, recipe.teacher.revision)
+    print(f"Comparing {', '.join(RUNTIMES[kind] for kind in wanted.kinds)} with the folder on {what} …", flush=True)
+    made = make_forms(written, wanted, texts)
+    for form in made:
+        print(form, flush=True)
+    rows = [
+        f"| {form.file} | {form.runtime} | {form.precision} | {form.bytes / 1e6:.1f} | {form.nearness} |"
+        for form in made
+    ]
+    loads = [
+        f'SentenceTransformer("{_PLACE}", backend="{form.file.partition("/")[0]}", model_kwargs={{"file_name": "{form.file}"}})'
+        for form in made
+    ]
+    usage = ["", "```python", *loads, "```"] if (written / MODULES).is_file() else []
+    lines = ["", f"Other forms, compared with model.safetensors on {what}:", ""]
+    lines += [
+        "| file | runs in | weights | MB | compared |",
+        "|---|---|---|---:|---|",
+        *rows,
+        "",
+        f"Made with {versions(wanted.kinds)}.",
+    ]
+    return "\n".join([*lines, *usage]) + "\n"
 
 
 def _may_be_replaced(out: Path, run: Path) -> bool:
@@ -265,23 +309,52 @@ def parser() -> Parser:
     made.add_argument(
         "--untrained", action="store_true", help="the student with which a run of the recipe RUN_DIR starts"
     )
+    made.add_argument(
+        "--to", type=_kinds, default=(), metavar="FORM[,FORM]", help=f"also in these forms: {', '.join(RUNTIMES)}"
+    )
+    made.add_argument("--int8", action="store_true", help="each of these forms also with weights of 8 bits")
+    made.add_argument("--push", metavar="ORG/NAME", help="put the folder on the Hugging Face hub as this model")
+    made.add_argument("--private", action="store_true", help="with --push: as a private model, if it is a new one")
     return made
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in RUNTIMES]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no form; forms are {', '.join(RUNTIMES)}")
+    return names
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise UserError for options that clash, and for what forms and upload need and is not there."""
+    if options.overrides and not options.untrained:
+        raise UserError(f"{options.overrides[0]}: a run has been made with its recipe; key=value goes with --untrained")
+    if options.int8 and not options.to:
+        raise UserError(f"--int8: of which form? --to {','.join(RUNTIMES)} --int8; the folder itself stays fp32")
+    if options.private and not options.push:
+        raise UserError("--private: goes with --push ORG/NAME")
+    check_libraries(options.to, options.int8)
+    if options.push:
+        check_upload(options.push)
 
 
 def main() -> None:
     options = parser().parse_intermixed_args()
+    _check(options)
+    wanted = Wanted(options.to, options.int8)
     if options.untrained:
-        export_untrained(load_recipe(options.run, options.overrides), options.out)
-        print(
-            f"{options.out}: the student with which {options.run} starts, reloaded and verified identical, bit for bit"
-        )
-        return
-    if options.overrides:
-        raise UserError(f"{options.overrides[0]}: a run has been made with its recipe; key=value goes with --untrained")
-    checkpoint = export(options.run, options.out, not options.no_recompute)
-    steps = checkpoint.info["recipe"]["steps"]
-    state = "finished" if checkpoint.step == steps else f"step {checkpoint.step} of {steps}"
-    print(f"{options.out}: the student of {options.run} ({state}), reloaded and verified identical, bit for bit")
+        export_untrained(load_recipe(options.run, options.overrides), options.out, wanted)
+        what = f"the student with which {options.run} starts"
+    else:
+        checkpoint = export(options.run, options.out, not options.no_recompute, wanted=wanted)
+        steps = checkpoint.info["recipe"]["steps"]
+        state = "finished" if checkpoint.step == steps else f"step {checkpoint.step} of {steps}"
+        what = f"the student of {options.run} ({state})"
+    print(f"{options.out}: {what}, reloaded and verified identical, bit for bit")
+    if options.push:
+        card = options.out / CARD
+        write_text(card, card.read_text(encoding="utf-8").replace(_PLACE, options.push))
+        print(f"{options.out}: uploaded to {upload(options.out, options.push, options.private)}")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from data_prep.cli import shows_bars
 from pipeline.models.arithmetic import has_fast_bf16
@@ -203,10 +203,8 @@ def _seconds_of_forward(model: Callable, batch: Batch, device: torch.device) -> 
     return time.perf_counter() - start
 
 
-def made_up_batches(
-    models: Mapping[str, PreTrainedModel], batches: int, batch: int, length: int
-) -> dict[str, list[Batch]]:
-    """Random ids of full length that every model's vocabulary holds; each model gets the same ones."""
+def made_up_batches(models: Mapping[str, Any], batches: int, batch: int, length: int) -> dict[str, list[Batch]]:
+    """Random ids of full length that every model's vocabulary holds, by its config; each model gets the same ones."""
     vocabulary = min(model.config.vocab_size for model in models.values())
     low = min(_FIRST_ORDINARY, vocabulary // 2)
     ids = torch.randint(low, vocabulary, (batches, batch, length), generator=torch.Generator().manual_seed(0))

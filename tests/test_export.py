@@ -17,6 +17,7 @@ from pipeline.artifacts import checkpoints
 from pipeline.artifacts.distillation import read_distillation
 from pipeline.artifacts.metrics import heldout_rows
 from pipeline.export import check_export, export, load_student, main, model_card
+from pipeline.forms.making import Form, Wanted
 from pipeline.models.cut import cut_encoder
 from pipeline.models.fit import student_config_of
 from pipeline.models.students import build_student, principal_components
@@ -209,6 +210,64 @@ def test_a_run_that_stopped_half_way_can_be_exported(run, tmp_path):
     assert "3 of 6 steps" in (tmp_path / "student" / "README.md").read_text()
 
 
+# --- other forms, and the hub -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_forms_that_compute_something_else_leave_the_earlier_export_and_a_plain_one_has_none(
+    run, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "student"
+
+    def make_forms(folder, wanted, texts):
+        assert wanted == Wanted(("onnx",), int8=True) and len(texts) > 8 and (folder / "model.safetensors").exists()
+        (folder / "onnx").mkdir()
+        (folder / "onnx" / "model.onnx").write_bytes(b"graph")
+        return [Form("onnx/model.onnx", "ONNX Runtime", "fp32", 5, 1e-6, 1.0)]
+
+    def fail(folder, *arguments):
+        (folder / "onnx").mkdir()
+        raise UserError("onnx/model.onnx computes something else")
+
+    monkeypatch.setattr(export_module, "make_forms", make_forms)
+    monkeypatch.setattr(export_module, "check_libraries", lambda *_: None)
+    monkeypatch.setattr(export_module, "versions", lambda _: "onnx 1")
+    options = ("--no-recompute", "--to", "onnx", "--int8")
+    code, said, _ = run_main(monkeypatch, capsys, main, run, out, *options)
+    assert code == 0 and "onnx/model.onnx: 0.0 MB, outputs within 1.0e-06 of the largest" in said
+    assert "| onnx/model.onnx | ONNX Runtime | fp32 | 0.0 | outputs within 1.0e-06 " in (out / "README.md").read_text()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    monkeypatch.setattr(export_module, "make_forms", fail)
+    code, _, line = run_main(monkeypatch, capsys, main, run, out, *options)
+    assert (code, line) == (2, "error: onnx/model.onnx computes something else\n")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+    export(run, out, recomputes=False)
+    assert not (out / "onnx").exists() and "Other forms" not in (out / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_folder_is_put_on_the_hub_only_when_asked_and_its_card_names_its_place(run, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def upload(folder, repo, private):
+        calls.append((repo, private, (folder / "README.md").read_text()))
+        return f"https://hub/{repo}"
+
+    monkeypatch.setattr(export_module, "check_upload", lambda repo: None)
+    monkeypatch.setattr(export_module, "upload", upload)
+    out = tmp_path / "student"
+    assert run_main(monkeypatch, capsys, main, run, out, "--no-recompute")[0] == 0
+    assert calls == []
+    code, said, _ = run_main(monkeypatch, capsys, main, run, out, "--no-recompute", "--push", "org/name", "--private")
+    assert code == 0 and f"{out}: uploaded to https://hub/org/name" in said
+    ((repo, private, card),) = calls
+    assert (repo, private) == ("org/name", True)
+    assert 'AutoModel.from_pretrained("org/name")' in card and "path/to/this/folder" not in card
+
+
 # --- the held-out loss, computed again --------------------------------------------------------------------------------
 
 
@@ -317,7 +376,7 @@ def test_where_it_cannot_be_computed_again_one_line_says_so(copy, tmp_path, monk
 def test_without_recomputing_nothing_is_computed_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["export", str(tmp_path), str(tmp_path / "out"), "--no-recompute"])
     seen = []
-    monkeypatch.setattr(export_module, "export", lambda run, out, recomputes: seen.append(recomputes) or exit())
+    monkeypatch.setattr(export_module, "export", lambda run, out, recomputes, wanted: seen.append(recomputes) or exit())
     with pytest.raises(SystemExit):
         main()
     assert seen == [False]

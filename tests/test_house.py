@@ -20,6 +20,7 @@ FLOORS = (
     ("pipeline.training",),
     ("pipeline.engines",),
     ("pipeline.measuring",),
+    ("pipeline.forms",),
     ("pipeline.artifacts", "pipeline.models"),
     ("pipeline.settings", "pipeline.data", "pipeline.relations"),
     ("pipeline.fused",),
@@ -142,9 +143,12 @@ LATE = {
     "pipeline.plan.__main__": "--help and a mistyped option load no torch",
     "pipeline.evaluate.__main__": "--help and a mistyped option load no torch",
     "pipeline.evaluate.embedding": "mteb is an extra",
+    "pipeline.forms.running": "ONNX Runtime and OpenVINO are an extra",
+    "pipeline.forms.by_openvino": "NNCF is only for int8",
     "pipeline.bench.__main__": "--help and a mistyped option load no torch",
     "pipeline.report.__main__": "a report of results loads no torch",
     "pipeline.report.sections": "matplotlib is only for a report with charts",
+    "pipeline.report.quality": "matplotlib is only for a report with charts",
     "pipeline.report.distilled": "matplotlib is only for a report with charts",
     "pipeline.training.maps": "matplotlib is only for the picture of a finished run",
     "pipeline.engines.ds_config": "a ds_config is checked without loading DeepSpeed",
@@ -175,7 +179,7 @@ def test_nobody_takes_a_private_name_of_another_file():
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 # A new key or option is a decision: raise the number in the same change, and say why there.
-RECIPE_KEYS, OPTIONS = 45, 179
+RECIPE_KEYS, OPTIONS = 45, 183
 
 
 def test_files_have_at_most_400_lines_and_functions_60():

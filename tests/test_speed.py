@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from pipeline.measuring import device_here, device_name, forward_seconds, made_u
 from pipeline.models import arithmetic
 from pipeline.models.arithmetic import Rates
 from pipeline.models.loading import load_model, load_tokenizer
-from pipeline.speed import compare, describe, main, qnli_batches, table
+from pipeline.speed import compare, describe, main, qnli_batches, table, with_forms
 from tests.parts.launching import run_main
 from tests.parts.tiny import make_teacher
 
@@ -92,6 +94,26 @@ def test_pairs_are_cut_to_the_length(models, qnli):
     assert batch["input_ids"].shape == (7, 6)
 
 
+def test_forms_of_a_folder_take_their_turn_after_it_and_none_on_a_gpu(models, capsys):
+    folder = Path(models["student"])
+    names = ["onnx/model.onnx", "onnx/model_quantized.onnx", "openvino/openvino_model.xml"]
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    try:
+        forms = [str(folder / name) for name in names]
+        assert with_forms(["org/name", str(folder)], CPU) == ["org/name", str(folder), *forms]
+        assert with_forms([str(folder), forms[1]], CPU) == [str(folder), *forms]
+        assert with_forms([str(folder)], torch.device("cuda")) == [str(folder)]
+        assert (
+            capsys.readouterr().out
+            == f"note: not measured, as this is a GPU and forms run on CPUs: {', '.join(forms)}\n"
+        )
+    finally:
+        for name in ("onnx", "openvino"):
+            shutil.rmtree(folder / name)
+
+
 @pytest.mark.parametrize("here, precision", [(Rates(1.0, 2.0), "fp32"), (Rates(2.0, 1.0), "bf16")])
 def test_every_student_is_measured_against_the_reference_in_the_faster_precision(models, monkeypatch, here, precision):
     monkeypatch.setattr(arithmetic, "rates", lambda *_: here)
@@ -132,13 +154,17 @@ def test_sizes_and_the_papers_quotient_stand_in_the_table():
             "layers": layers,
             "hidden": 384,
             "parameters": {"embeddings": 11720448, "transformer": layers * 1774464},
+            "bytes": 69_600_000,
         }
 
     record = {"model": "s", "reference": "t", "reference_seconds": 0.5, "seconds": 0.25, "speedup": 2.0}
-    lines = table([about("t", 6), about("s", 3), about("u", 5)], [record, record | {"model": "u"}])
-    assert lines[1].split() == ["t", "6x384", "11.7", "M", "10.6", "M", "500.0", "ms"]
-    assert lines[2].split() == ["s", "3x384", "11.7", "M", "5.3", "M", "250.0", "ms", "2.00", "1.91"]
-    assert lines[3].split()[-1] == "-"
+    form = about("s@onnx-int8", 3) | {"form": {"of": "s", "runtime": "ONNX Runtime", "precision": "int8"}}
+    abouts = [about("t", 6), about("s", 3), form, about("u", 5)]
+    lines = table(abouts, [record, record | {"model": form["name"]}, record | {"model": "u"}])
+    assert " ".join(lines[1].split()) == "t 6x384 PyTorch 11.7 M 10.6 M 69.6 MB 500.0 ms"
+    assert " ".join(lines[2].split()) == "s 3x384 PyTorch 11.7 M 5.3 M 69.6 MB 250.0 ms 2.00 1.91"
+    assert " ".join(lines[3].split()) == "s@onnx-int8 3x384 ONNX Runtime, int8 11.7 M 5.3 M 69.6 MB 250.0 ms 2.00 -"
+    assert lines[4].split()[-1] == "-"
 
 
 def test_results_know_a_model_by_its_weights_under_whatever_name(models, tmp_path):

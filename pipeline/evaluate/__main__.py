@@ -2,6 +2,7 @@
 
     python -m pipeline.evaluate --model student --model teacher --task rte,mrpc --data glue/ --out results/
     python -m pipeline.evaluate --model student --model teacher --task lee --out results/
+    python -m pipeline.evaluate --model student --model student/onnx/model.onnx --task lee --out results/
     python -m pipeline.evaluate --model student --task mnli --grid --out results/       # data from the hub
     torchrun --nproc-per-node 8 -m pipeline.evaluate --model student --task squad2 --out results/
 
@@ -49,7 +50,12 @@ def parser() -> Parser:
         prog="python -m pipeline.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = made.add_argument
-    add("--model", action="append", required=True, help="a Hugging Face folder or hub id; may be given several times")
+    add(
+        "--model",
+        action="append",
+        required=True,
+        help="a Hugging Face folder or hub id, or a form in it like DIR/onnx/model.onnx; may be given several times",
+    )
     add("--task", required=True, help=f"one or several, separated by commas: {', '.join(TASKS)}; your own as FILE.toml")
     add("--data", help="a folder with the original files, or a hub id (default: the task's own on the hub)")
     add("--out", type=Path, required=True, help="the folder for results")
@@ -107,7 +113,7 @@ def main() -> int:
     if cells.is_first():
         found = results.read_results(options.out)
         say("\n" + table(found, models, tasks))
-        for model in {job.model.name: job.model for job in jobs}.values():
+        for model in {job.model.name: job.model for job in jobs if not job.model.form}.values():
             if line := model_index.record_scores(Path(model.path), model.name, model.card["weights"], found):
                 say(line)
         for line in failed:

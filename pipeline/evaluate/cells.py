@@ -81,6 +81,11 @@ def make_job(options: argparse.Namespace, model: ScoredModel, task: str, data: T
         check_fit(model, task, cell.settings["length"], scored_sets)
         return _job(model, task, data, facts, [cell])
 
+    if model.form:
+        scored = ", ".join(name for name, each in TASKS.items() if each.embeds)
+        raise UserError(
+            f"{model.form}: a form is not trained, so it is scored on {scored} only; fine-tune its folder {model.path}"
+        )
     length = options.length or TASKS[task].length
     assert data.train is not None
     check_fit(model, task, length, {"training": data.train} | scored_sets)
@@ -199,7 +204,8 @@ def run_cell(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> t
 
     seconds = round(time.monotonic() - start, 1)
     record = _record(job, cell) | scored(job, scores, dev) | {"seconds": seconds}
-    precision = "fp32" if TASKS[job.task].embeds else finetune.precision()
+    precision = job.model.card["form"]["precision"] if job.model.form else "fp32"
+    precision = precision if TASKS[job.task].embeds else finetune.precision()
     write_cell(cell.path, record | {"precision": precision, "versions": versions()})
     if is_first():
         cell.failure.unlink(missing_ok=True)

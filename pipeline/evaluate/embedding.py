@@ -7,19 +7,20 @@ other language is a line's translation, in both directions. fp32; the same model
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from data_prep.cli import UserError, shows_bars
 from pipeline.evaluate.rows import TaskData
 from pipeline.evaluate.scored_model import ScoredModel
 from pipeline.evaluate.scores import label_scores
 from pipeline.evaluate.tasks import MTEB, TASKS
+from pipeline.forms.running import FormEncoder
 from pipeline.measuring import device_here
 from pipeline.models.families import longest_input
 from pipeline.models.loading import load_model
@@ -63,10 +64,15 @@ class Embedder:
     batch: int
 
     def __post_init__(self) -> None:
-        self.device = device_here()
+        form = self.model.form
+        self.device = torch.device("cpu") if form else device_here()
         self.pooling: Pooling = read_pooling(self.model.path)
-        self.encoder: PreTrainedModel = load_model(self.model.path, "main", torch.float32)
-        self.encoder.to(self.device)  # type: ignore[arg-type]  # transformers' decorator hides its signature
+        self.encoder: Any = None
+        if form:
+            self.encoder = FormEncoder(form)
+        else:
+            self.encoder = load_model(self.model.path, "main", torch.float32)
+            self.encoder.to(self.device)
         for each in self.pooling.maps:
             each.to(self.device)
         prompt = self.model.tokenizer(self.settings["prompt"])["input_ids"]

@@ -87,7 +87,8 @@ def prepare(options: argparse.Namespace, say: Callable[..., object]) -> list[Job
         check_card(model, options.out)
 
     jobs = [make_job(options, model, task, data[task], facts[task]) for model in models for task in tasks]
-    for model in models:
+    folders = {model.path: model for model in reversed(models)}  # a form has the notes of its folder
+    for model in reversed(folders.values()):
         if any(TASKS[task].embeds for task in tasks):
             for note in embedding.notes(model, options.prefix):
                 say(note)

@@ -1,4 +1,8 @@
-"""A model to be fine-tuned and scored: what it is, and whether it fits a task."""
+"""A model to be fine-tuned and scored: what it is, and whether it fits a task.
+
+The file of a form (FOLDER/onnx/model.onnx) is a model of its own, with the config and tokenizer of its folder. It can be
+scored where nothing is trained.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +17,7 @@ from data_prep.cli import UserError
 from pipeline.artifacts.distillation import read_distillation
 from pipeline.artifacts.results import FORMAT
 from pipeline.evaluate.tasks import TASKS
+from pipeline.forms.files import RUNTIMES, folder_of, form_hash, form_name, is_form, kind_of, precision_of, size_of
 from pipeline.models.counting import count_parameters
 from pipeline.models.families import longest_input
 from pipeline.models.loading import check_folder, load_folder_config, load_model, load_tokenizer
@@ -24,12 +29,13 @@ _SAMPLE = 200  # rows
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """A model folder or hub id, its config and tokenizer, and its model.json."""
+    """A model folder or hub id, its config and tokenizer, its model.json, and the file of its form if it is not PyTorch's."""
 
     path: str
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     card: dict
+    form: Path | None = None
 
     @property
     def name(self) -> str:
@@ -38,31 +44,41 @@ class ScoredModel:
 
 def open_model(path: str, name: str | None = None) -> ScoredModel:
     """Read a model's config, tokenizer and weights' hash. Raises UserError if some are missing or do not fit together."""
-    check_folder(path)
+    form = Path(path) if is_form(path) else None
+    folder = str(folder_of(form)) if form else path
+    check_folder(folder)
     name = name or name_of(path)
     if name.startswith(".") or Path(name).name != name:
         raise UserError(f"--name {name}: not a folder's name")
     card = describe_model(path, name)
-    config = load_folder_config(path)
-    tokenizer = load_tokenizer(path)
+    config = load_folder_config(folder)
+    tokenizer = load_tokenizer(folder)
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"{path}: the tokenizer has {len(tokenizer):,} entries, the model's embedding {config.vocab_size:,} rows; "
             "give the model the tokenizer that it was trained with"
         )
-    return ScoredModel(path, config, tokenizer, card)
+    return ScoredModel(folder, config, tokenizer, card, form)
 
 
 def name_of(path: str) -> str:
-    """A model's name among results: its folder's, or its hub id with -- for the slash."""
+    """A model's name among results: its folder's, that with its form, or its hub id with -- for the slash."""
+    if is_form(path):
+        return form_name(Path(path))
     return Path(path).resolve().name if Path(path).is_dir() else path.replace("/", "--")
 
 
 def describe_model(path: str, name: str) -> dict:
     """The content of model.json: shape, parameters as the papers count them, a hash of all weights, its distillation.
 
+    ``path`` may be a form's: then hash and bytes are of its file, and "form" says what it is and of which folder.
     Raises UserError if the folder or hub id is not a whole encoder of a known family.
     """
+    if is_form(path):
+        file, folder = Path(path), folder_of(Path(path))
+        form = {"of": folder.name, "runtime": RUNTIMES[kind_of(file)], "precision": precision_of(file)}
+        own = {"name": name, "path": path, "weights": form_hash(file), "bytes": size_of(file), "form": form}
+        return describe_model(str(folder), name) | own
     config = load_model(path, "main", torch.float32).config  # and every weight is there
     tensors = Weights(path, "main", "")
     return {
@@ -74,6 +90,7 @@ def describe_model(path: str, name: str) -> dict:
         "layers": config.num_hidden_layers,
         "hidden": config.hidden_size,
         "parameters": count_parameters(config),
+        "bytes": tensors.bytes(),
         "distillation": read_distillation(Path(path)) or None,
     }
 

@@ -57,6 +57,11 @@ class Weights:
         self._find()
         return sorted(self._places)
 
+    def bytes(self) -> int:
+        """Of all files of the weights, on disk."""
+        self._find()
+        return sum(path.stat().st_size for path in {path for path, _ in self._places.values()})
+
     def tensor(self, name: str) -> Tensor:
         """The tensor ``name`` as it is stored, on the CPU: a map of its file, which is closed with it."""
         self._find()

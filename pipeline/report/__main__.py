@@ -2,7 +2,8 @@
 
 python -m pipeline.report RESULTS_DIR [--runs RUN_DIR …] [--teacher NAME]
     students compared with their teacher and with the papers, from the results of pipeline.evaluate and pipeline.speed:
-    RESULTS_DIR/report.md with its charts, and report.html, one file that needs nothing else
+    RESULTS_DIR/report.md with its charts (quality against size and speed also as PNG), and report.html, one file that needs
+    nothing else
 python -m pipeline.report RUN_DIR STUDENT_FOLDER [--scores RESULTS_DIR]
     sizes, measured speed-up, held-out losses with their chart and relation maps of a run and its exported student, and the
     scores of both: RUN_DIR/report.md and its pictures, and report.html
@@ -18,6 +19,7 @@ from pipeline.report.beside_papers import paper_section
 from pipeline.report.distilled import runs_section
 from pipeline.report.origin import origin_section
 from pipeline.report.page import html, words
+from pipeline.report.quality import quality_section
 from pipeline.report.scores import Scores, check, find_teacher
 from pipeline.report.sections import (
     language_section,
@@ -45,6 +47,7 @@ def make(folder: Path, runs: list[Path], teacher: str | None = None, all_tables:
         paper_section(scores, all_tables),
         language_section(scores),
         speed_section(scores),
+        quality_section(scores),
         runs_section(runs),
         origin_section(scores),
     ):
@@ -57,7 +60,7 @@ def make(folder: Path, runs: list[Path], teacher: str | None = None, all_tables:
 
 def _write(folder: Path, text: str, page: str, charts: dict[str, bytes]) -> None:
     """Write the files and delete charts of previous reports; report.md, which links to the charts, comes last."""
-    for old in folder.glob("report-*.svg"):
+    for old in (*folder.glob("report-*.svg"), *folder.glob("report-*.png")):
         if old.name not in charts:
             old.unlink()
     for name, chart in charts.items():

@@ -1,4 +1,7 @@
-"""The report's charts as SVG: scores with their spread, and the losses of a run. The same input gives the same bytes."""
+"""The report's charts: scores with their spread, quality against size and speed, the losses of a run.
+
+The same input gives the same bytes.
+"""
 
 import io
 import textwrap
@@ -9,6 +12,7 @@ import matplotlib
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from pipeline.artifacts.results import shown_mean
 
@@ -105,6 +109,65 @@ def losses(title: str, unit: str, rows: list[dict]) -> bytes:
         return _svg(figure)
 
 
+class Point(NamedTuple):
+    """A model or one of its forms in a chart of quality."""
+
+    folder: str  # the model's name; its forms have the same colour
+    runtime: str
+    precision: str
+    quality: float
+    places: tuple[float | None, ...]  # on each axis; None: not measured
+    is_teacher: bool
+
+
+_MARKERS = {"PyTorch": "o", "ONNX Runtime": "s", "OpenVINO": "^"}
+
+
+def tradeoff(title: str, unit: str, axes: list[str], points: list[Point]) -> tuple[bytes, bytes]:
+    """Quality against other figures, a panel for each of ``axes`` (log scale), as SVG and PNG; a dashed line at the teacher's.
+
+    A colour for each model, a mark for each runtime, which is hollow in int8.
+    """
+    folders = list(dict.fromkeys(point.folder for point in points))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH * (0.25 + 0.75 * len(axes)), 3.2 + 0.16 * len(folders)), layout="constrained")
+        panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+        for number, (panel, label) in enumerate(zip(panels, axes, strict=True)):
+            for point in points:
+                if (place := point.places[number]) is not None:
+                    colour = _COLOURS[folders.index(point.folder) % len(_COLOURS)]
+                    panel.scatter(place, point.quality, s=42, zorder=3, **_mark(point.runtime, point.precision, colour))
+                if point.is_teacher:
+                    panel.axhline(point.quality, color=_TEACHER, linewidth=0.9, linestyle="--", zorder=0)
+            panel.set_xscale("log")
+            panel.margins(x=0.15)
+            panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            panel.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            panel.xaxis.set_minor_locator(ticker.NullLocator())
+            panel.grid(linewidth=0.4, color="#ddd")
+            panel.set_xlabel(label, fontsize=8, parse_math=False)
+        panels[0].set_ylabel(unit, fontsize=8)
+        panels[0].set_title(title, fontsize=10, fontweight="bold", loc="left", parse_math=False)
+        kinds = list(dict.fromkeys((point.runtime, point.precision) for point in points))
+        colours = [("PyTorch", "fp32", _COLOURS[n % len(_COLOURS)], _short(f)) for n, f in enumerate(folders)]
+        marks = [(*kind, "#1a1a1a", ", ".join(filter(None, kind))) for kind in kinds if len(kinds) > 1]
+        handles = [Line2D([], [], linestyle="", label=name, **_line_mark(*mark)) for *mark, name in (*colours, *marks)]
+        legend = figure.legend(handles=handles, frameon=False, fontsize=8, ncols=2, loc="outside lower center")
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+        return _svg(figure), _png(figure)
+
+
+def _mark(runtime: str, precision: str, colour: str) -> dict[str, Any]:
+    fill = "none" if precision == "int8" else colour
+    return {"marker": _MARKERS.get(runtime, "D"), "edgecolors": colour, "facecolors": fill}
+
+
+def _line_mark(runtime: str, precision: str, colour: str) -> dict[str, Any]:
+    mark = _mark(runtime, precision, colour)
+    return {"marker": mark["marker"], "markeredgecolor": colour, "markerfacecolor": mark["facecolors"]}
+
+
 def relations(rows: list[dict]) -> list[str]:
     """The relations that a run's rows have losses of, in their order: names of two of q, k, v, or a loss's own name."""
     heldout = next((row for row in rows if row.get("kind") == "heldout"), None)
@@ -116,6 +179,14 @@ def relations(rows: list[dict]) -> list[str]:
 
 def _short(name: str, most: int = 26) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        figure.savefig(file, format="png", dpi=160, metadata={"Software": None})
+    return file.getvalue()
 
 
 def _svg(figure: Figure) -> bytes:

@@ -97,9 +97,23 @@ class Scores:
 
     @property
     def models(self) -> list[str]:
-        """The teachers, then students of a distillation, then others, by name."""
+        """The teachers, then students of a distillation, then others, by name; forms after their folder."""
         known = self.results.models
-        return sorted(known, key=lambda name: (not self.is_teacher(name), not known[name].get("distillation"), name))
+
+        def order(name: str) -> tuple[bool, bool, str, str]:
+            of = self.folder(name)
+            return not self.is_teacher(of), not known[name].get("distillation"), of, name
+
+        return sorted(known, key=order)
+
+    def form(self, model: str) -> dict[str, Any]:
+        """Runtime and precision of a form that is not PyTorch's, and the name of its folder; else empty."""
+        form = self.results.models[model].get("form")
+        return form if isinstance(form, dict) and {"of", "runtime", "precision"} <= form.keys() else {}
+
+    def folder(self, model: str) -> str:
+        """The name of the model folder of a form; of a folder its own."""
+        return self.form(model).get("of", model)
 
     @property
     def tasks(self) -> list[str]:
@@ -283,9 +297,13 @@ def check(results: Results) -> None:
 
 
 def missing(scores: Scores) -> list[tuple[str, list[str]]]:
-    """(model, the tasks in which others have a score and it has none)."""
-    gaps = [(model, [task for task in scores.tasks if not scores.results.of(model, task)]) for model in scores.models]
-    return [(model, tasks) for model, tasks in gaps if tasks]
+    """(model, the tasks in which others have a score and it has none). Forms are not fine-tuned."""
+    trained = {cell.task for cell in scores.results.cells if "seed" in cell.settings}
+    gaps = {}
+    for model in scores.models:
+        wanted = [task for task in scores.tasks if not (scores.form(model) and task in trained)]
+        gaps[model] = [task for task in wanted if not scores.results.of(model, task)]
+    return [(model, tasks) for model, tasks in gaps.items() if tasks]
 
 
 def unequal(scores: Scores) -> list[str]:

@@ -207,15 +207,30 @@ def _mean(figure: Figure | None) -> str:
 def speed_section(scores: Scores) -> Section:
     """A table of sizes and measured speed-ups, with the paper's."""
     models, speeds = scores.results.models, scores.results.speeds
-    head = ["model", "size", "word embeddings", "Transformer", "all", "times as fast", "as", "paper"]
+    head = [
+        "model",
+        "size",
+        "in",
+        "word embeddings",
+        "Transformer",
+        "all",
+        "MB on disk",
+        "times as fast",
+        "as",
+        "paper",
+    ]
     rows = []
     for name in scores.models:
         counts = [_millions(models[name]["parameters"].get(key)) for key in ("embeddings", "transformer", "total")]
-        rows.append([_name(scores, name), _size(scores, name), *counts, *_speed(scores, name)])
-    measured = sorted({f"{measured_on(record)}, medians" for record in speeds.values()})
+        disk = models[name].get("bytes")
+        megabytes = f"{disk / 1e6:.1f}" if isinstance(disk, int) else NONE
+        rows.append(
+            [_name(scores, name), _size(scores, name), _form(scores, name), *counts, megabytes, *_speed(scores, name)]
+        )
+    measured = sorted({f"{measured_on(_without_form(record))}, medians" for record in speeds.values()})
     unmeasured = [name for name in scores.models if name not in speeds and name not in _references(speeds)]
     lines = ["## Parameters and speed", "", "Millions of parameters, counted as in the papers.", ""]
-    lines += [*table(head, rows, left=2), ""]
+    lines += [*table(head, rows, left=3), ""]
     lines += [f"* measured: {words(how)}" for how in measured]
     if unmeasured:
         lines.append(f"* speed of {words(', '.join(unmeasured))}: not measured; `python -m pipeline.speed` does it")
@@ -224,6 +239,17 @@ def speed_section(scores: Scores) -> Section:
         "paper's two figures; empty where it has no such shape"
     )
     return [*lines, ""], {}
+
+
+def _form(scores: Scores, name: str) -> str:
+    form = scores.form(name)
+    return f"{form['runtime']}, {form['precision']}" if form else "PyTorch"
+
+
+def _without_form(record: dict) -> dict:
+    """The record of a speed whose device has no word on a form, which the table shows."""
+    device, _, kind = record["device"].rpartition(", ")
+    return record | {"device": device} if " in " in kind else record
 
 
 def _references(speeds: dict[str, dict]) -> set[str]:
@@ -241,6 +267,6 @@ def _speed(scores: Scores, name: str) -> list[str]:
         return ["1", "itself", ""] if name in _references(scores.results.speeds) else [NONE, "", ""]
     reference = record["reference"]
     theirs = None
-    if reference in scores.results.models:
+    if reference in scores.results.models and not scores.form(name):
         theirs = speedup(_size(scores, name), _size(scores, reference))
     return [f"{record['speedup']:.2f}", words(reference), "" if theirs is None else f"{theirs:.2f}"]

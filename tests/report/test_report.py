@@ -435,7 +435,7 @@ def test_sizes_and_speed_stand_next_to_the_papers_quotient(folder):
     speed = {"model": "student", "reference": "teacher", "device": "cpu (2 threads), fp32", "speedup": 2.031}
     put(folder / "student" / "speed.json", format=1, batches=100, batch=32, length=128, text="QNLI/dev.tsv", **speed)
     text = section(made(folder), "Parameters and speed")
-    assert row(text, "student") == ["3x384", "11.7", "5.3", "17.4", "2.03", "teacher", "1.91"]
+    assert row(text, "student") == ["3x384", "PyTorch", "11.7", "5.3", "17.4", "–", "2.03", "teacher", "1.91"]
     assert row(text, "**teacher** (teacher)")[-3:-1] == ["1", "itself"]
     assert "* measured: 100 batches of 32 × at most 128 tokens (QNLI/dev.tsv) on cpu (2 threads), fp32, medians" in text
 
