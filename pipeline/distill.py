@@ -180,6 +180,7 @@ def distill_stages(stages: list[list[Recipe]], options: argparse.Namespace) -> i
     # What a later one names may move, or be found wrong, while an earlier one trains.
     for recipe in itertools.chain(*stages):
         read_what_is_named(recipe)
+        check_teacher(recipe, teacher_config_of(recipe))
     for number, recipes in enumerate(stages, 1):
         more, stop_at = number < len(stages), options.stop_at
         if more and stop_at and on_first_rank(start_ranks(), are_complete, recipes):

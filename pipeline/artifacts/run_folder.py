@@ -72,8 +72,9 @@ def what_decides(recipe: dict) -> dict:
         table: {key: value for key, value in recipe[table].items() if f"{table}.{key}" not in FREE - _NAMED}
         for table in ("teacher", "student")
     }
-    if tables["student"].get("vocab"):
-        tables["student"]["vocab"] = Path(tables["student"]["vocab"]).name
+    for key in ("vocab", "init"):
+        if tables["student"].get(key):
+            tables["student"][key] = Path(tables["student"][key]).name
     return names | {"micro_batch": recipe["micro_batch"]} | decisive | tables
 
 

@@ -17,12 +17,12 @@ from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.graphs import graphed
 from pipeline.engines.hosting import Hosting
 from pipeline.engines.ranks import Ranks, on_first_rank, quietly, wait_for_all
-from pipeline.models.cut import CutEncoder
+from pipeline.models.cut import CutEncoder, Taught
+from pipeline.models.pooling import Pooling
 from pipeline.models.precision import DTYPES
-from pipeline.relations import QKV
 from pipeline.settings.recipe import Recipe
 
-Teach = Callable[..., QKV]  # input ids [B, T], and what Inputs.told says of them
+Teach = Callable[..., Taught]  # input ids [B, T], and what Inputs.told says of them
 
 
 def host_teacher(
@@ -70,6 +70,7 @@ def host_teacher(
     for module in teacher.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(ranks.device))
+    _place(teacher.pooling, ranks.device, digest)
     teacher.eval()
     fit(teacher, recipe, ranks, "teacher", sharded=hosting.kind == "zero3", keeps_widened=hosting.widened > 0)
     if hosting.kind == "zero3":
@@ -81,10 +82,21 @@ def host_teacher(
         body.eval()
 
     @torch.no_grad()
-    def forward(input_ids: Tensor, **told: Any) -> QKV:
-        return body(*teacher.embed(input_ids, **told))
+    def forward(input_ids: Tensor, **told: Any) -> Taught:
+        found = body(*teacher.embed(input_ids, **told))
+        return teacher.finished(found, input_ids, padded=told.get("padded"), pieces=told.get("pieces"))
 
-    return graphed(forward, recipe, hosting, ranks.device), on_first_rank(ranks, digest.hexdigest)[:16]
+    teach = forward if teacher.pooling else graphed(forward, recipe, hosting, ranks.device)
+    return teach, on_first_rank(ranks, digest.hexdigest)[:16]
+
+
+def _place(pooling: Pooling | None, device: torch.device, digest: Any) -> None:
+    """Move the maps of a ``pooling`` to ``device``, whole and in fp32, and hash with the weights what it computes."""
+    digest.update(str(pooling or "").encode())
+    for each in pooling.maps if pooling else ():
+        for tensor in each.state_dict().values():
+            digest.update(tensor.numpy())
+        each.to(device)
 
 
 def _find(ranks: Ranks, reader: int, read: Callable[[], object]) -> None:

@@ -2,36 +2,45 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.models.configs import changed_values, deciding_values
 from pipeline.models.families import family_of, global_layers, knows_segments, longest_input
-from pipeline.models.loading import load_config, load_tokenizer
+from pipeline.models.loading import load_config, load_folder_config, load_tokenizer, weights_of
+from pipeline.models.pooling import Pooling, pooling_files, read_pooling
 from pipeline.models.portable import marks_pairs
 from pipeline.models.students import (
     build_student,
     copy_every_kth_layer,
+    copy_whole,
     project_embeddings,
     student_config,
     student_ffn,
 )
 from pipeline.models.vocabulary import student_ids_of, vocabulary_of
 from pipeline.models.weights import Weights
-from pipeline.settings.recipe import PAIR, Recipe
+from pipeline.settings.recipe import PAIR, STARTS, Recipe
 
 
 def check_teacher(recipe: Recipe, config: PreTrainedConfig) -> None:
     """Raise UserError for what does not suit the teacher's shape: layer, widths, length, vocabulary, the student's start."""
     layers, width = config.num_hidden_layers, config.hidden_size
     recipe.need("teacher.layer", 1 <= recipe.teacher.layer <= layers, f"one of the teacher's layers 1 to {layers}")
-    recipe.divides("relation_heads", width, recipe.relation_heads, "relation heads", f"the teacher's width {width}")
+    if recipe.embeds:
+        whole = f"{layers}, the teacher's last layer: what it makes of a text comes of all of them"
+        recipe.need("teacher.layer", recipe.teacher.layer == layers, whole)
+        pooling_of(recipe)
+    else:
+        recipe.divides("relation_heads", width, recipe.relation_heads, "relation heads", f"the teacher's width {width}")
     longest = longest_input(config)
     recipe.need("length", recipe.length <= longest, f"at most the teacher's {longest} positions")
     if recipe.transfer == "layer-to-layer":
         fits = recipe.student.layers <= recipe.teacher.layer
         recipe.need("student.layers", fits, "at most teacher.layer to learn from")
     attending = global_layers(config)
-    for layer in recipe.layers.values():
+    for layer in () if recipe.embeds else recipe.layers.values():
         if layer not in attending:
             recipe.refuse(
                 "teacher.layer",
@@ -52,6 +61,21 @@ def check_teacher(recipe: Recipe, config: PreTrainedConfig) -> None:
     _check_start(recipe, config, student)
 
 
+def pooling_of(recipe: Recipe) -> Pooling | None:
+    """How the teacher makes a vector of a text, where a student learns these; None where it learns relations.
+
+    Raises UserError for files that are torn, or not read here.
+    """
+    return read_pooling(recipe.teacher.model, recipe.teacher.revision) if recipe.embeds else None
+
+
+def files_to_embed(recipe: Recipe, config: PreTrainedConfig) -> dict[str, str]:
+    """models.pooling.pooling_files of a student of this config."""
+    pooling = pooling_of(recipe)
+    learnt = pooling.width(teacher_config_of(recipe).hidden_size) if pooling else 0
+    return pooling_files(recipe.teacher.model, recipe.teacher.revision, config, learnt)
+
+
 def with_segments(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Recipe:
     """The recipe with ``segments`` decided: pairs where the teacher has a second segment and its tokenizer gives token type 1.
 
@@ -64,6 +88,8 @@ def with_segments(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTraine
         recipe.refuse("segments", f"the teacher, a {config.model_type}, has no second segment; use 'single' or 'auto'")
     if recipe.segments != "auto":
         return recipe
+    if recipe.embeds:
+        return dataclasses.replace(recipe, segments="single")
     # Said in its settings, that is: which inputs a class lists by default differs among versions of transformers.
     given = "token_type_ids" in tokenizer.init_kwargs.get("model_input_names", ["token_type_ids"])
     paired = knows and given and marks_pairs(tokenizer) and recipe.length >= PAIR
@@ -80,6 +106,8 @@ def _check_start(recipe: Recipe, config: PreTrainedConfig, student: PreTrainedCo
             f"student.hidden is {recipe.student.hidden}, the teacher's embeddings have {embedded} components; use as many "
             "or fewer, or 'random'",
         )
+    if recipe.student.init not in STARTS and not recipe.start:
+        _check_folder(recipe, student)
     if recipe.student.init != "teacher":
         return
     if student.model_type != config.model_type:
@@ -103,6 +131,21 @@ def _check_start(recipe: Recipe, config: PreTrainedConfig, student: PreTrainedCo
     recipe.need("student.layers", fits, "at most teacher.layer to copy from")
 
 
+def _check_folder(recipe: Recipe, student: PreTrainedConfig) -> None:
+    """Raise UserError unless ``student.init`` is the folder of a model of the ``student``'s shape."""
+    folder = Path(recipe.student.init)
+    if not (folder / "config.json").is_file():
+        why = "is none of these" if not folder.exists() else "has no config.json"
+        recipe.refuse("student.init", f"{why}: it must be {', '.join(map(repr, STARTS))}, or the folder of a student")
+    found = load_folder_config(folder)
+    layers, after_padding = student.num_hidden_layers, family_of(student).positions_after_padding
+    sizes = [("num_hidden_layers", layers, found.num_hidden_layers)]
+    values = changed_values(deciding_values(student), deciding_values(found), layers, after_padding)
+    for key, own, theirs in (*sizes, *values):
+        if own != theirs:
+            recipe.refuse("student.init", f"its {key} is {theirs!r}, the student's is {own!r}; make them the same")
+
+
 def teacher_config_of(recipe: Recipe, load: Callable[[str, str], PreTrainedConfig] = load_config) -> PreTrainedConfig:
     """The teacher's transformers config; that of a previous stage's student is known before it exists.
 
@@ -119,7 +162,8 @@ def student_config_of(recipe: Recipe, teacher_config: PreTrainedConfig) -> PreTr
     model_type = None if student.model_type == "teacher" else student.model_type
     ffn = student_ffn(teacher_config, student.hidden, model_type)
     sizes = student.layers, student.hidden, student.heads, ffn, student.dropout
-    return student_config(teacher_config, *sizes, recipe.teacher.layer, model_type, student_ids_of(recipe))
+    layer = (recipe.start or recipe).teacher.layer
+    return student_config(teacher_config, *sizes, layer, model_type, student_ids_of(recipe))
 
 
 def untrained_student(recipe: Recipe, teacher_config: PreTrainedConfig, teacher: Weights) -> PreTrainedModel:
@@ -130,11 +174,13 @@ def untrained_student(recipe: Recipe, teacher_config: PreTrainedConfig, teacher:
 
 
 def initialise(student: PreTrainedModel, recipe: Recipe, teacher_config: PreTrainedConfig, teacher: Weights) -> None:
-    """Put in the place of its random numbers what ``student.init`` takes of ``teacher``."""
+    """Put in the place of its random numbers what ``student.init`` takes of ``teacher``, or of its folder."""
     if recipe.student.init == "teacher":
         copy_every_kth_layer(teacher, student, recipe.teacher.layer, student_ids_of(recipe))
     elif recipe.student.init == "pca":
         project_embeddings(teacher, teacher_config, student, student_ids_of(recipe))
+    elif recipe.student.init != "random":
+        copy_whole(weights_of(recipe.student.init, "main", student.config), student)
 
 
 def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:

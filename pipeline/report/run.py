@@ -4,6 +4,7 @@ It writes RUN_DIR/report.md and RUN_DIR/relations.png: sizes, measured speed-up,
 next commands.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,8 +19,9 @@ from pipeline.measuring import device_here, device_name, forward_seconds, made_u
 from pipeline.models.counting import count_parameters
 from pipeline.models.cut import cut_encoder
 from pipeline.models.loading import load_model, load_tokenizer
-from pipeline.pairs import PAIRS, value_mse_note
+from pipeline.pairs import PAIRS, loss_note
 from pipeline.report.kept import kept
+from pipeline.settings.values import recipe_of
 from pipeline.training.maps import SENTENCE, relation_maps, save_figure
 
 transformers_logging.disable_progress_bar()
@@ -34,7 +36,9 @@ def report(run: Path, student_folder: Path, scores: Path | None = None, referenc
     recipe = checkpoint.info["recipe"]
     student = load_student_of(run, checkpoint, student_folder)
     teacher = load_model(recipe["teacher"]["model"], recipe["teacher"]["revision"], torch.float32)
-    draw(run / "relations.png", recipe, teacher, student, student_folder)
+    learnt = recipe_of(recipe, str(checkpoint.path))
+    if not learnt.embeds:
+        draw(run / "relations.png", recipe, teacher, student, student_folder)
     lines = [
         f"# {run.name}: {checkpoint.step} of {recipe['steps']} steps",
         "",
@@ -43,11 +47,10 @@ def report(run: Path, student_folder: Path, scores: Path | None = None, referenc
         speed_line(teacher, student, recipe["length"]),
         "",
         *([] if scores is None else kept(scores, reference)),
-        *losses(run, checkpoint.step, recipe["pairs"]),
+        *losses(run, checkpoint.step, learnt.parts),
         "",
         *sources(run, checkpoint.step),
-        "![Relations of teacher and student for one sentence](relations.png)",
-        "",
+        *([] if learnt.embeds else ["![Relations of teacher and student for one sentence](relations.png)", ""]),
         "## Next",
         "",
         f"    tensorboard --logdir {run / 'tensorboard'}        # curves and relation maps of this run",
@@ -101,17 +104,17 @@ def speed_line(
     )
 
 
-def losses(run: Path, step: int, pairs: list[str]) -> list[str]:
-    """A table of held-out losses by relation, first and last."""
+def losses(run: Path, step: int, parts: Sequence[str]) -> list[str]:
+    """A table of held-out losses by part, first and last."""
     heldout = heldout_rows(run, step)
     if not heldout:
         return ["No held-out documents: no held-out losses."]
     first, last = heldout[0], heldout[-1]
     rows = [
-        f"| held-out loss (nats{value_mse_note(pairs)}) | step {first['step']} | step {last['step']} | remaining |",
+        f"| held-out loss ({loss_note(parts)}) | step {first['step']} | step {last['step']} | remaining |",
         "|---|---|---|---|",
     ]
-    for name in ("loss", *pairs):
+    for name in ("loss", *parts):
         rows.append(f"| {name} | {first[name]:.4f} | {last[name]:.4f} | {100 * last[name] / first[name]:.0f} % |")
     return rows
 

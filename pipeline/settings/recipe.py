@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.cli import UserError
-from pipeline.pairs import PAIRS, VALUE_MSE
+from pipeline.pairs import PAIRS, VALUE_MSE, VECTORS
 
 PAIR = 5  # positions of the shortest pair of segments: [CLS], a token, [SEP], a token, [SEP]
 
@@ -19,7 +19,7 @@ class Teacher:
     """``[teacher]``: the frozen model, and where its relations are taken from."""
 
     model: str  # a Hugging Face folder or hub id
-    layer: int  # counted from 1; its q, k, v are what the student learns
+    layer: int  # counted from 1; its q, k, v are what the student learns, or the last one's pooled vectors
     revision: str = "main"
     micro_batch: int = 0  # sequences in one forward of the teacher, a multiple of micro_batch below; 0: the same
     hosting: Literal["auto", "replicate", "zero3"] = "auto"
@@ -39,7 +39,7 @@ class Student:
     heads: int = 12
     model_type: Literal["teacher", "bert"] = "teacher"  # the teacher's family, or BERT with the teacher's vocabulary
     vocab: str = ""  # a folder of pipeline.trim_vocab, whose smaller vocabulary the student has; "": the teacher's
-    init: Literal["random", "teacher", "pca"] = "random"  # what starts as the teacher's: layers, projected embeddings
+    init: str = "random"  # or what starts as the teacher's, 'teacher': layers, 'pca': embeddings; or a student's folder
     dropout: float = 0.1
     ds_config: str = "student_zero1.json"
 
@@ -63,7 +63,9 @@ class Recipe:
     )
     segments: Literal["auto", "pairs", "single"] = "auto"  # pairs [CLS] A [SEP] B [SEP] where the teacher knows them
     pairs: tuple[str, ...] = ("qk", "vv")  # v_mse among them: values by their squared difference
-    transfer: Literal["last", "layer-to-layer"] = "last"  # the last layer learns, or each from one of the teacher's
+    transfer: Literal["last", "layer-to-layer", "embedding"] = (
+        "last"  # the last layer learns, or each from one of the teacher's; or the pooled vectors of texts do
+    )
     relation_heads: int = 12
     precision: Literal["bf16", "fp32"] = "bf16"
     arithmetic: Literal["auto", "native", "widened"] = "auto"  # of bf16 on CPUs: as it is, or in fp32 and rounded
@@ -87,6 +89,7 @@ class Recipe:
     root: str = field(default="", compare=False)  # what holds the launch's own files: `out` as the file gives it
     stage: str = field(default="", compare=False)  # its name, if the file has several
     previous: "Recipe | None" = field(default=None, compare=False)  # the stage whose student is the teacher
+    start: "Recipe | None" = field(default=None, compare=False)  # the stage whose student this one goes on with
 
     def accumulation(self, ranks: int) -> int:
         """Micro-batches that each of ``ranks`` ranks runs in one step. Raises UserError where they do not come out."""
@@ -108,15 +111,25 @@ class Recipe:
 
     @property
     def relations(self) -> tuple[str, ...]:
-        """The pairs that are relations."""
-        return tuple(pair for pair in self.pairs if pair != VALUE_MSE)
+        """The pairs that are relations; none where vectors are learnt."""
+        return () if self.embeds else tuple(pair for pair in self.pairs if pair != VALUE_MSE)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the student learns vectors of texts, and not relations."""
+        return self.transfer == "embedding"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts of its loss."""
+        return VECTORS if self.embeds else self.pairs
 
     @property
     def layers(self) -> dict[int, int]:
         """The teacher's layer that each layer of the student learns from, by number of the student's; both counted from 1."""
-        if self.transfer == "last":
-            return {self.student.layers: self.teacher.layer}
-        return dict(enumerate(evenly_spaced(self.teacher.layer, self.student.layers), 1))
+        if self.transfer == "layer-to-layer":
+            return dict(enumerate(evenly_spaced(self.teacher.layer, self.student.layers), 1))
+        return {self.student.layers: self.teacher.layer}
 
     @property
     def teacher_batch(self) -> int:
@@ -150,7 +163,7 @@ class Recipe:
             self.refuse(
                 "teacher.micro_batch", f"must be a multiple of micro_batch = {self.micro_batch}, or 0 for the same"
             )
-        for key in ("data", "out", "teacher.model"):
+        for key in ("data", "out", "teacher.model", "student.init"):
             self.need(key, self._at(key) != "", "a name")
         for key in ("learning_rate", "adam_eps"):
             self.need(key, 0 < getattr(self, key) < math.inf, "above 0 and finite")
@@ -164,17 +177,34 @@ class Recipe:
             len(self.adam_betas) == 2 and all(0 <= b < 1 for b in self.adam_betas),
             "two in [0, 1)",
         )
-        good = (
-            bool(self.relations) and len(set(self.pairs)) == len(self.pairs) and set(self.pairs) <= {*PAIRS, VALUE_MSE}
-        )
-        self.need("pairs", good, f"different pairs from {', '.join(PAIRS)}, with {VALUE_MSE!r} next to them at most")
         student = self.student
         self.need("student.layers", student.layers >= 1, "at least 1")
         self.need("student.dropout", 0 <= student.dropout < 1, "in [0, 1)")
         self.need("student.heads", student.heads >= 1, "at least 1")
         self.divides("student.hidden", student.hidden, student.heads, "attention heads")
+        if self.embeds:
+            self._check_embedding()
+        else:
+            self._check_relations()
+
+    def _check_relations(self) -> None:
+        different = len(set(self.pairs)) == len(self.pairs)
+        good = bool(self.relations) and different and set(self.pairs) <= {*PAIRS, VALUE_MSE}
+        self.need("pairs", good, f"different pairs from {', '.join(PAIRS)}, with {VALUE_MSE!r} next to them at most")
         self.need("relation_heads", self.relation_heads >= 1, "at least 1")
-        self.divides("student.hidden", student.hidden, self.relation_heads, "relation heads")
+        self.divides("student.hidden", self.student.hidden, self.relation_heads, "relation heads")
+
+    def _check_embedding(self) -> None:
+        usual = {spec.name: spec.default for spec in dataclasses.fields(Recipe)}
+        for key in OF_RELATIONS:
+            if getattr(self, key) != usual[key]:
+                self.refuse(key, "is for relations, and transfer = 'embedding' learns vectors: leave it out")
+        if self.layout == "full":
+            self.refuse("layout", "a window across documents is no text to embed; use layout = 'doc' or 'packed'")
+        if self.segments == "pairs":
+            self.refuse("segments", "a pair is no text to embed; use 'single' or 'auto'")
+        if self.layout == "doc" and self.micro_batch == 1:
+            self.refuse("micro_batch", "a text is compared with the others of its micro-batch; use 2 or more")
 
     @property
     def exported(self) -> Path:
@@ -183,7 +213,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in the order of the fields, without those that say where the recipe comes from."""
-        values = dataclasses.asdict(dataclasses.replace(self, previous=None))
+        values = dataclasses.asdict(dataclasses.replace(self, previous=None, start=None))
         plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in values.items() if k not in PLACE}))
         return plain
 
@@ -213,9 +243,11 @@ class Recipe:
         return value
 
 
-PLACE = ("source", "root", "stage", "previous")
+PLACE = ("source", "root", "stage", "previous", "start")
+STARTS = ("random", "teacher", "pca")  # student.init, if it is not a folder
+OF_RELATIONS = ("pairs", "relation_heads", "loss_kernel")
 TEXTS = {spec.name for kind in (Recipe, Teacher, Student) for spec in dataclasses.fields(kind) if spec.type is str}
-PATHS = {"data", "out", "teacher.model", "teacher.ds_config", "student.vocab", "student.ds_config"}
+PATHS = {"data", "out", "teacher.model", "teacher.ds_config", "student.init", "student.vocab", "student.ds_config"}
 
 
 def teacher_layers(recipes: list[Recipe]) -> tuple[int, ...]:

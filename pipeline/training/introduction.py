@@ -4,6 +4,7 @@ from data_prep.machine import threads
 from pipeline.data.fits import notes
 from pipeline.data.reading import Heldout
 from pipeline.engines.ranks import Ranks
+from pipeline.models.fit import pooling_of
 from pipeline.models.precision import way_of
 from pipeline.models.vocabulary import student_ids_of
 from pipeline.settings.recipe import Recipe
@@ -30,6 +31,8 @@ def introduce(
             monitor.say(note)
         for note in about_vocabulary(student.recipe, heldout):
             monitor.say(note)
+    for note in about_pooling(recipe):
+        everywhere(monitors, note)
     for note in about_attention(recipe, run.ranks):
         everywhere(monitors, note)
     for note in notes(corpus, run.windows, run.order, recipe.batch, recipe.steps):
@@ -89,6 +92,17 @@ def about_attention(recipe: Recipe, ranks: Ranks) -> list[str]:
     return [
         "note: layout = 'doc' pads sequences, and torch's flash attention takes no mask: the attention of padded batches is "
         "computed by another of its kernels (docs/guides/gpu.md says what that concerns); layout = 'packed' has no mask"
+    ]
+
+
+def about_pooling(recipe: Recipe) -> list[str]:
+    """A note if nobody says that the teacher's vectors are worth learning."""
+    pooling = pooling_of(recipe)
+    if pooling is None or pooling.stated:
+        return []
+    return [
+        f"note: nothing in {recipe.teacher.model} says how it makes a vector of a text (modules.json): its students learn the "
+        "mean over a text's tokens, which a model that was not trained for it seldom makes worth learning"
     ]
 
 

@@ -69,7 +69,7 @@ class Watch:
         for trainee, own in zip(trainees, losses, strict=True):
             mean = _mean(own.mean(0), self._run.ranks).tolist()
             for monitor in self._of([trainee]):
-                by_part = dict(zip(("loss", *trainee.recipe.pairs), mean, strict=True))
+                by_part = dict(zip(("loss", *trainee.recipe.parts), mean, strict=True))
                 others = {"learning_rate": trainee.recipe.learning_rate_at(step), "samples": done * recipe.batch}
                 monitor.log(done, by_part, **others, **gradient_norm(trainee.engine), **shares)
 
