@@ -5,8 +5,8 @@
     torchrun --nproc-per-node 8 -m pipeline.distill RECIPE.toml [key=value …]     the same
 
 The run folder `out` (OUT/NAME for each of several students) receives checkpoints/, tensorboard/, metrics.jsonl and, last,
-COMPLETE. The same command resumes from the newest checkpoint. SIGTERM, SIGUSR1 or a file out/STOP make it write one and
-leave with exit code 75. The smallest real run: ./run.sh demo
+COMPLETE. The same command resumes from the newest checkpoint; with more steps it extends a complete run. SIGTERM, SIGUSR1
+or a file out/STOP make it write one and leave with exit code 75. The smallest real run: ./run.sh demo
 """
 
 import argparse
@@ -25,7 +25,15 @@ from data_prep.shards import Corpus, open_corpus
 from pipeline.artifacts import checkpoints
 from pipeline.artifacts.checkpoints import Checkpoint
 from pipeline.artifacts.distillation import is_export_of
-from pipeline.artifacts.run_folder import COMPLETE, EARLY, are_complete, record_end, root_of
+from pipeline.artifacts.run_folder import (
+    COMPLETE,
+    EARLY,
+    are_complete,
+    complete_text,
+    record_end,
+    refuse_other_teacher,
+    root_of,
+)
 from pipeline.data.fits import check_bytes, check_tokenizer
 from pipeline.data.reading import training_windows
 from pipeline.data.windows import Windows
@@ -35,12 +43,13 @@ from pipeline.engines.deterministic import use_deterministic, without_an_algorit
 from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.ranks import Ranks, on_first_rank, start_ranks
 from pipeline.export import export
-from pipeline.models.fit import check_teacher, teacher_config_of, with_segments
+from pipeline.models.fit import check_teacher, student_tokenizer, teacher_config_of, with_segments
 from pipeline.models.loading import load_tokenizer
+from pipeline.models.origin import check_pieces
 from pipeline.models.vocabulary import vocabulary_of
 from pipeline.processes import LONGEST, TIMEOUT, die_with
 from pipeline.settings.reading import load_stages
-from pipeline.settings.recipe import Recipe
+from pipeline.settings.recipe import INITS, Recipe
 from pipeline.training.deciding import with_arithmetic
 from pipeline.training.early_stop import EarlyStop
 from pipeline.training.guards import failure_on_record, sole_writer, stop_if_ranks_differ
@@ -110,13 +119,17 @@ def check(recipes: list[Recipe]) -> tuple[list[Recipe], Corpus, Windows, PreTrai
     Raises UserError unless they fit each other.
     """
     recipe = recipes[0]  # where they agree
+    starting = [student for student in recipes if not (Path(student.out) / checkpoints.FOLDER).is_dir()]
     teacher_config = teacher_config_of(recipe)
     for student in recipes:
-        check_teacher(student, teacher_config)
+        check_teacher(student, teacher_config, starts=student in starting)
         read_what_is_named(student)
 
     corpus = open_corpus(recipe.data)
     tokenizer = load_tokenizer(recipe.teacher.model, recipe.teacher.revision)
+    for student in starting:
+        if student.student.init not in INITS:
+            check_pieces(student, student_tokenizer(student))
     recipes = [with_segments(student, teacher_config, tokenizer) for student in recipes]
     paired = recipes[0].segments == "pairs"
     windows = training_windows(corpus, recipe.length, recipe.layout, paired)
@@ -148,7 +161,8 @@ def unfinished(run: Run, recipes: list[Recipe]) -> list[Pending]:
         if not checkpoint or checkpoint.step < run.last:
             pending.append(Pending(recipe, checkpoint))
         elif run.ranks.first:
-            print(f"{recipe.out} already has its checkpoint of step {checkpoint.step}: nothing to do", flush=True)
+            more = "; more steps extend it" if checkpoint.step == recipe.steps else ""
+            print(f"{recipe.out} already has its checkpoint of step {checkpoint.step}: nothing to do{more}", flush=True)
     return pending
 
 
@@ -171,7 +185,7 @@ def _finish(recipe: Recipe, progress: Progress) -> None:
     if recipe.stage and not is_export_of(recipe.exported, checkpoints.newest_of(run)):
         export(run, recipe.exported, progress=progress)
         print(f"{recipe.exported}: the student of stage {recipe.stage}, exported", flush=True)
-    write_text(run / COMPLETE, f"{recipe.steps} steps\n")
+    write_text(run / COMPLETE, complete_text(recipe))
 
 
 def distill_stages(stages: list[list[Recipe]], options: argparse.Namespace) -> int:
@@ -180,7 +194,8 @@ def distill_stages(stages: list[list[Recipe]], options: argparse.Namespace) -> i
     # What a later one names may move, or be found wrong, while an earlier one trains.
     for recipe in itertools.chain(*stages):
         read_what_is_named(recipe)
-        check_teacher(recipe, teacher_config_of(recipe))
+        check_teacher(recipe, teacher_config_of(recipe), starts=False)
+    refuse_other_teacher(stages)
     for number, recipes in enumerate(stages, 1):
         more, stop_at = number < len(stages), options.stop_at
         if more and stop_at and on_first_rank(start_ranks(), are_complete, recipes):

@@ -41,7 +41,7 @@ from pipeline.models.pooling import DENSE_WEIGHTS, MODULES, POOLING_FILES, dense
 from pipeline.models.portable import TOKENIZER_FILES, add_older_keys, loads_in, write_tokenizer
 from pipeline.pairs import VECTOR_MAP, loss_note
 from pipeline.settings.reading import load_recipe
-from pipeline.settings.recipe import STARTS, Recipe
+from pipeline.settings.recipe import INITS, Recipe
 from pipeline.settings.values import recipe_of
 from pipeline.training.progress import Progress
 from pipeline.training.recomputing import NOT_RECOMPUTED, recompute
@@ -118,7 +118,8 @@ def export_untrained(recipe: Recipe, out: Path) -> None:
     check_teacher(recipe, config)
     teacher = recipe.teacher.model, recipe.teacher.revision
     model = untrained_student(recipe, config, weights_of(*teacher, config)).eval()
-    start = f"{recipe.student.layers} layers × {recipe.student.hidden}, {recipe.student.init} weights, not trained"
+    origin = recipe.student.init if recipe.student.init in INITS else Path(recipe.student.init).name
+    start = f"{recipe.student.layers} layers × {recipe.student.hidden}, {origin} weights, not trained"
     metadata = student_metadata(recipe)
     card = f"# {recipe.source}: {start}\n\nLoads in {loads_in(model.config)}. License: {_license(metadata)}.\n"
     files = {**pooling_files(*teacher, model.config), CARD: card_text(metadata, f"\n{card}")}
@@ -206,17 +207,17 @@ embeddings, {count["transformer"] / 1e6:.1f} M Transformer layers), {_VECTORS if
 | teacher | {recipe["teacher"]["model"]}, layer {recipe["teacher"]["layer"]}, weights {info["teacher"]["weights"]} |
 {_what(whole)}
 | chain | {way}{" (by a teacher assistant)" if len(students) > 1 else ""} |
-| initialisation | {whole.student.init if whole.student.init in STARTS else "a student's folder"} |
+| initialisation | {chain[-1]["recipe"]["student"]["init"]} |
 | data | {", ".join(f"{name}: {tokens:,} tokens" for name, tokens in info["tokens"].items())}; corpus {info["corpus"]} |
 | training | {info["step"]} of {recipe["steps"]} steps × {recipe["batch"]} sequences × {recipe["length"]} tokens |
 | layout | {recipe.get("layout", "full")}, {recipe.get("segments", "single")} |
-| optimizer | Adam, learning rate {recipe["learning_rate"]}, {recipe["warmup_steps"]} warm-up steps, linear decay |
+| optimizer | Adam, learning rate {recipe["learning_rate"]}, {recipe["warmup_steps"]} warm-up steps, {_decay(info)} |
 | precision | {recipe["precision"]} |
 | loads in | {loads_in(model.config)} |
 | license | {_license(metadata)} |
 | versions | {", ".join(f"{name} {version}" for name, version in info["versions"].items())} |
 
-Held-out loss ({"" if whole.embeds else "relations: KL divergence of teacher ‖ student in "}{loss_note(whole.parts)}) by step:
+{_measured(whole)} by step:
 
 | step | {" | ".join(names)} |
 |{"---|" * (len(names) + 1)}
@@ -232,7 +233,7 @@ def _students(chain: list[dict]) -> list[dict]:
     """The students of a chain that are models of their own: one that another went on from is that one."""
     students = [made["recipe"]["student"] for made in chain]
     followers = [student["init"] for student in students[1:]] + ["random"]
-    return [student for student, next_init in zip(students, followers, strict=True) if next_init in STARTS]
+    return [student for student, next_init in zip(students, followers, strict=True) if next_init in INITS]
 
 
 def _what(recipe: Recipe) -> str:
@@ -243,6 +244,19 @@ def _what(recipe: Recipe) -> str:
         )
     layers = "each from one of the teacher's" if recipe.transfer == "layer-to-layer" else "the last"
     return f"| relations | {', '.join(recipe.pairs)}; {recipe.relation_heads} relation heads |\n| layers | {layers} |"
+
+
+def _measured(recipe: Recipe) -> str:
+    """What the card's losses are."""
+    if recipe.embeds:
+        return f"Held-out loss ({loss_note(recipe.parts)})"
+    return f"Held-out relation loss (KL divergence of teacher ‖ student in {loss_note(recipe.parts)})"
+
+
+def _decay(info: dict) -> str:
+    """How the learning rate fell, of a run that was given more steps on its way too."""
+    parts = [f", until step {step} as for {steps} steps" for step, steps in info.get("earlier_steps", [])]
+    return "linear decay" + "".join(parts)
 
 
 def _metadata(run: Path, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -4,7 +4,7 @@ RUN/recipe.json, ds_config.student.json   the resolved settings of the newest st
 RUN/student/                              the student's config and tokenizer
 RUN/checkpoints/                          see checkpoints.py
 RUN/metrics.jsonl, log.txt, tensorboard/  see training/monitor.py
-RUN/COMPLETE                              written last: the run reached its last step
+RUN/COMPLETE                              written last: the run reached its last step; gone while it is extended
 
 The root of a run is its `out` as the recipe file gives it: RUN, or for several students or stages what holds theirs.
 
@@ -12,13 +12,14 @@ ROOT/STOP                                 made by anyone: write a checkpoint and
 ROOT/.ended                               how the newest launch ended, for the launcher that waits for it
 """
 
+import itertools
 import json
 from fnmatch import fnmatch
 from pathlib import Path
 
 from data_prep.cli import UserError
 from data_prep.files import write_text
-from pipeline.settings.recipe import Recipe
+from pipeline.settings.recipe import INITS, Recipe
 
 COMPLETE, STOP, ENDED = "COMPLETE", "STOP", ".ended"
 
@@ -52,8 +53,30 @@ def root_of(recipes: list[Recipe]) -> Path:
     return Path(recipes[0].root or recipes[0].out)
 
 
+def complete_text(recipe: Recipe) -> str:
+    """The content of COMPLETE."""
+    return f"{recipe.steps} steps\n"
+
+
 def are_complete(recipes: list[Recipe]) -> bool:
-    return all((Path(recipe.out) / COMPLETE).exists() for recipe in recipes)
+    """Whether all have reached the last step of their recipe as it now is."""
+    marks = [Path(recipe.out) / COMPLETE for recipe in recipes]
+    return all(
+        mark.exists() and mark.read_text() == complete_text(recipe) for mark, recipe in zip(marks, recipes, strict=True)
+    )
+
+
+def refuse_other_teacher(stages: list[list[Recipe]]) -> None:
+    """Raise UserError if a complete stage is to be extended, and the next one has begun to learn from its student."""
+    for earlier, later in itertools.pairwise(stages):
+        recipe = earlier[0]
+        begun = [each for each in later if (Path(each.out) / "recipe.json").exists()]
+        if (Path(recipe.out) / COMPLETE).exists() and not are_complete(earlier) and begun:
+            recipe.refuse(
+                "steps",
+                f"this stage is complete, and {begun[0].out} learns from its student as it is; extend that one by "
+                f"stage.{begun[0].stage}.steps, or use another out",
+            )
 
 
 def record_end(root: Path, launch: str | None, code: int) -> None:
@@ -72,9 +95,10 @@ def what_decides(recipe: dict) -> dict:
         table: {key: value for key, value in recipe[table].items() if f"{table}.{key}" not in FREE - _NAMED}
         for table in ("teacher", "student")
     }
-    for key in ("vocab", "init"):
-        if tables["student"].get(key):
-            tables["student"][key] = Path(tables["student"][key]).name
+    if tables["student"].get("vocab"):
+        tables["student"]["vocab"] = Path(tables["student"]["vocab"]).name
+    if tables["student"].get("init", "random") not in INITS:
+        tables["student"]["init"] = Path(tables["student"]["init"]).name
     return names | {"micro_batch": recipe["micro_batch"]} | decisive | tables
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.models.configs import changed_values, deciding_values
 from pipeline.models.families import family_of, global_layers, knows_segments, longest_input
-from pipeline.models.loading import load_config, load_folder_config, load_tokenizer, weights_of
+from pipeline.models.loading import load_config, load_tokenizer, weights_of
+from pipeline.models.origin import check_origin
 from pipeline.models.pooling import Pooling, pooling_files, read_pooling
 from pipeline.models.portable import marks_pairs
 from pipeline.models.students import (
@@ -21,11 +21,14 @@ from pipeline.models.students import (
 )
 from pipeline.models.vocabulary import student_ids_of, vocabulary_of
 from pipeline.models.weights import Weights
-from pipeline.settings.recipe import PAIR, STARTS, Recipe
+from pipeline.settings.recipe import INITS, PAIR, Recipe
 
 
-def check_teacher(recipe: Recipe, config: PreTrainedConfig) -> None:
-    """Raise UserError for what does not suit the teacher's shape: layer, widths, length, vocabulary, the student's start."""
+def check_teacher(recipe: Recipe, config: PreTrainedConfig, starts: bool = True) -> None:
+    """Raise UserError for what does not suit the teacher's shape: layer, widths, length, vocabulary, the student's start.
+
+    A student that resumes, and so does not ``starts``, needs no more what it once began from.
+    """
     layers, width = config.num_hidden_layers, config.hidden_size
     recipe.need("teacher.layer", 1 <= recipe.teacher.layer <= layers, f"one of the teacher's layers 1 to {layers}")
     if recipe.embeds:
@@ -58,7 +61,10 @@ def check_teacher(recipe: Recipe, config: PreTrainedConfig) -> None:
     size = recipe.student.hidden // recipe.student.heads
     if family_of(student).rotated and size % 2:
         recipe.refuse("student.heads", f"heads of width {size} cannot be rotated; use an even width")
-    _check_start(recipe, config, student)
+    if recipe.student.init in INITS:
+        _check_start(recipe, config, student)
+    elif starts and (not recipe.start or Path(recipe.student.init).is_dir()):
+        check_origin(recipe, student)
 
 
 def pooling_of(recipe: Recipe) -> Pooling | None:
@@ -106,8 +112,6 @@ def _check_start(recipe: Recipe, config: PreTrainedConfig, student: PreTrainedCo
             f"student.hidden is {recipe.student.hidden}, the teacher's embeddings have {embedded} components; use as many "
             "or fewer, or 'random'",
         )
-    if recipe.student.init not in STARTS and not recipe.start:
-        _check_folder(recipe, student)
     if recipe.student.init != "teacher":
         return
     if student.model_type != config.model_type:
@@ -129,21 +133,6 @@ def _check_start(recipe: Recipe, config: PreTrainedConfig, student: PreTrainedCo
             )
     fits = recipe.student.layers <= recipe.teacher.layer
     recipe.need("student.layers", fits, "at most teacher.layer to copy from")
-
-
-def _check_folder(recipe: Recipe, student: PreTrainedConfig) -> None:
-    """Raise UserError unless ``student.init`` is the folder of a model of the ``student``'s shape."""
-    folder = Path(recipe.student.init)
-    if not (folder / "config.json").is_file():
-        why = "is none of these" if not folder.exists() else "has no config.json"
-        recipe.refuse("student.init", f"{why}: it must be {', '.join(map(repr, STARTS))}, or the folder of a student")
-    found = load_folder_config(folder)
-    layers, after_padding = student.num_hidden_layers, family_of(student).positions_after_padding
-    sizes = [("num_hidden_layers", layers, found.num_hidden_layers)]
-    values = changed_values(deciding_values(student), deciding_values(found), layers, after_padding)
-    for key, own, theirs in (*sizes, *values):
-        if own != theirs:
-            recipe.refuse("student.init", f"its {key} is {theirs!r}, the student's is {own!r}; make them the same")
 
 
 def teacher_config_of(recipe: Recipe, load: Callable[[str, str], PreTrainedConfig] = load_config) -> PreTrainedConfig:
@@ -174,12 +163,12 @@ def untrained_student(recipe: Recipe, teacher_config: PreTrainedConfig, teacher:
 
 
 def initialise(student: PreTrainedModel, recipe: Recipe, teacher_config: PreTrainedConfig, teacher: Weights) -> None:
-    """Put in the place of its random numbers what ``student.init`` takes of ``teacher``, or of its folder."""
+    """Put in the place of its random numbers what ``student.init`` takes of ``teacher``, or of another student."""
     if recipe.student.init == "teacher":
         copy_every_kth_layer(teacher, student, recipe.teacher.layer, student_ids_of(recipe))
     elif recipe.student.init == "pca":
         project_embeddings(teacher, teacher_config, student, student_ids_of(recipe))
-    elif recipe.student.init != "random":
+    elif recipe.student.init not in INITS:
         copy_whole(weights_of(recipe.student.init, "main", student.config), student)
 
 

@@ -106,12 +106,12 @@ def copy_every_kth_layer(
     return chosen
 
 
-def copy_whole(weights: Weights, student: PreTrainedModel) -> None:
-    """Give ``student`` all ``weights`` of a model of its shape; a pooler that those lack stays random."""
-    wanted = {name: x for name, x in student.state_dict().items() if name in weights or not name.startswith("pooler.")}
-    weights.check({name: tuple(tensor.shape) for name, tensor in wanted.items()})
-    for name, tensor in wanted.items():
-        tensor.copy_(weights.tensor(name))
+def copy_whole(origin: Weights, student: PreTrainedModel) -> None:
+    """Give ``student`` all weights of a model of its shape; its pooler stays random where that model has none."""
+    own = {name: x for name, x in student.state_dict().items() if name in origin or not name.startswith("pooler.")}
+    origin.check({name: tuple(tensor.shape) for name, tensor in own.items()})
+    for name, tensor in own.items():
+        tensor.copy_(origin.tensor(name))
 
 
 def project_embeddings(

@@ -8,7 +8,7 @@ from pipeline.artifacts.results import inner_runs
 from pipeline.pairs import VECTORS, loss_note, value_mse_note
 from pipeline.paper import size
 from pipeline.report.page import NONE, Section, linked, table, words
-from pipeline.settings.recipe import STARTS
+from pipeline.settings.recipe import INITS
 
 _OF_VECTORS = "; of vectors: 1 − cosine, and squared differences of the texts' similarities"
 
@@ -86,7 +86,7 @@ def _stage(stage: dict) -> str:
     recipe = stage.get("recipe", stage)
     student = recipe["student"]
     shape, start = size(student["layers"], student["hidden"]), student.get("init", "random")
-    begun = f"{shape} ({start} start)" if start in STARTS else f"{shape} (going on)"
+    begun = f"{shape} ({start} start)" if start in INITS else f"{shape} (going on)"
     if recipe.get("transfer") == "embedding":
         return f"{begun} by its teacher's vectors of texts, {_budget(stage)}, learning rate {recipe['learning_rate']:g}"
     where = ", layer to layer up to layer" if recipe.get("transfer") == "layer-to-layer" else " of layer"

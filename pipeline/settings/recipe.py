@@ -11,6 +11,7 @@ from typing import Any, Literal
 from data_prep.cli import UserError
 from pipeline.pairs import PAIRS, VALUE_MSE, VECTORS
 
+INITS = ("random", "teacher", "pca")  # and any other student, by its folder or hub id
 PAIR = 5  # positions of the shortest pair of segments: [CLS], a token, [SEP], a token, [SEP]
 
 
@@ -39,7 +40,9 @@ class Student:
     heads: int = 12
     model_type: Literal["teacher", "bert"] = "teacher"  # the teacher's family, or BERT with the teacher's vocabulary
     vocab: str = ""  # a folder of pipeline.trim_vocab, whose smaller vocabulary the student has; "": the teacher's
-    init: str = "random"  # or what starts as the teacher's, 'teacher': layers, 'pca': embeddings; or a student's folder
+    init: str = (
+        "random"  # or "teacher": its layers; "pca": its embeddings, projected; another student's folder or hub id
+    )
     dropout: float = 0.1
     ds_config: str = "student_zero1.json"
 
@@ -244,10 +247,9 @@ class Recipe:
 
 
 PLACE = ("source", "root", "stage", "previous", "start")
-STARTS = ("random", "teacher", "pca")  # student.init, if it is not a folder
 OF_RELATIONS = ("pairs", "relation_heads", "loss_kernel")
 TEXTS = {spec.name for kind in (Recipe, Teacher, Student) for spec in dataclasses.fields(kind) if spec.type is str}
-PATHS = {"data", "out", "teacher.model", "teacher.ds_config", "student.init", "student.vocab", "student.ds_config"}
+PATHS = {"data", "out", "teacher.model", "teacher.ds_config", "student.vocab", "student.init", "student.ds_config"}
 
 
 def teacher_layers(recipes: list[Recipe]) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """The sentences at the start of a run: models, hosting, batch, data, and notes on what may surprise."""
 
+from dataclasses import replace
+
 from data_prep.machine import threads
 from pipeline.data.fits import notes
 from pipeline.data.reading import Heldout
@@ -25,6 +27,8 @@ def introduce(
         monitor.say(about_student(student))
         resumed = student.checkpoint
         monitor.say(f"Resuming from {resumed.path}." if resumed else "Starting at step 0.")
+        for note in about_steps(student):
+            monitor.say(note)
         if student.about_loss:
             monitor.say(student.about_loss)
         for note in about_bits(student) + about_products(student):
@@ -103,6 +107,22 @@ def about_pooling(recipe: Recipe) -> list[str]:
     return [
         f"note: nothing in {recipe.teacher.model} says how it makes a vector of a text (modules.json): its students learn the "
         "mean over a text's tokens, which a model that was not trained for it seldom makes worth learning"
+    ]
+
+
+def about_steps(student: Built) -> list[str]:
+    """A note if a run is resumed with another number of steps than before: what becomes of its learning rate."""
+    if student.checkpoint is None:
+        return []
+    recipe, done = student.recipe, student.checkpoint.step
+    before = replace(recipe, steps=student.checkpoint.info["recipe"]["steps"])
+    if before.steps == recipe.steps:
+        return []
+    rates = f"{before.learning_rate_at(done - 1):.3g} in step {done}, {recipe.learning_rate_at(done):.3g} in step {done + 1}"
+    return [
+        f"note: steps = {recipe.steps}, before {before.steps}: from here on the learning rate is that of a run of "
+        f"{recipe.steps} steps ({rates}); the steps that are done are not made again, so this is not the run that such a "
+        "recipe makes from its start"
     ]
 
 

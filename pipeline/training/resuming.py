@@ -3,6 +3,9 @@
 Samples need no state: what is read in a step is a pure function of the step, the batch, the seed and the corpus. The step is
 the checkpoint's; ``newest_checkpoint`` rejects another recipe or corpus (but for run_folder.FREE); data/order.py numbers the
 samples, ``steps`` of data/reading.py takes a rank's slice of a step. Dropout is a function of the step too, see step.py.
+
+So is the learning rate, of the step and of the recipe's ``steps``, which may be other ones than before as long as they are no
+fewer than are done: the rate goes on as if the run had had them from its start. Which ones it had is kept.
 """
 
 from importlib.metadata import version
@@ -24,7 +27,7 @@ from pipeline.models.families import family_of
 from pipeline.models.precision import arithmetic_of
 from pipeline.models.vocabulary import vocabulary_of
 from pipeline.pairs import BESIDE
-from pipeline.settings.recipe import STARTS, Recipe
+from pipeline.settings.recipe import INITS, Recipe
 from pipeline.settings.values import recipe_of
 from pipeline.training.guards import stop_if_data_changed
 from pipeline.training.progress import SAVE
@@ -46,9 +49,16 @@ def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint |
         return None
     checkpoint.check()
     before, now = flat(recipe_of(checkpoint.info["recipe"], str(run)).to_dict()), flat(recipe.to_dict())
-    free = FREE - {"micro_batch"} if recipe.embeds else FREE  # whose texts are compared with each other
-    if not {before["student.init"], now["student.init"]} & {*STARTS}:
-        free = free | {"student.init"}  # a folder may move, and what was in it is in the checkpoint
+    if recipe.steps < checkpoint.step:
+        recipe.refuse(
+            "steps",
+            f"{checkpoint.path} has {checkpoint.step} of them; use as many or more to extend it, or another out",
+        )
+    free = FREE | {"steps"}
+    if recipe.embeds:
+        free -= {"micro_batch"}  # whose texts are compared with each other
+    if not {before["student.init"], now["student.init"]} & {*INITS}:
+        free |= {"student.init"}  # a folder may move, and what was in it is in the checkpoint
     for key in now:
         if key not in free and before[key] != now[key]:
             raise UserError(
@@ -61,6 +71,15 @@ def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint |
             f"{checkpoint.info['corpus'][:12]}); use another out, or the previous data"
         )
     return checkpoint
+
+
+def earlier_steps(checkpoint: Checkpoint | None, recipe: Recipe) -> list[list[int]]:
+    """[[step, steps], …]: until ``step`` the rate followed a recipe of so many ``steps``, not those that it has now."""
+    if checkpoint is None:
+        return []
+    earlier: list[list[int]] = checkpoint.info.get("earlier_steps", [])
+    before = checkpoint.info["recipe"]["steps"]
+    return earlier if before == recipe.steps else [*earlier, [checkpoint.step, before]]
 
 
 def check_same_teacher(checkpoint: Checkpoint, digest: str, recipe: Recipe) -> None:
@@ -164,6 +183,7 @@ def checkpoint_info(run: Run, teacher: HostedTeacher, trainee: Trainee, step: in
         },
         "student_ids": _vocabulary_hash(recipe),
         **({"start": trainee.history} if trainee.history else {}),
+        "earlier_steps": trainee.earlier_steps,
         "ranks": run.ranks.world,
         "arithmetic": arithmetic_of(recipe.precision, run.ranks.device, recipe.arithmetic),
         "fused": trainee.fused,

@@ -33,7 +33,7 @@ from pipeline.models.students import build_student
 from pipeline.models.vocabulary import own_ids, vocabulary_of
 from pipeline.models.weights import Weights
 from pipeline.pairs import VALUE_MSE
-from pipeline.settings.recipe import STARTS, Recipe, teacher_layers
+from pipeline.settings.recipe import INITS, Recipe, teacher_layers
 from pipeline.training import resuming
 from pipeline.training.progress import DOWNLOAD, LOAD
 from pipeline.training.run import HostedTeacher, Run
@@ -93,7 +93,9 @@ def build(run: Run, pending: list[Pending]) -> Models:
     history = on_first_rank(ranks, read_distillation, Path(recipe.teacher.model))
     on_first_rank(ranks, weights.check, {in_file[name]: p.shape for name, p in teacher.named_parameters()})
 
-    run.progress.at("the building of the students")
+    origins = [student.recipe.student.init for student in pending if not student.checkpoint]
+    fetches = any(origin not in INITS and not Path(origin).is_dir() for origin in origins)
+    run.progress.at(DOWNLOAD if fetches else "the building of the students")
     built = [build_student(student_config_of(student.recipe, config), student.recipe.seed) for student in pending]
     for student, model in zip(pending, built, strict=True):
         if student.checkpoint:
@@ -140,7 +142,7 @@ def _history(student: Pending) -> list[dict]:
     """How the student was made before its own first step."""
     if student.checkpoint:
         return checked_chain(student.checkpoint.info.get("start", []), student.checkpoint.path)
-    return [] if student.recipe.student.init in STARTS else read_distillation(Path(student.recipe.student.init))
+    return [] if student.recipe.student.init in INITS else read_distillation(Path(student.recipe.student.init))
 
 
 def teacher_part(
@@ -167,6 +169,7 @@ def make_trainees(run: Run, models: Models, teacher: HostedTeacher) -> list[Trai
         state = resuming.matching_state(checkpoint, recipe, teacher.digest, cut, names) if checkpoint else {}
         engine = student_engine(recipe, run.ranks, cut)
         trainee = Trainee(recipe, engine, divergence, student.fused, names, tail, models.layers, student.history)
+        trainee.earlier_steps = resuming.earlier_steps(checkpoint, recipe)
         if checkpoint:
             resuming.restore(trainee, state, checkpoint.step)
         made.append(trainee)

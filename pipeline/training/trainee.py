@@ -21,7 +21,8 @@ class Trainee:
 
     ``fused``: its loss is computed by the kernel, not by ``divergence``. ``names`` and ``tail`` are those of models.cut.split;
     ``teacher_layers`` those whose q, k, v the teacher's pass returns; ``history`` is that of start.Built;
-    ``start`` is the step it resumes from; ``unchecked`` losses, by step, are still to be found finite.
+    ``start`` is the step it resumes from, ``earlier_steps`` are those of resuming.py; ``unchecked`` losses, by step, are still
+    to be found finite.
     """
 
     recipe: Recipe
@@ -33,6 +34,7 @@ class Trainee:
     teacher_layers: tuple[int, ...] = ()
     history: list[dict] = field(default_factory=list)
     start: int = 0
+    earlier_steps: list[list[int]] = field(default_factory=list)
     unchecked: dict[int, Tensor] = field(default_factory=dict)
 
     def losses(
