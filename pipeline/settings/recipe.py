@@ -201,7 +201,8 @@ class Recipe:
         usual = {spec.name: spec.default for spec in dataclasses.fields(Recipe)}
         for key in OF_RELATIONS:
             if getattr(self, key) != usual[key]:
-                self.refuse(key, "is for relations, and transfer = 'embedding' learns vectors: leave it out")
+                why = "is for relations, and transfer = 'embedding' learns vectors; leave it out, or as it is by default: "
+                self.refuse(key, f"{why}{usual[key]!r}")
         if self.layout == "full":
             self.refuse("layout", "a window across documents is no text to embed; use layout = 'doc' or 'packed'")
         if self.segments == "pairs":
