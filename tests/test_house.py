@@ -21,7 +21,7 @@ FLOORS = (
     ("pipeline.engines",),
     ("pipeline.measuring",),
     ("pipeline.artifacts", "pipeline.models"),
-    ("pipeline.settings", "pipeline.data", "pipeline.relations"),
+    ("pipeline.settings", "pipeline.data", "pipeline.relations", "pipeline.vectors"),
     ("pipeline.fused",),
     ("pipeline.paper", "pipeline.pairs", "pipeline.bounds", "pipeline.processes"),
 )

@@ -18,7 +18,6 @@ from pipeline.engines.graphs import graphed
 from pipeline.engines.hosting import Hosting
 from pipeline.engines.ranks import Ranks, on_first_rank, quietly, wait_for_all
 from pipeline.models.cut import CutEncoder, Taught
-from pipeline.models.pooling import Pooling
 from pipeline.models.precision import DTYPES
 from pipeline.settings.recipe import Recipe
 
@@ -67,10 +66,7 @@ def host_teacher(
         if sharded:  # sends the first rank's and keeps a share of each
             with quietly(recipe.teacher.ds_config):
                 deepspeed.zero.Init(block, data_parallel_group=group, config_dict_or_path=config, dtype=dtype)
-    for module in teacher.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(ranks.device))
-    _place(teacher.pooling, ranks.device, digest)
+    _place(teacher, ranks.device, digest)
     teacher.eval()
     fit(teacher, recipe, ranks, "teacher", sharded=hosting.kind == "zero3", keeps_widened=hosting.widened > 0)
     if hosting.kind == "zero3":
@@ -90,10 +86,13 @@ def host_teacher(
     return teach, on_first_rank(ranks, digest.hexdigest)[:16]
 
 
-def _place(pooling: Pooling | None, device: torch.device, digest: Any) -> None:
-    """Move the maps of a ``pooling`` to ``device``, whole and in fp32, and hash with the weights what it computes."""
-    digest.update(str(pooling or "").encode())
-    for each in pooling.maps if pooling else ():
+def _place(teacher: CutEncoder, device: torch.device, digest: Any) -> None:
+    """Move buffers to ``device``, and a pooling's maps, whole and in fp32; what it computes is hashed with the weights."""
+    for module in teacher.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    digest.update(str(teacher.pooling or "").encode())
+    for each in teacher.pooling.maps if teacher.pooling else ():
         for tensor in each.state_dict().values():
             digest.update(tensor.numpy())
         each.to(device)

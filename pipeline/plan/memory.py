@@ -55,6 +55,19 @@ def qkv(cut: Cut, batch: int, length: int, device: Device) -> int:
     return 3 * device.number * batch * length * cut.width
 
 
+def outputs_of(recipe: Recipe) -> int:
+    """How many layers of the student return q, k, v."""
+    return 0 if recipe.embeds else len(recipe.layers)
+
+
+def taught(recipes: list[Recipe], teacher: Cut, device: Device) -> int:
+    """Bytes of what the teacher returns of a window: q, k, v of some layers, or a vector of one text in each row."""
+    recipe = recipes[0]
+    if recipe.embeds:
+        return 4 * recipe.teacher_batch * teacher.width
+    return len(teacher_layers(recipes)) * qkv(teacher, recipe.teacher_batch, recipe.length, device)
+
+
 def teacher_pass(cut: Cut, batch: int, length: int, device: Device, kept: bool = False) -> int:
     """Bytes that a forward without gradients needs at its largest moment: in an FFN, between its two products.
 
@@ -128,20 +141,14 @@ def memory_of(
     if hosting.kind == "zero3" and offloads(recipe) and not device.cpu:
         weights = device.number * teacher.embeddings
     layers = gathered(teacher, hosting.shards, recipe, device)
-    results = len(teacher_layers(recipes)) * qkv(teacher, recipe.teacher_batch, length, device)
-    if recipe.embeds:
-        results = 4 * recipe.teacher_batch * teacher.width  # of one text in a row
+    results = taught(recipes, teacher, device)
     passing = max(teacher_pass(teacher, recipe.teacher_batch, length, device, widened > 0), results)
     previous = results if accumulates else 0  # those of the window before are replaced at the end of the new one's pass
     ahead, graph = another_pass(recipe, hosting, world, device, passing)
 
     states = [student_state(student, each, world, device) for student, each in pairs]
     tails = 4 * sum(cut.tail for cut in students) if device.cpu else 0  # kept outside the engine, on the host
-    outputs = [0 if own.embeds else len(own.layers) for own in recipes]
-    kept = [
-        activations(student, micro, length, own.student.dropout, device, count)
-        for (student, own), count in zip(pairs, outputs, strict=True)
-    ]
+    kept = [activations(student, micro, length, own.student.dropout, device, outputs_of(own)) for student, own in pairs]
     losses = [loss_memory(each, teacher, student, device) for student, each in pairs]
     learning = [k + x + s.forward + s.bucket for k, x, s in zip(kept, losses, states, strict=True)]
 

@@ -41,7 +41,7 @@ class Student:
     model_type: Literal["teacher", "bert"] = "teacher"  # the teacher's family, or BERT with the teacher's vocabulary
     vocab: str = ""  # a folder of pipeline.trim_vocab, whose smaller vocabulary the student has; "": the teacher's
     init: str = (
-        "random"  # or "teacher": its layers; "pca": its embeddings, projected; another student's folder or hub id
+        "random"  # or 'teacher': its layers, 'pca': its embeddings projected, or another student's folder or hub id
     )
     dropout: float = 0.1
     ds_config: str = "student_zero1.json"
@@ -67,7 +67,7 @@ class Recipe:
     segments: Literal["auto", "pairs", "single"] = "auto"  # pairs [CLS] A [SEP] B [SEP] where the teacher knows them
     pairs: tuple[str, ...] = ("qk", "vv")  # v_mse among them: values by their squared difference
     transfer: Literal["last", "layer-to-layer", "embedding"] = (
-        "last"  # the last layer learns, or each from one of the teacher's; or the pooled vectors of texts do
+        "last"  # of the last layer, each layer, or the pooled vectors
     )
     relation_heads: int = 12
     precision: Literal["bf16", "fp32"] = "bf16"
