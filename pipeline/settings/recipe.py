@@ -40,9 +40,7 @@ class Student:
     heads: int = 12
     model_type: Literal["teacher", "bert"] = "teacher"  # the teacher's family, or BERT with the teacher's vocabulary
     vocab: str = ""  # a folder of pipeline.trim_vocab, whose smaller vocabulary the student has; "": the teacher's
-    init: str = (
-        "random"  # or 'teacher': its layers, 'pca': its embeddings projected, or another student's folder or hub id
-    )
+    init: str = "random"  # or the teacher's layers, 'teacher', or embeddings, 'pca'; or a student's folder or hub id
     dropout: float = 0.1
     ds_config: str = "student_zero1.json"
 
@@ -66,9 +64,7 @@ class Recipe:
     )
     segments: Literal["auto", "pairs", "single"] = "auto"  # pairs [CLS] A [SEP] B [SEP] where the teacher knows them
     pairs: tuple[str, ...] = ("qk", "vv")  # v_mse among them: values by their squared difference
-    transfer: Literal["last", "layer-to-layer", "embedding"] = (
-        "last"  # of the last layer, each layer, or the pooled vectors
-    )
+    transfer: Literal["last", "layer-to-layer", "embedding"] = "last"  # last layer, each layer, or pooled vectors learn
     relation_heads: int = 12
     precision: Literal["bf16", "fp32"] = "bf16"
     arithmetic: Literal["auto", "native", "widened"] = "auto"  # of bf16 on CPUs: as it is, or in fp32 and rounded

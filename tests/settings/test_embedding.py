@@ -1,6 +1,8 @@
 """Recipes of students that learn vectors: what goes with them, and stages that go on with the students before."""
 
+import numpy as np
 import pytest
+from transformers import BertConfig
 
 from data_prep.cli import UserError
 from pipeline.models.fit import check_teacher, student_config_of, with_segments
@@ -184,6 +186,26 @@ def test_relations_after_vectors_have_that_student_as_their_teacher(tiny):
     small = stages[2][0]
     assert isinstance(small, Recipe) and small.previous == stages[1][0]
     assert (small.teacher.model, small.teacher.layer) == (f"{tiny.parent}/run/vectors-student", 2)
+
+
+@pytest.mark.parametrize("name, layers, vocabulary", [("embedding_en", 6, 30522), ("embedding_five", 12, 250037)])
+def test_the_shipped_recipes_go_from_relations_to_vectors(tmp_path, name, layers, vocabulary):
+    teacher, trimmed = tmp_path / "teacher", tmp_path / "trimmed"
+    sizes = {"num_hidden_layers": layers, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+    BertConfig(vocab_size=vocabulary, **sizes).save_pretrained(teacher)
+    (teacher / "model.safetensors").touch()  # which nothing here reads
+    kept = np.full(vocabulary, -1, np.int32)
+    kept[:500] = range(500)
+    BertConfig(vocab_size=500).save_pretrained(trimmed)
+    np.save(trimmed / "vocabulary.npy", kept)
+    own = load_stages(name)[0][0].student.vocab and [f"student.vocab={trimmed}"]
+    (relations,), (vectors,) = load_stages(name, [f"teacher.model={teacher}", *own])
+    assert (relations.transfer, vectors.transfer) == ("last", "embedding")
+    assert vectors.student.init == f"runs/{name}/relations-student" and vectors.root == f"runs/{name}"
+    for recipe in (relations, vectors):
+        assert recipe.teacher.layer == layers and recipe.steps * recipe.tokens_per_step < 10e6
+        check_teacher(recipe, load_config(recipe.teacher.model))
+        assert student_config_of(recipe, load_config(str(teacher))).vocab_size == (500 if own else vocabulary)
 
 
 def test_another_student_than_the_teachers_family_is_fine(tmp_path):
