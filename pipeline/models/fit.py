@@ -1,6 +1,7 @@
 """Whether a recipe fits its teacher, and the configs that follow from both."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,9 +71,12 @@ def check_teacher(recipe: Recipe, config: PreTrainedConfig, starts: bool = True)
 def pooling_of(recipe: Recipe) -> Pooling | None:
     """How the teacher makes a vector of a text, where a student learns these; None where it learns relations.
 
-    Raises UserError for files that are torn, or not read here.
+    A process keeps what it reads first. Raises UserError for files that are torn, or not read here.
     """
-    return read_pooling(recipe.teacher.model, recipe.teacher.revision) if recipe.embeds else None
+    return _read_once(recipe.teacher.model, recipe.teacher.revision) if recipe.embeds else None
+
+
+_read_once = functools.cache(read_pooling)
 
 
 def files_to_embed(recipe: Recipe, config: PreTrainedConfig) -> dict[str, str]:

@@ -100,12 +100,18 @@ def about_attention(recipe: Recipe, ranks: Ranks) -> list[str]:
 
 
 def about_pooling(recipe: Recipe) -> list[str]:
-    """A note if nobody says that the teacher's vectors are worth learning."""
-    pooling = pooling_of(recipe)
-    if pooling is None or pooling.stated:
+    """Notes if nobody says that the teacher's vectors are worth learning, or it puts a prompt before its texts."""
+    pooling, model = pooling_of(recipe), recipe.teacher.model
+    if pooling is None:
+        return []
+    if pooling.prompt:
+        return [
+            f"note: {model} puts {pooling.prompt!r} before each text; here texts are read as {recipe.data} has them"
+        ]
+    if pooling.stated:
         return []
     return [
-        f"note: nothing in {recipe.teacher.model} says how it makes a vector of a text (modules.json): its students learn the "
+        f"note: nothing in {model} says how it makes a vector of a text (modules.json): its students learn the "
         "mean over a text's tokens, which a model that was not trained for it seldom makes worth learning"
     ]
 

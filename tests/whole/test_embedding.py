@@ -184,6 +184,8 @@ def test_a_stage_goes_on_with_the_student_of_the_stage_before(folder, tmp_path):
     assert chain[1]["recipe"]["student"]["init"] == "relations-student"
     card = (tmp_path / "chain" / "vectors-student" / "README.md").read_text()
     assert f"| chain | {folder}/teacher → 2 × 16 |" in card
+    note = f"note: {folder}/teacher puts 'w3 ' before each text; here texts are read as {folder}/data has them"
+    assert note in (vectors / "log.txt").read_text() and note not in (relations / "log.txt").read_text()
 
 
 def test_a_teacher_that_does_not_say_how_it_pools_is_taken_by_its_mean_with_a_note(folder, tmp_path, capsys):
