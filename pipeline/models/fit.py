@@ -35,7 +35,8 @@ def check_teacher(recipe: Recipe, config: PreTrainedConfig, starts: bool = True)
     if recipe.embeds:
         whole = f"{layers}, the teacher's last layer: what it makes of a text comes of all of them"
         recipe.need("teacher.layer", recipe.teacher.layer == layers, whole)
-        pooling_of(recipe)
+        if Path(recipe.teacher.model).is_dir():  # the hub is asked for it by what trains
+            pooling_of(recipe)
     else:
         recipe.divides("relation_heads", width, recipe.relation_heads, "relation heads", f"the teacher's width {width}")
     longest = longest_input(config)

@@ -420,6 +420,9 @@ def test_operations_are_those_of_every_linear_layer_and_of_attention(tmp_path, m
     linear = sum(m.weight.numel() for m in body.modules() if isinstance(m, torch.nn.Linear))
     expected = 2 * 12 * linear + (layer - 1) * 2 * 2 * 12 * 12 * 32
     assert forward_flops(config, layer, 12) == expected
+    whole = empty_encoder(config, 4, pooling=Pooling())[0].body
+    linear = sum(m.weight.numel() for m in whole.modules() if isinstance(m, torch.nn.Linear))
+    assert forward_flops(config, 4, 12, whole=True) == 2 * 12 * linear + 4 * 2 * 2 * 12 * 12 * 32
 
 
 def test_heads_that_are_not_as_wide_as_the_model_together_are_refused(tmp_path):
