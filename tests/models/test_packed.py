@@ -96,6 +96,7 @@ def test_a_piece_has_the_vector_that_it_has_alone(tmp_path, model_type):
             (alone,) = encoder(batch.ids[row : row + 1, where])
             torch.testing.assert_close(vectors[row, number], alone[0, 0], rtol=1e-5, atol=1e-5)
     assert batch.bounds().counts().tolist() == [3, 1, 5, 1]
+    assert batch.pieces.texts().sum(-1).tolist() == [[*sizes, 0, 0, 0, 0, 0][:6] for sizes in ROWS]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
