@@ -27,6 +27,11 @@ class Bounds(NamedTuple):
         size = self.stop - self.first
         return (size > 0) / (self.sequences * size.clamp(min=1).to(dtype))
 
+    def counts(self) -> Tensor:
+        """The number of sequences of each row, int64 [B]."""
+        place = torch.arange(self.first.shape[1], device=self.first.device)
+        return ((self.first == place) & (self.stop > self.first)).sum(1)
+
     def rows(self, picked: slice) -> "Bounds":
         """Those of some rows, for a loss in proportion: the mean over all rows of a batch is the batch's."""
         first, stop = self.first[picked], self.stop[picked]

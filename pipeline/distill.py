@@ -43,7 +43,7 @@ from pipeline.engines.deterministic import use_deterministic, without_an_algorit
 from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.ranks import Ranks, on_first_rank, start_ranks
 from pipeline.export import export
-from pipeline.models.fit import check_teacher, student_tokenizer, teacher_config_of, with_segments
+from pipeline.models.fit import check_teacher, pooling_of, student_tokenizer, teacher_config_of, with_segments
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.origin import check_pieces
 from pipeline.models.vocabulary import vocabulary_of
@@ -139,11 +139,12 @@ def check(recipes: list[Recipe]) -> tuple[list[Recipe], Corpus, Windows, PreTrai
 
 
 def read_what_is_named(recipe: Recipe) -> None:
-    """Read the ds_configs of ``recipe``, and vocabulary and tokenizer: a process keeps what it reads of them first."""
+    """Read the ds_configs of ``recipe``, vocabulary, tokenizer and pooling: a process keeps what it reads of them first."""
     for name in (recipe.teacher.ds_config, recipe.student.ds_config):
         load_ds_config(name, recipe)
     if own := vocabulary_of(recipe):
         _ = own.tokenizer
+    pooling_of(recipe)
 
 
 def unfinished(run: Run, recipes: list[Recipe]) -> list[Pending]:
@@ -188,6 +189,7 @@ def distill_stages(stages: list[list[Recipe]], options: argparse.Namespace) -> i
     # What a later one names may move, or be found wrong, while an earlier one trains.
     for recipe in itertools.chain(*stages):
         read_what_is_named(recipe)
+        check_teacher(recipe, teacher_config_of(recipe), starts=False)
     refuse_other_teacher(stages)
     for number, recipes in enumerate(stages, 1):
         more, stop_at = number < len(stages), options.stop_at

@@ -15,7 +15,7 @@ distilled too.
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,9 @@ from pipeline.models.fit import (
     with_segments,
 )
 from pipeline.models.loading import load_folder_config, load_folder_tokenizer, weights_of
-from pipeline.models.pooling import MODULES, POOLING_FILES, pooling_files
+from pipeline.models.pooling import DENSE_WEIGHTS, MODULES, POOLING_FILES, dense_weights, pooling_files
 from pipeline.models.portable import TOKENIZER_FILES, add_older_keys, loads_in, write_tokenizer
-from pipeline.pairs import value_mse_note
+from pipeline.pairs import VECTOR_MAP, loss_note
 from pipeline.settings.reading import load_recipe
 from pipeline.settings.recipe import INITS, Recipe
 from pipeline.settings.values import recipe_of
@@ -77,6 +77,11 @@ vectors = model.encode(["The student is small.", "It is a small student."])
 ```
 """
 
+_RELATIONS = """trained by deep self-attention distillation (MiniLM, arXiv
+2002.10957; MiniLMv2, arXiv 2012.15828). It is a pretrained encoder: fine-tune it for your task."""
+_VECTORS = """trained to give the
+vectors of texts that its teacher gives."""
+
 transformers_logging.disable_progress_bar()
 
 
@@ -97,14 +102,16 @@ def export(
     model = load_student(run, checkpoint)
     chain = distillation_of(checkpoint)
 
-    def files(written: Path) -> dict[str, str]:
+    def files(written: Path) -> dict[str, str | bytes]:
         pools = {name: run / "student" / name for name in POOLING_FILES if (run / "student" / name).is_file()}
         said = recompute(run, checkpoint, written, progress) if recomputes else NOT_RECOMPUTED
         card = model_card(run, checkpoint, model, chain, said)
         card += _forms(written, wanted, recipe_of(checkpoint.info["recipe"], str(checkpoint.path)))
         if is_export_of(out, checkpoint):
             card = with_scores_of(card, out / CARD)
-        own = {name: path.read_text(encoding="utf-8") for name, path in pools.items()}
+        own: dict[str, str | bytes] = {name: path.read_text(encoding="utf-8") for name, path in pools.items()}
+        tensors = checkpoint.tensors()
+        own |= {DENSE_WEIGHTS: dense_weights(tensors[VECTOR_MAP])} if VECTOR_MAP in tensors else {}
         return own | {DISTILLATION: json.dumps(chain, indent=1) + "\n", CARD: card}
 
     tokenizer = run / "student"
@@ -128,8 +135,8 @@ def export_untrained(recipe: Recipe, out: Path, wanted: Wanted | None = None) ->
     card = f"# {recipe.source}: {start}\n\nLoads in {loads_in(model.config)}. License: {_license(metadata)}.\n"
     pools = pooling_files(*teacher, model.config)
 
-    def files(written: Path) -> dict[str, str]:
-        return pools | {CARD: card_text(metadata, f"\n{card}{_forms(written, wanted, recipe)}")}
+    def files(written: Path) -> dict[str, str | bytes]:
+        return {**pools, CARD: card_text(metadata, f"\n{card}{_forms(written, wanted, recipe)}")}
 
     tokenizer = student_tokenizer(recipe)
     paired = with_segments(recipe, config, tokenizer).segments == "pairs"
@@ -141,7 +148,7 @@ def _write(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     origin: tuple[str, str],
-    files: Callable[[Path], dict[str, str]],
+    files: Callable[[Path], Mapping[str, str | bytes]],
     paired: bool,
 ) -> None:
     """Write a model's folder, reload and compare it, add what ``files`` makes of it, and then put it in ``out``'s place."""
@@ -150,9 +157,9 @@ def _write(
         add_older_keys(written / "config.json", model.config)
         write_tokenizer(tokenizer, origin, model.config, written, paired)
         check_export(written, model)
-        for name, text in files(written).items():
+        for name, content in files(written).items():
             (written / name).parent.mkdir(exist_ok=True)
-            (written / name).write_text(text, encoding="utf-8")
+            (written / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _forms(written: Path, wanted: Wanted | None, recipe: Recipe) -> str:
@@ -224,10 +231,10 @@ def model_card(
     info, recipe = checkpoint.info, checkpoint.info["recipe"]
     metadata, count = _metadata(run, checkpoint), count_parameters(model.config)
     teacher = metadata.get("base_model", recipe["teacher"]["model"])
-    pairs = ", ".join(recipe["pairs"])
+    whole = recipe_of(recipe, str(checkpoint.path))
     heldout = heldout_rows(run, checkpoint.step)
-    names = ["loss", *recipe["pairs"]] if heldout else []
-    students = [made["recipe"]["student"] for made in chain]
+    names = ["loss", *whole.parts] if heldout else []
+    students = _students(chain)
     shapes = [f"{student['layers']} × {student['hidden']}" for student in students]
     way = " → ".join([chain[0]["recipe"]["teacher"]["model"], *shapes])
     rows = [" | ".join([str(row["step"]), *(f"{row[name]:.4f}" for name in names)]) for row in heldout]
@@ -237,15 +244,13 @@ def model_card(
 # {run.name}: {recipe["student"]["layers"]} layers × {recipe["student"]["hidden"]}, distilled from {teacher}
 
 A {model.config.model_type} encoder of {count["total"] / 1e6:.2f} M parameters ({count["embeddings"] / 1e6:.1f} M word
-embeddings, {count["transformer"] / 1e6:.1f} M Transformer layers), trained by deep self-attention distillation (MiniLM, arXiv
-2002.10957; MiniLMv2, arXiv 2012.15828). It is a pretrained encoder: fine-tune it for your task.
+embeddings, {count["transformer"] / 1e6:.1f} M Transformer layers), {_VECTORS if whole.embeds else _RELATIONS}
 
 | | |
 |---|---|
 | teacher | {recipe["teacher"]["model"]}, layer {recipe["teacher"]["layer"]}, weights {info["teacher"]["weights"]} |
-| relations | {pairs}; {recipe["relation_heads"]} relation heads |
-| chain | {way}{" (by a teacher assistant)" if len(chain) > 1 else ""} |
-| layers | {"each from one of the teacher's" if recipe.get("transfer") == "layer-to-layer" else "the last"} |
+{_what(whole)}
+| chain | {way}{" (by a teacher assistant)" if len(students) > 1 else ""} |
 | initialisation | {chain[-1]["recipe"]["student"]["init"]} |
 | data | {", ".join(f"{name}: {tokens:,} tokens" for name, tokens in info["tokens"].items())}; corpus {info["corpus"]} |
 | training | {info["step"]} of {recipe["steps"]} steps × {recipe["batch"]} sequences × {recipe["length"]} tokens |
@@ -256,7 +261,7 @@ embeddings, {count["transformer"] / 1e6:.1f} M Transformer layers), trained by d
 | license | {_license(metadata)} |
 | versions | {", ".join(f"{name} {version}" for name, version in info["versions"].items())} |
 
-Held-out relation loss (KL divergence of teacher ‖ student in nats{value_mse_note(recipe["pairs"])}) by step:
+{_measured(whole)} by step:
 
 | step | {" | ".join(names)} |
 |{"---|" * (len(names) + 1)}
@@ -266,6 +271,30 @@ Held-out relation loss (KL divergence of teacher ‖ student in nats{value_mse_n
 
 {_usage(run)}"""
     return card_text(metadata, body, run / "student" / CARD)
+
+
+def _students(chain: list[dict]) -> list[dict]:
+    """The students of a chain that are models of their own: one that another went on from is that one."""
+    students = [made["recipe"]["student"] for made in chain]
+    followers = [student["init"] for student in students[1:]] + ["random"]
+    return [student for student, next_init in zip(students, followers, strict=True) if next_init in INITS]
+
+
+def _what(recipe: Recipe) -> str:
+    """The card's rows on what was learnt."""
+    if recipe.embeds:
+        return "| learnt | pooled vectors of texts: cosine, and similarities within a micro-batch of " + (
+            f"{recipe.micro_batch} {'rows' if recipe.layout == 'packed' else 'texts'} |"
+        )
+    layers = "each from one of the teacher's" if recipe.transfer == "layer-to-layer" else "the last"
+    return f"| relations | {', '.join(recipe.pairs)}; {recipe.relation_heads} relation heads |\n| layers | {layers} |"
+
+
+def _measured(recipe: Recipe) -> str:
+    """What the card's losses are."""
+    if recipe.embeds:
+        return f"Held-out loss ({loss_note(recipe.parts)})"
+    return f"Held-out relation loss (KL divergence of teacher ‖ student in {loss_note(recipe.parts)})"
 
 
 def _decay(info: dict) -> str:

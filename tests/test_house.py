@@ -22,7 +22,7 @@ FLOORS = (
     ("pipeline.measuring",),
     ("pipeline.forms",),
     ("pipeline.artifacts", "pipeline.models"),
-    ("pipeline.settings", "pipeline.data", "pipeline.relations"),
+    ("pipeline.settings", "pipeline.data", "pipeline.relations", "pipeline.vectors"),
     ("pipeline.fused",),
     ("pipeline.paper", "pipeline.pairs", "pipeline.bounds", "pipeline.processes"),
 )

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from data_prep.cli import UserError
 from data_prep.files import file_sha256, new_folder, sealed
 from pipeline.artifacts.results import inner_runs
-from pipeline.pairs import VALUE_PROJECTION
+from pipeline.pairs import BESIDE
 from pipeline.settings.values import recipe_of
 
 FOLDER, STATE, INFO = "checkpoints", "state.safetensors", "state.json"
@@ -83,7 +83,7 @@ class Checkpoint:
         tensors, shapes = self.tensors(), {name: tensor.shape for name, tensor in model.state_dict().items()}
         for key, tensor in tensors.items():
             moment, _, name = key.rpartition("/")
-            if name != VALUE_PROJECTION and (moment not in ("", *MOMENTS) or shapes.get(name) != tensor.shape):
+            if name not in BESIDE and (moment not in ("", *MOMENTS) or shapes.get(name) != tensor.shape):
                 self._refuse(key)
         for name in sorted(shapes.keys() - tensors.keys()):
             self._refuse(name)
@@ -93,8 +93,8 @@ class Checkpoint:
         raise UserError(f"{self.path / STATE}: not this student's {name}; delete this checkpoint's folder")
 
     def weights(self) -> dict[str, Tensor]:
-        """The fp32 weights of the whole student, without the optimizer's moments and what the loss alone has trained."""
-        return {name: x for name, x in self.tensors().items() if "/" not in name and name != VALUE_PROJECTION}
+        """The fp32 weights of the whole student, without the optimizer's moments and what is trained beside them."""
+        return {name: x for name, x in self.tensors().items() if "/" not in name and name not in BESIDE}
 
 
 def _are_pairs(value: object) -> bool:

@@ -27,12 +27,17 @@ def read_distillation(folder: Path) -> list[dict]:
 
 
 def distillation_of(checkpoint: Checkpoint) -> list[dict]:
-    """How its student was made: what the checkpoint says of its teacher, and then of itself, without this machine's paths."""
+    """How its student was made: what the checkpoint says of its teacher, of its start, and then of itself.
+
+    Without this machine's paths.
+    """
     own = {key: value for key, value in checkpoint.info.items() if key != "id"} | {
         "teacher": dict(checkpoint.info["teacher"]),
         "recipe": what_decides(checkpoint.info["recipe"]),
     }
-    return [*checked_chain(own["teacher"].pop("distillation", []), checkpoint.path), own]
+    chains = own["teacher"].pop("distillation", []), own.pop("start", [])
+    before = [link for chain in chains for link in checked_chain(chain, checkpoint.path)]
+    return [*{link["sha256"]: link for link in before}.values(), own]
 
 
 def checked_chain(chain: object, path: Path) -> list[dict]:

@@ -36,7 +36,7 @@ from pipeline.engines.teacher import host_teacher
 from pipeline.measuring import free_memory, interleaved_times, median_ratio, summed
 from pipeline.models.arithmetic import has_choice
 from pipeline.models.counting import forward_flops
-from pipeline.models.cut import CutEncoder, cut_encoder, split
+from pipeline.models.cut import CutEncoder, Taught, cut_encoder, split
 from pipeline.models.fit import check_teacher, student_config_of
 from pipeline.models.precision import DTYPES
 from pipeline.models.students import build_student
@@ -230,7 +230,7 @@ class LiteralTrainee(Trainee):
     """One whose loss is the papers' formula with every map whole, and gradients by autograd."""
 
     def losses(
-        self, teacher: QKV, output: tuple[Tensor, ...], bounds: Bounds | None, part: slice = slice(None)
+        self, teacher: Taught, output: Taught, bounds: Bounds | None, part: slice = slice(None)
     ) -> dict[str, Tensor]:
         assert bounds is None
         targets, setting = self.targets(teacher, part, output[0].shape[1]), self.recipe

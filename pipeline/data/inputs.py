@@ -42,6 +42,12 @@ class Pieces:
         """Of each position its place in its own piece, int64 [n, length]; of padding, in its row."""
         return torch.arange(self.first.shape[1], device=self.first.device) - self.first
 
+    def texts(self) -> Tensor:
+        """Which positions are of the first, the second, … piece of a row: bool [n, most, length]; padding is of none."""
+        place = torch.arange(self.first.shape[1], device=self.first.device)
+        begin, end = self.cuts[:, :-1, None], self.cuts[:, 1:, None]
+        return (begin <= place) & (place < end) & (self.stop > 0)[:, None]
+
     @cached_property
     def sizes(self) -> list[int]:
         """The positions of each piece, row after row, padding included. Waits for no device."""

@@ -10,13 +10,16 @@ from torch import Tensor
 
 from pipeline.data.inputs import Pieces
 from pipeline.engines.hosting import Hosting
+from pipeline.models.cut import Taught
 from pipeline.relations import QKV
 from pipeline.settings.recipe import Recipe
 
 _PLAIN = 2  # calls with the same shapes before they are captured: compiling, and the libraries' own first times
 
 
-def graphed(teach: Callable[..., QKV], recipe: Recipe, hosting: Hosting, device: torch.device) -> Callable[..., QKV]:
+def graphed(
+    teach: Callable[..., Taught], recipe: Recipe, hosting: Hosting, device: torch.device
+) -> Callable[..., Taught]:
     """``teach`` from a graph where ``recipe`` compiles all, on a GPU that has the whole teacher; elsewhere as it is."""
     wanted = recipe.compile == "all" and hosting.kind == "replicate" and device.type == "cuda"
     return Graphed(teach) if wanted and not torch.are_deterministic_algorithms_enabled() else teach
@@ -31,18 +34,18 @@ class Graphed:
     way. The graph keeps the memory of a pass for itself.
     """
 
-    def __init__(self, teach: Callable[..., QKV]):
+    def __init__(self, teach: Callable[..., Taught]):
         self._teach = teach
         self._seen: Counter[tuple] = Counter()
         self._shapes: tuple | None = None  # those of the graph
         self._inputs: list[Tensor] = []
         self._replay: Callable[[], object] | None = None
-        self._output: QKV | None = None
+        self._output: Taught | None = None
         self._failed = False
 
     def __call__(
         self, ids: Tensor, second: Tensor | None = None, padded: bool | None = None, pieces: Pieces | None = None
-    ) -> QKV:
+    ) -> Taught:
         """q, k, v of input ids [B, T] and, of pairs, the second segment's tokens, bool [B, T]."""
         if pieces is not None:
             return self._teach(ids, second=second, padded=padded, pieces=pieces)
@@ -57,14 +60,14 @@ class Graphed:
                 self._try(inputs, output)
         return output
 
-    def _replayed(self, inputs: list[Tensor]) -> QKV:
+    def _replayed(self, inputs: list[Tensor]) -> Taught:
         assert self._replay is not None and self._output is not None
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
         self._replay()
         return QKV(*(x.clone() for x in self._output))
 
-    def _try(self, inputs: list[Tensor], expected: QKV) -> None:
+    def _try(self, inputs: list[Tensor], expected: Taught) -> None:
         """Capture the pass, and keep the graph if a replay gives the ``expected`` output."""
         try:
             self._inputs = [x.clone() for x in inputs]
@@ -84,7 +87,7 @@ class Graphed:
                     flush=True,
                 )
 
-    def capture(self, *inputs: Tensor) -> tuple[Callable[[], object], QKV]:
+    def capture(self, *inputs: Tensor) -> tuple[Callable[[], object], Taught]:
         """What replays the pass of these very ``inputs``, and the output that a replay writes to."""
         graph = torch.cuda.CUDAGraph()
         # Other threads go on meanwhile: one pins the next batches, NCCL's own asks for its events.

@@ -17,12 +17,11 @@ from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.graphs import graphed
 from pipeline.engines.hosting import Hosting
 from pipeline.engines.ranks import Ranks, on_first_rank, quietly, wait_for_all
-from pipeline.models.cut import CutEncoder
+from pipeline.models.cut import CutEncoder, Taught
 from pipeline.models.precision import DTYPES
-from pipeline.relations import QKV
 from pipeline.settings.recipe import Recipe
 
-Teach = Callable[..., QKV]  # input ids [B, T], and what Inputs.told says of them
+Teach = Callable[..., Taught]  # input ids [B, T], and what Inputs.told says of them
 
 
 def host_teacher(
@@ -67,9 +66,7 @@ def host_teacher(
         if sharded:  # sends the first rank's and keeps a share of each
             with quietly(recipe.teacher.ds_config):
                 deepspeed.zero.Init(block, data_parallel_group=group, config_dict_or_path=config, dtype=dtype)
-    for module in teacher.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(ranks.device))
+    _place(teacher, ranks.device, digest)
     teacher.eval()
     fit(teacher, recipe, ranks, "teacher", sharded=hosting.kind == "zero3", keeps_widened=hosting.widened > 0)
     if hosting.kind == "zero3":
@@ -81,10 +78,24 @@ def host_teacher(
         body.eval()
 
     @torch.no_grad()
-    def forward(input_ids: Tensor, **told: Any) -> QKV:
-        return body(*teacher.embed(input_ids, **told))
+    def forward(input_ids: Tensor, **told: Any) -> Taught:
+        found = body(*teacher.embed(input_ids, **told))
+        return teacher.finished(found, input_ids, padded=told.get("padded"), pieces=told.get("pieces"))
 
-    return graphed(forward, recipe, hosting, ranks.device), on_first_rank(ranks, digest.hexdigest)[:16]
+    teach = forward if teacher.pooling else graphed(forward, recipe, hosting, ranks.device)
+    return teach, on_first_rank(ranks, digest.hexdigest)[:16]
+
+
+def _place(teacher: CutEncoder, device: torch.device, digest: Any) -> None:
+    """Move buffers to ``device``, and a pooling's maps, whole and in fp32; what it computes is hashed with the weights."""
+    for module in teacher.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    digest.update(str(teacher.pooling or "").encode())
+    for each in teacher.pooling.maps if teacher.pooling else ():
+        for tensor in each.state_dict().values():
+            digest.update(tensor.numpy())
+        each.to(device)
 
 
 def _find(ranks: Ranks, reader: int, read: Callable[[], object]) -> None:

@@ -24,15 +24,18 @@ def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
     }
 
 
-def forward_flops(config: PreTrainedConfig, layer: int, length: int, earlier: int = 0) -> float:
+def forward_flops(config: PreTrainedConfig, layer: int, length: int, earlier: int = 0, whole: bool = False) -> float:
     """Floating-point operations of the cut's forward of one sequence: its matrix products, 2 for each multiply-add.
 
     That is ``layer`` − 1 whole layers, and three projections of the last and of each of the ``earlier`` ones (a number) that
-    return theirs; a backward takes twice as many. Local attention counts as global, since it is computed whole and masked.
+    return theirs; or ``layer`` ``whole`` ones. A backward takes twice as many. Local attention counts as global, since it is
+    computed whole and masked.
     """
     width, heads = config.hidden_size, config.num_attention_heads
     family = family_of(config)
     projections = width**2 + 2 * width**2 * getattr(config, "num_key_value_heads", heads) // heads
     ffn = (3 if family.gated else 2) * width * getattr(config, family.ffn)
-    whole = projections + width**2 + ffn + 2 * length * width  # q, k, v, output, FFN, q·k and the sum of values
-    return 2.0 * length * ((layer - 1) * whole + (1 + earlier) * projections)
+    each = projections + width**2 + ffn + 2 * length * width  # q, k, v, output, FFN, q·k and the sum of values
+    if whole:
+        return 2.0 * length * layer * each
+    return 2.0 * length * ((layer - 1) * each + (1 + earlier) * projections)

@@ -3,8 +3,12 @@
 Both models are cut structurally: embeddings, layers 1…L−1 and, of layer L, the three projections (after its pre-norm in
 pre-norm families; queries and keys rotated by position where the model rotates them). Nothing above ever runs, no attention
 map is ever kept, and ``forward`` returns q, k and v, which is safe under ZeRO-3 where hooks that steal them are not.
+
+Where a student learns vectors of texts (pipeline/vectors.py) nothing is cut off but the pooler: ``forward`` returns what the
+pooling makes of the last layer's hidden states.
 """
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -20,10 +24,11 @@ from transformers.masking_utils import create_bidirectional_mask, create_bidirec
 from data_prep.cli import UserError
 from pipeline.data.inputs import Pieces
 from pipeline.models.families import GLOBAL, Family, Rotation, attention_kinds, family_of, knows_segments
+from pipeline.models.pooling import Pooling
 from pipeline.models.precision import attend_by_pieces
-from pipeline.pairs import VALUE_PROJECTION
 from pipeline.relations import QKV
 
+Taught = tuple[Tensor, ...]  # what an encoder here returns: QKV, with projected values perhaps, or (vectors,)
 _MASKS = {GLOBAL: create_bidirectional_mask, "sliding_attention": create_bidirectional_sliding_window_mask}
 
 
@@ -34,10 +39,18 @@ class CutEncoder(nn.Module):
     250,000 rows to read a few hundred of them would be most of its traffic.
     """
 
-    def __init__(self, model: PreTrainedModel, layer: int, padding: int | None = None, earlier: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layer: int,
+        padding: int | None = None,
+        earlier: tuple[int, ...] = (),
+        pooling: Pooling | None = None,
+    ):
         """Cut ``model`` at ``layer`` (counted from 1); ``earlier`` layers return their q, k and v as well.
 
-        ``padding``: the id that right-pads its input, if any does.
+        ``padding``: the id that right-pads its input, if any does. With a ``pooling`` all layers are taken, and their pooled
+        output is returned.
         """
         super().__init__()
         self.config = model.config
@@ -49,8 +62,10 @@ class CutEncoder(nn.Module):
             self.embeddings.append(projected)
         self._family = family
         self.rotary = model.get_submodule("rotary_emb") if family.rotated else None
-        self.body = CutBody(model, layer, earlier)
+        self.pooling = pooling
+        self.body = WholeBody(model) if pooling else CutBody(model, layer, earlier)
         self.value_projection: nn.Linear | None = None  # of a student that is compared by value_mse
+        self.vector_map: nn.Linear | None = None  # of a student whose vectors are not as wide as the teacher's
         self.own_ids: Tensor | None  # [the teacher's vocabulary], of a student that has another
         self.register_buffer("own_ids", None, persistent=False)
         attend_by_pieces(self)
@@ -62,8 +77,8 @@ class CutEncoder(nn.Module):
         second: Tensor | None = None,
         padded: bool | None = None,
         pieces: Pieces | None = None,
-    ) -> tuple[Tensor, ...]:
-        """[B, T] ids -> QKV of [B, T, width]. The [B, T] mask of real positions follows from ``padding``.
+    ) -> Taught:
+        """[B, T] ids -> QKV of [B, T, width]. The mask [B, T] of real positions follows from ``padding``.
 
         ``padded``: whether any position is padding. None: look at the ids, which waits for a GPU.
 
@@ -72,10 +87,39 @@ class CutEncoder(nn.Module):
         ``second``, bool [B, T]: the tokens of a second segment (token type 1), which a model without segments ignores.
 
         With n − 1 earlier layers QKV of [B · n, T, width]: of each sequence one row for each layer, the last layer's last.
-        With a value projection, (q, k, v, projected v).
+        With a value projection, (q, k, v, projected v). With a pooling (vectors [B, S, width],), fp32: of the S texts of a row,
+        which is one if it has no pieces.
         """
-        qkv = self.body(*self.embed(input_ids, attention_mask, second, padded, pieces))
-        return qkv if self.value_projection is None else (*qkv, self.value_projection(qkv.v))
+        body = self.body(*self.embed(input_ids, attention_mask, second, padded, pieces))
+        return self.finished(body, input_ids, attention_mask, padded, pieces)
+
+    def finished(
+        self,
+        body: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        padded: bool | None = None,
+        pieces: Pieces | None = None,
+    ) -> Taught:
+        """What ``forward`` returns, of what the ``body`` has."""
+        if self.pooling is None:
+            return body if self.value_projection is None else (*body, self.value_projection(body.v))
+        if pieces is not None:
+            texts = pieces.texts()
+        else:
+            mask = self._real(input_ids, attention_mask, padded)
+            texts = (torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool())[:, None]
+        vectors = self.pooling.of_texts(body.float(), texts)
+        if self.vector_map is not None:
+            vectors = self.vector_map(vectors.to(self.vector_map.weight.dtype)).float()
+        return (vectors,)
+
+    def _real(self, input_ids: Tensor, attention_mask: Tensor | None, padded: bool | None) -> Tensor | None:
+        """The mask of real positions, or None if all of them are."""
+        if attention_mask is None and self.padding is not None and padded is not False:
+            attention_mask = input_ids != self.padding
+            attention_mask[:, 0] = True  # that is [CLS]; a query without a single key would have no attention
+        return attention_mask
 
     def embed(
         self,
@@ -89,9 +133,8 @@ class CutEncoder(nn.Module):
 
         These are the mask in the form this model's attention wants, or the pieces, and the rotation if there is one.
         """
-        if attention_mask is None and pieces is None and self.padding is not None and padded is not False:
-            attention_mask = input_ids != self.padding
-            attention_mask[:, 0] = True  # that is [CLS]; a query without a single key would have no attention
+        if pieces is None:
+            attention_mask = self._real(input_ids, attention_mask, padded)
         own = input_ids if self.own_ids is None else self.own_ids[input_ids]
         embed, *project = self.embeddings
         asked: dict[str, Tensor] = {}
@@ -149,6 +192,22 @@ class CutBody(nn.Module):
         if not collected:
             return last
         return QKV(*(torch.stack(of_layers, 1).flatten(0, 1) for of_layers in zip(*collected, last, strict=True)))
+
+
+class WholeBody(nn.Module):
+    """All layers, and the norm after them in families that have one: the hidden states [B, T, width]."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        family = family_of(model.config)
+        self.layers = nn.ModuleList(family.layers(model))
+        self.last = family.final_norm(model)
+        self._attention = attention_kinds(model.config)
+
+    def forward(self, hidden: Tensor, layer_inputs: dict[str, dict]) -> Tensor:
+        for layer, kind in zip(self.layers, self._attention, strict=True):
+            hidden = layer(hidden, **layer_inputs[kind])
+        return self.last(hidden)
 
 
 class LayerWithQKV(nn.Module):
@@ -241,23 +300,53 @@ def split(
     since DeepSpeed decays parameters without a gradient, yet they are part of the exported model.
     """
     cut = CutEncoder(model, model.config.num_hidden_layers, padding, earlier)
+    if value_width:
+        cut.value_projection = _linear(model.config.hidden_size, value_width, seed)
+    return _parted(model, cut, own_ids)
+
+
+def split_pooled(
+    model: PreTrainedModel,
+    pooling: Pooling,
+    vector_width: int,
+    padding: int | None = None,
+    seed: int = 0,
+    own_ids: Tensor | None = None,
+) -> tuple[CutEncoder, dict[str, str], dict[str, Tensor]]:
+    """The same of a student that learns vectors ``vector_width`` wide, by the modes of its teacher's ``pooling``.
+
+    If its own are not as wide it has a map to them. Its tail is the pooler, if there is one.
+    """
+    own = dataclasses.replace(pooling, maps=(), normalizes=False)
+    cut = CutEncoder(model, model.config.num_hidden_layers, padding, pooling=own)
+    width = own.width(model.config.hidden_size)
+    if width != vector_width:
+        cut.vector_map = _linear(width, vector_width, seed)
+    return _parted(model, cut, own_ids)
+
+
+def _linear(width: int, to: int, seed: int) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(width, to, bias=False)
+
+
+def _parted(
+    model: PreTrainedModel, cut: CutEncoder, own_ids: Tensor | None
+) -> tuple[CutEncoder, dict[str, str], dict[str, Tensor]]:
+    """A student's cut, its names and its tail."""
     names = _names_in(model, cut)
     trained = set(names.values())
-    if value_width:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            cut.value_projection = nn.Linear(model.config.hidden_size, value_width, bias=False)
-        names[VALUE_PROJECTION] = VALUE_PROJECTION
     cut.own_ids = own_ids
-    return (
-        cut,
-        names,
-        {name: p.detach() for name, p in model.named_parameters() if name not in trained},
-    )
+    return cut, names, {name: p.detach() for name, p in model.named_parameters() if name not in trained}
 
 
 def empty_encoder(
-    config: PreTrainedConfig, layer: int, padding: int | None = None, earlier: tuple[int, ...] = ()
+    config: PreTrainedConfig,
+    layer: int,
+    padding: int | None = None,
+    earlier: tuple[int, ...] = (),
+    pooling: Pooling | None = None,
 ) -> tuple[CutEncoder, dict[str, str]]:
     """The cut at ``layer`` of a model of this shape, without memory for its parameters; and their names in the model.
 
@@ -271,11 +360,11 @@ def empty_encoder(
             for name, buffer in buffers.items():
                 setattr(module, name, torch.empty_like(buffer, device="cpu"))
             model._init_weights(module)  # noqa: SLF001 - transformers' own way to fill what no file holds
-    cut = CutEncoder(model, layer, padding, earlier)
+    cut = CutEncoder(model, layer, padding, earlier, pooling)
     return cut, _names_in(model, cut)
 
 
 def _names_in(model: PreTrainedModel, cut: CutEncoder) -> dict[str, str]:
-    """The model's own name for each parameter of its cut."""
+    """The model's own name for each parameter of its cut; one that the model does not have keeps its name."""
     own_names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {name: own_names[id(parameter)] for name, parameter in cut.named_parameters()}
+    return {name: own_names.get(id(parameter), name) for name, parameter in cut.named_parameters()}

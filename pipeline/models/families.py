@@ -26,6 +26,7 @@ class Family:
     layers_at: str = "encoder.layer"
     projections_at: tuple[str, ...] = ("attention.self.query", "attention.self.key", "attention.self.value")
     pre_norm_at: str | None = None
+    final_norm_at: str | None = None  # of the model, after its last layer
     rotated: Literal["", "by position", "by position and attention"] = ""
     ffn: str = "intermediate_size"
     gated: bool = False
@@ -49,6 +50,10 @@ class Family:
         """The norm before a layer's projections, or nothing."""
         return nn.Identity() if self.pre_norm_at is None else layer.get_submodule(self.pre_norm_at)
 
+    def final_norm(self, model: nn.Module) -> nn.Module:
+        """The norm after a model's last layer, or nothing."""
+        return nn.Identity() if self.final_norm_at is None else model.get_submodule(self.final_norm_at)
+
     def rotation(self, rotary: nn.Module, hidden: Tensor, positions: Tensor, attention: str) -> Rotation:
         """The angles of hidden states [B, T, width] at ``positions`` [1, T] in a layer of this kind of ``attention``."""
         if self.rotated == "by position":
@@ -68,7 +73,10 @@ FAMILIES = {
     "camembert": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "xlm-roberta-xl": Family(
-        pre_norm_at="attention.self_attn_layer_norm", layer_dropouts=1, positions_after_padding=True
+        pre_norm_at="attention.self_attn_layer_norm",
+        final_norm_at="encoder.LayerNorm",
+        layer_dropouts=1,
+        positions_after_padding=True,
     ),
     "electra": Family(),
     "distilbert": Family(
@@ -82,6 +90,7 @@ FAMILIES = {
         layers_at="layers",
         projections_at=("attn.Wqkv",),
         pre_norm_at="attn_norm",
+        final_norm_at="final_norm",
         rotated="by position and attention",
         gated=True,
         dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout"),
@@ -91,6 +100,7 @@ FAMILIES = {
         layers_at="layers",
         projections_at=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         pre_norm_at="input_layernorm",
+        final_norm_at="norm",
         rotated="by position",
         gated=True,
         dropouts=("attention_dropout",),

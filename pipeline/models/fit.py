@@ -1,7 +1,9 @@
 """Whether a recipe fits its teacher, and the configs that follow from both."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -9,6 +11,7 @@ from pipeline.models.arithmetic import Product
 from pipeline.models.families import family_of, global_layers, knows_segments, longest_input
 from pipeline.models.loading import load_config, load_tokenizer, weights_of
 from pipeline.models.origin import check_origin
+from pipeline.models.pooling import Pooling, pooling_files, read_pooling
 from pipeline.models.portable import marks_pairs
 from pipeline.models.students import (
     build_student,
@@ -30,14 +33,20 @@ def check_teacher(recipe: Recipe, config: PreTrainedConfig, starts: bool = True)
     """
     layers, width = config.num_hidden_layers, config.hidden_size
     recipe.need("teacher.layer", 1 <= recipe.teacher.layer <= layers, f"one of the teacher's layers 1 to {layers}")
-    recipe.divided("relation_heads", recipe.relation_heads, "relation heads", width)
+    if recipe.embeds:
+        whole = f"{layers}, the teacher's last layer: what it makes of a text comes of all of them"
+        recipe.need("teacher.layer", recipe.teacher.layer == layers, whole)
+        if Path(recipe.teacher.model).is_dir():  # the hub is asked for it by what trains
+            pooling_of(recipe)
+    else:
+        recipe.divided("relation_heads", recipe.relation_heads, "relation heads", width)
     longest = longest_input(config)
     recipe.need("length", recipe.length <= longest, f"at most the teacher's {longest} positions")
     if recipe.transfer == "layer-to-layer":
         fits = recipe.student.layers <= recipe.teacher.layer
         recipe.need("student.layers", fits, "at most teacher.layer to learn from")
     attending = global_layers(config)
-    for layer in recipe.layers.values():
+    for layer in () if recipe.embeds else recipe.layers.values():
         if layer not in attending:
             recipe.refuse(
                 "teacher.layer",
@@ -57,8 +66,26 @@ def check_teacher(recipe: Recipe, config: PreTrainedConfig, starts: bool = True)
         recipe.refuse("student.heads", f"heads of width {size} cannot be rotated; use an even width")
     if recipe.student.init in INITS:
         _check_start(recipe, config, student)
-    elif starts:
+    elif starts and (not recipe.start or Path(recipe.student.init).is_dir()):
         check_origin(recipe, student)
+
+
+def pooling_of(recipe: Recipe) -> Pooling | None:
+    """How the teacher makes a vector of a text, where a student learns these; None where it learns relations.
+
+    A process keeps what it reads first. Raises UserError for files that are torn, or not read here.
+    """
+    return _read_once(recipe.teacher.model, recipe.teacher.revision) if recipe.embeds else None
+
+
+_read_once = functools.cache(read_pooling)
+
+
+def files_to_embed(recipe: Recipe, config: PreTrainedConfig) -> dict[str, str]:
+    """models.pooling.pooling_files of a student of this config."""
+    pooling = pooling_of(recipe)
+    learnt = pooling.width(teacher_config_of(recipe).hidden_size) if pooling else 0
+    return pooling_files(recipe.teacher.model, recipe.teacher.revision, config, learnt)
 
 
 def with_segments(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Recipe:
@@ -73,6 +100,8 @@ def with_segments(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTraine
         recipe.refuse("segments", f"the teacher, a {config.model_type}, has no second segment; use 'single' or 'auto'")
     if recipe.segments != "auto":
         return recipe
+    if recipe.embeds:
+        return dataclasses.replace(recipe, segments="single")
     # Said in its settings, that is: which inputs a class lists by default differs among versions of transformers.
     given = "token_type_ids" in tokenizer.init_kwargs.get("model_input_names", ["token_type_ids"])
     paired = knows and given and marks_pairs(tokenizer) and recipe.length >= PAIR
@@ -128,7 +157,8 @@ def student_config_of(recipe: Recipe, teacher_config: PreTrainedConfig) -> PreTr
     model_type = None if student.model_type == "teacher" else student.model_type
     ffn = student_ffn(teacher_config, student.hidden, model_type)
     sizes = student.layers, student.hidden, student.heads, ffn, student.dropout
-    return student_config(teacher_config, *sizes, recipe.teacher.layer, model_type, student_ids_of(recipe))
+    layer = (recipe.start or recipe).teacher.layer
+    return student_config(teacher_config, *sizes, layer, model_type, student_ids_of(recipe))
 
 
 def untrained_student(recipe: Recipe, teacher_config: PreTrainedConfig, teacher: Weights) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from typing import Any
 
 import huggingface_hub
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -21,9 +22,11 @@ from pipeline.models.weights import opened
 
 MODULES, SETTINGS, PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 _CONFIG = "config.json"  # of a module, in its folder
-POOLING = f"1_Pooling/{_CONFIG}"
-POOLING_FILES = (MODULES, SETTINGS, PROMPTS, POOLING)  # of a student
+POOLING, DENSE = f"1_Pooling/{_CONFIG}", f"2_Dense/{_CONFIG}"
+POOLING_FILES = (MODULES, SETTINGS, PROMPTS, POOLING, DENSE)  # of a student
+DENSE_WEIGHTS, _MAP = "2_Dense/model.safetensors", "linear.weight"
 
+_IDENTITY = "torch.nn.modules.linear.Identity"
 # The modes by their names in older folders, in the order in which several are joined.
 _MODES = {
     "pooling_mode_cls_token": "cls",
@@ -58,7 +61,11 @@ class Pooling:
 
         ``prompt``: how many of the first tokens are the prompt's, [CLS] included.
         """
-        places = mask.cumsum(1)
+        return self.of_texts(hidden, mask[:, None], prompt)[:, 0]
+
+    def of_texts(self, hidden: Tensor, mask: Tensor, prompt: int = 0) -> Tensor:
+        """The same of S texts in each row: ``mask`` [B, S, T], 1 for the tokens of each; [B, S, width]."""
+        places = mask.cumsum(-1)
         kept = mask.bool()
         if prompt and not self.includes_prompt:
             kept = kept & (places > prompt)
@@ -67,47 +74,63 @@ class Pooling:
             found = each(found)
         return nn.functional.normalize(found, dim=-1) if self.normalizes else found
 
+    def width(self, hidden: int) -> int:
+        """The width of its vectors of a model that is ``hidden`` wide."""
+        linear = [module for each in self.maps for module in each.modules() if isinstance(module, nn.Linear)]
+        return linear[-1].out_features if linear else hidden * len(self.modes)
+
 
 def _pooled(mode: str, hidden: Tensor, kept: Tensor, places: Tensor) -> Tensor:
-    """One vector of the kept tokens of each text. ``places``: [B, T], a token's number in its text, from 1 on."""
+    """One vector of the kept tokens of each text [B, S, d]; ``places`` [B, S, T]: a token's number in its text, from 1 on.
+
+    A text without tokens has zeros, or any token's.
+    """
     if mode in ("cls", "lasttoken"):
-        first = places.masked_fill(~kept, places.shape[1] + 1).argmin(1)
-        last = places.masked_fill(~kept, 0).argmax(1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), first if mode == "cls" else last]
+        first = places.masked_fill(~kept, places.shape[-1] + 1).argmin(-1)
+        last = places.masked_fill(~kept, 0).argmax(-1)
+        return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], first if mode == "cls" else last]
     if mode == "max":
-        return hidden.masked_fill(~kept[..., None], -torch.inf).amax(1)
+        highest = [hidden.masked_fill(~own[..., None], -torch.inf).amax(1) for own in kept.unbind(1)]
+        return torch.stack(highest, 1).masked_fill(~kept.any(-1, keepdim=True), 0)
 
     weights = (places * kept if mode == "weightedmean" else kept).to(hidden.dtype)
-    total = weights.sum(1, keepdim=True).clamp(min=1)
+    total = weights.sum(-1, keepdim=True).clamp(min=1)
     if mode == "mean_sqrt_len_tokens":
         total = total.sqrt()
-    return torch.einsum("bt,btd->bd", weights, hidden) / total
+    return torch.einsum("bst,btd->bsd", weights, hidden) / total
 
 
 # --- a student's files ------------------------------------------------------------------------------------------------
 
 
-def pooling_files(teacher: str, revision: str, config: PreTrainedConfig) -> dict[str, str]:
+def pooling_files(teacher: str, revision: str, config: PreTrainedConfig, learnt: int = 0) -> dict[str, str]:
     """The files by which sentence-transformers loads a student of this config and pools it as its teacher, {name: content}.
 
     None where the teacher's folder does not say how it pools, or in a way that is not read here: a note says so. Maps are left
-    out: they belong to the teacher's own vectors.
+    out: they belong to the teacher's own vectors. ``learnt``: the width of the teacher's vectors if the student has learnt
+    these; then it pools in the way in which it has learnt to.
     """
     try:
         pooling = read_pooling(teacher, revision)
     except UserError as error:
         print(f"note: the student's folder will not say how it is pooled: {error}", flush=True)
         return {}
-    if not pooling.stated:
+    if not (pooling.stated or learnt):
         return {}
-    return files_of(pooling, config, _read(_folder_of(teacher, revision) / PROMPTS, dict))
+    return files_of(pooling, config, _read(_folder_of(teacher, revision) / PROMPTS, dict), learnt)
 
 
-def files_of(pooling: Pooling, config: PreTrainedConfig, prompts: dict[str, Any]) -> dict[str, str]:
-    """The files that describe ``pooling`` without its maps, for a model of this config; ``prompts`` as in PROMPTS."""
-    places = {"Transformer": "", "Pooling": POOLING.partition("/")[0]}
+def files_of(pooling: Pooling, config: PreTrainedConfig, prompts: dict[str, Any], to: int = 0) -> dict[str, str]:
+    """The files that describe ``pooling`` without its maps, for a model of this config; ``prompts`` as in PROMPTS.
+
+    If the model's own vectors are not as wide, one map follows ``to`` this width; ``dense_weights`` are its numbers.
+    """
+    places, width = {"Transformer": "", "Pooling": POOLING.partition("/")[0]}, config.hidden_size * len(pooling.modes)
+    maps = {"in_features": width, "out_features": to, "bias": False, "activation_function": _IDENTITY}
+    if mapped := to not in (0, width):
+        places["Dense"] = DENSE.partition("/")[0]
     if pooling.normalizes:
-        places["Normalize"] = "2_Normalize"
+        places["Normalize"] = f"{len(places)}_Normalize"
     modules = [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (kind, path) in enumerate(places.items())
@@ -118,7 +141,13 @@ def files_of(pooling: Pooling, config: PreTrainedConfig, prompts: dict[str, Any]
     settings = {"max_seq_length": min(pooling.length or longest, longest), "do_lower_case": pooling.lowers}
     kept = {"prompts": prompts.get("prompts") or {}, "default_prompt_name": prompts.get("default_prompt_name")}
     files = {MODULES: modules, POOLING: pools, SETTINGS: settings, PROMPTS: kept | {"similarity_fn_name": "cosine"}}
+    files |= {DENSE: maps} if mapped else {}
     return {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
+
+
+def dense_weights(weight: Tensor) -> bytes:
+    """The content of DENSE_WEIGHTS for a map by ``weight`` [out, in]."""
+    return save({_MAP: weight.contiguous()})
 
 
 # --- a folder's files -------------------------------------------------------------------------------------------------
@@ -208,9 +237,9 @@ def _map_of(folder: Path) -> nn.Module:
         raise UserError(f"{folder}: no model.safetensors: no weights that are safe to load")
     with opened(weights) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
-    if "linear.weight" not in tensors:
-        raise UserError(f"{weights}: no linear.weight; get the whole model")
-    out, width = tensors["linear.weight"].shape
+    if _MAP not in tensors:
+        raise UserError(f"{weights}: no {_MAP}; get the whole model")
+    out, width = tensors[_MAP].shape
     linear = nn.Linear(width, out, bias="linear.bias" in tensors)
     linear.load_state_dict({key.removeprefix("linear."): tensor.float() for key, tensor in tensors.items()})
     return nn.Sequential(linear, kind()).eval().requires_grad_(False)

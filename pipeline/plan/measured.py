@@ -31,7 +31,6 @@ from pipeline.engines.teacher import host_teacher
 from pipeline.measuring import process_status, return_freed_memory
 from pipeline.models.arithmetic import widens
 from pipeline.models.configs import planned_config
-from pipeline.models.cut import empty_encoder
 from pipeline.models.fit import check_teacher, student_config_of, teacher_config_of
 from pipeline.models.precision import DTYPES
 from pipeline.models.students import build_student, student_config
@@ -40,9 +39,9 @@ from pipeline.plan.memory import memory_of
 from pipeline.plan.sizes import UNCOMPILED_BLOCKS, Device, cut_of
 from pipeline.relations import block_bytes
 from pipeline.settings.reading import load_recipes
-from pipeline.settings.recipe import Recipe, teacher_layers
+from pipeline.settings.recipe import Recipe
 from pipeline.training.ahead import Ahead
-from pipeline.training.start import trained_part
+from pipeline.training.start import teacher_part, trained_part
 from pipeline.training.step import Clock, update
 from pipeline.training.trainee import Trainee, divergence_of
 from pipeline.training.which_loss import takes_kernel
@@ -106,8 +105,7 @@ def _tiny(recipes: list[Recipe], config: PreTrainedConfig) -> tuple[list[Recipe]
 def _rises(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dict[str, int]:
     """Bytes by which this process's memory is higher than at the call, at each stage of a run."""
     recipe, start = recipes[0], _held(ranks.device)
-    *earlier, layer = layers = teacher_layers(recipes)
-    cut, _ = empty_encoder(config, layer, earlier=tuple(earlier))
+    cut, _, layers = teacher_part(recipes, config)
     shapes = {name: p.shape for name, p in cut.named_parameters()}
     generator = torch.Generator().manual_seed(recipe.seed)
 
@@ -170,8 +168,8 @@ class Peaks(Clock):
 def _model(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dict[str, float]:
     """The memory model's numbers for this run on this machine."""
     recipe, number = recipes[0], DTYPES[recipes[0].precision].itemsize
-    teacher = cut_of(config, recipe.teacher.layer)
-    students = [cut_of(student_config_of(own, config), own.student.layers) for own in recipes]
+    teacher = cut_of(config, recipe.teacher.layer, recipe.embeds)
+    students = [cut_of(student_config_of(own, config), own.student.layers, own.embeds) for own in recipes]
     cpu = ranks.device.type == "cpu"
     device = Device(
         number,
@@ -181,7 +179,7 @@ def _model(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dic
         widens=widens(recipe.arithmetic, recipe.precision, ranks.device),
         chip="" if cpu else _chip(recipe, config, ranks),
     )
-    hosting = choose_hosting(recipe, ranks, empty_encoder(config, recipe.teacher.layer)[0])
+    hosting = choose_hosting(recipe, ranks, teacher_part([recipe], config)[0])
     memory = memory_of(recipes, teacher, students, hosting, ranks.world, device)
     held = hosting.weights(number)
     engines_made = held + memory.parts["untrained tail, on the host"] + sum(state.at_start for state in memory.states)

@@ -18,6 +18,8 @@ from pipeline.settings.recipe import Recipe, teacher_layers
 def activations(cut: Cut, batch: int, length: int, dropout: float, device: Device, outputs: int = 1) -> int:
     """Bytes that autograd keeps of a student's forward of ``batch`` sequences, the q, k, v of ``outputs`` layers included.
 
+    There may be none of these, where vectors are learnt.
+
     Linear layers keep their input; fused attention q, k, v, its output and the logarithm of each row's sum; a norm its input,
     mean and deviation; GELU its input, and a gate both factors; dropout a byte for each number.
     """
@@ -43,13 +45,27 @@ def activations(cut: Cut, batch: int, length: int, dropout: float, device: Devic
     token = 16 + norm + masks + cut.layers * layer + outputs * read(width, 3) + kept * 3 * n * width
 
     matrices = 3 if cut.gated else 2
-    copies = 4 * (cut.layers * (4 * width**2 + matrices * width * ffn) + 3 * width**2) if device.widens else 0
+    projections = 3 * width**2 if outputs else 0
+    copies = 4 * (cut.layers * (4 * width**2 + matrices * width * ffn) + projections) if device.widens else 0
     return batch * length * token + copies
 
 
 def qkv(cut: Cut, batch: int, length: int, device: Device) -> int:
     """Bytes of the queries, keys and values of one layer."""
     return 3 * device.number * batch * length * cut.width
+
+
+def outputs_of(recipe: Recipe) -> int:
+    """How many layers of the student return q, k, v."""
+    return 0 if recipe.embeds else len(recipe.layers)
+
+
+def taught(recipes: list[Recipe], teacher: Cut, device: Device) -> int:
+    """Bytes of what the teacher returns of a window: q, k, v of some layers, or a vector of one text in each row."""
+    recipe = recipes[0]
+    if recipe.embeds:
+        return 4 * recipe.teacher_batch * teacher.width
+    return len(teacher_layers(recipes)) * qkv(teacher, recipe.teacher_batch, recipe.length, device)
 
 
 def teacher_pass(cut: Cut, batch: int, length: int, device: Device, kept: bool = False) -> int:
@@ -69,8 +85,11 @@ def loss_memory(recipe: Recipe, teacher: Cut, student: Cut, device: Device) -> i
     """Bytes of relation_loss: its blocks of maps, fp32 copies for the sequences of a block, and the gradients it keeps.
 
     Fused it has no blocks and no copies, but two fp32 numbers a row, head and pair, and in backward of one pair two more.
+    Where vectors are learnt it is the pooling's: the student's hidden states in fp32, and their gradient.
     """
     batch, length, heads = recipe.micro_batch * len(recipe.layers), recipe.length, recipe.relation_heads
+    if recipe.embeds:
+        return 2 * 4 * batch * length * student.width
     gradients = sum(len(set(pair)) for pair in recipe.relations)  # of qq one, of qk two
     kept = gradients * device.number * batch * length * student.width
     if VALUE_MSE in recipe.pairs:  # projected values, and the difference in fp32 with its square
@@ -122,14 +141,14 @@ def memory_of(
     if hosting.kind == "zero3" and offloads(recipe) and not device.cpu:
         weights = device.number * teacher.embeddings
     layers = gathered(teacher, hosting.shards, recipe, device)
-    results = len(teacher_layers(recipes)) * qkv(teacher, recipe.teacher_batch, length, device)
+    results = taught(recipes, teacher, device)
     passing = max(teacher_pass(teacher, recipe.teacher_batch, length, device, widened > 0), results)
     previous = results if accumulates else 0  # those of the window before are replaced at the end of the new one's pass
     ahead, graph = another_pass(recipe, hosting, world, device, passing)
 
     states = [student_state(student, each, world, device) for student, each in pairs]
     tails = 4 * sum(cut.tail for cut in students) if device.cpu else 0  # kept outside the engine, on the host
-    kept = [activations(student, micro, length, own.student.dropout, device, len(own.layers)) for student, own in pairs]
+    kept = [activations(student, micro, length, own.student.dropout, device, outputs_of(own)) for student, own in pairs]
     losses = [loss_memory(each, teacher, student, device) for student, each in pairs]
     learning = [k + x + s.forward + s.bucket for k, x, s in zip(kept, losses, states, strict=True)]
 
@@ -152,10 +171,10 @@ def memory_of(
         "teacher's gathered layers": layers,
         "teacher's pass": passing,
         "teacher's CUDA graph": graph,
-        "teacher's q, k, v": results,
+        "teacher's vectors" if recipe.embeds else "teacher's q, k, v": results,
         **parts_of_states(states),
         "student's activations": max(kept),
-        "relation loss": max(losses),
+        "pooling" if recipe.embeds else "relation loss": max(losses),
         "untrained tail, on the host": tails,
     }
     return Memory(parts, phases, states)

@@ -97,8 +97,9 @@ def models_of(recipes: list[Recipe]) -> Models:
     for recipe in recipes:
         check_teacher(recipe, config)
     shapes = [student_config_of(recipe, config) for recipe in recipes]
-    students = [cut_of(shape, shape.num_hidden_layers) for shape in shapes]
-    return Models(config, cut_of(config, recipes[0].teacher.layer), shapes, students)
+    whole = recipes[0].embeds
+    students = [cut_of(shape, shape.num_hidden_layers, whole) for shape in shapes]
+    return Models(config, cut_of(config, recipes[0].teacher.layer, whole), shapes, students)
 
 
 def plan_run(recipes: list[Recipe], models: Models, cluster: Cluster) -> Plan:
@@ -157,9 +158,9 @@ def device_of(recipe: Recipe, cluster: Cluster) -> Device:
 def flops_of(recipes: list[Recipe], models: Models) -> list[float]:
     """Floating-point operations of one sequence: the teacher's forward, then each student's forward and backward."""
     recipe, earlier = recipes[0], len(teacher_layers(recipes)) - 1
-    teacher = forward_flops(models.config, recipe.teacher.layer, recipe.length, earlier)
+    teacher = forward_flops(models.config, recipe.teacher.layer, recipe.length, earlier, recipe.embeds)
     students = [
-        3 * forward_flops(shape, shape.num_hidden_layers, recipe.length, len(own.layers) - 1)
+        3 * forward_flops(shape, shape.num_hidden_layers, recipe.length, len(own.layers) - 1, recipe.embeds)
         for own, shape in zip(recipes, models.shapes, strict=True)
     ]
     return [teacher, *students]

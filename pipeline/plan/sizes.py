@@ -7,16 +7,18 @@ from transformers import PreTrainedConfig
 from pipeline.models.counting import count_parameters
 from pipeline.models.cut import empty_encoder
 from pipeline.models.families import family_of
+from pipeline.models.pooling import Pooling
 
 UNCOMPILED_BLOCKS = 10  # the three that relation_loss has room for, and what divergence_and_gradient makes of them
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The sizes of a cut encoder (models/cut.py): ``layers`` whole ones, and three projections of the next.
+    """The sizes of a cut encoder (models/cut.py): ``layers`` whole ones, and three projections of the next, or none.
 
-    ``embeddings``, ``layer`` (one whole), ``last`` (projections and a norm before them) and ``tail`` (the model's part
-    beyond the cut) count parameters, ``largest`` those of the largest tensor. ``dropouts`` are those of a layer.
+    ``embeddings``, ``layer`` (one whole), ``last`` (projections and a norm before them, or one after all layers) and ``tail``
+    (the model's part beyond the cut) count parameters, ``largest`` those of the largest tensor. ``dropouts`` are those of a
+    layer.
     """
 
     layers: int
@@ -40,20 +42,23 @@ class Cut:
         return self.embeddings + self.body
 
 
-def cut_of(config: PreTrainedConfig, layer: int) -> Cut:
-    """The sizes of the cut at ``layer`` of a model of this shape, counted on an encoder without memory."""
-    encoder, _ = empty_encoder(config, layer)
+def cut_of(config: PreTrainedConfig, layer: int, whole: bool = False) -> Cut:
+    """The sizes of the cut at ``layer`` of a model of this shape, counted on an encoder without memory.
+
+    ``whole``: of all its layers, as where vectors are learnt.
+    """
+    encoder, _ = empty_encoder(config, layer, pooling=Pooling() if whole else None)
     body, family = encoder.body, family_of(config)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in encoder.named_children()}
-    whole = sum(p.numel() for p in body.layers[-1].parameters()) if len(body.layers) else 0
+    each = sum(p.numel() for p in body.layers[-1].parameters()) if len(body.layers) else 0
     return Cut(
         layers=len(body.layers),
         width=config.hidden_size,
         ffn=getattr(config, family.ffn),
         heads=config.num_attention_heads,
         embeddings=counts["embeddings"],
-        layer=whole,
-        last=counts["body"] - whole * len(body.layers),
+        layer=each,
+        last=counts["body"] - each * len(body.layers),
         tail=count_parameters(config)["total"] - sum(counts.values()),
         largest=max(p.numel() for p in encoder.parameters()),
         dropouts=family.layer_dropouts,

@@ -11,7 +11,7 @@ from pipeline.models.precision import DTYPES
 from pipeline.plan.comparison import Comparison
 from pipeline.plan.hardware import GIB, MIB
 from pipeline.plan.planning import FRAMEWORK, SPARE, Plan
-from pipeline.plan.times import MAP_BYTES
+from pipeline.plan.times import MAP_BYTES, POOLING_BYTES
 from pipeline.plan.zero import offloads
 
 
@@ -90,6 +90,10 @@ def about_batch(plan: Plan) -> list[str]:
     if recipe.micro_batch != plan.asked:
         text += f"; micro_batch = {plan.asked} of the recipe does not come out: run it with micro_batch={recipe.micro_batch}"
     lines = [_labelled("Batch", text)]
+    if recipe.embeds:
+        lines.append(
+            _labelled("", "another micro-batch is another loss: a text is compared with the others of its own")
+        )
     if recipe.layout == "packed":
         short = "planned with the attention and the loss of one sequence in each row: with shorter ones both take less"
         lines.append(_labelled("", short))
@@ -134,7 +138,8 @@ def about_time(plan: Plan) -> list[str]:
     """A step's time by part, and the run's."""
     times = plan.times
     parts = {
-        "teacher": times.teacher, "students": times.students, "relation loss": times.loss,
+        "teacher": times.teacher, "students": times.students,
+        "pooling" if plan.recipes[0].embeds else "relation loss": times.loss,
         "waiting for gathers": times.gathers, "averaging gradients": times.gradients,
     }  # fmt: skip
     shown = ", ".join(f"{name} {seconds * 1e3:,.0f}" for name, seconds in parts.items() if seconds)
@@ -147,8 +152,10 @@ def about_time(plan: Plan) -> list[str]:
 
 
 def about_loss(plan: Plan) -> str:
-    """What the time of the relation loss rests on."""
+    """What the time of the loss rests on."""
     share = plan.cluster.share
+    if plan.recipes[0].embeds:
+        return f"pooling's by {POOLING_BYTES} bytes of traffic for a hidden number; the texts' similarities take none"
     if plan.fused:
         text = "the relation loss's by instructions of its compiled kernel at full rate, not measured"
         return f"{text}; at {share:g} of it {plan.times.loss / share * 1e3:,.0f} ms"

@@ -13,6 +13,7 @@ from pipeline.plan.sizes import Cut
 from pipeline.plan.zero import gathered_ahead, sent_size, zero_config
 from pipeline.settings.recipe import Recipe
 
+POOLING_BYTES = 12  # memory traffic for a hidden number: read, written and read in fp32
 MAP_BYTES = 28  # memory traffic of the loss in blocks, for an entry of a map: seven fp32 numbers written or read
 
 
@@ -103,7 +104,12 @@ def times_of(
 
 
 def loss_seconds(recipe: Recipe, cluster: Cluster, teacher: Cut, student: Cut) -> float:
-    """Seconds of the relation loss of one sequence: fused, or its products, which are in fp32, and the traffic of its maps."""
+    """Seconds of the loss of one sequence: fused, or its products, which are in fp32, and the traffic of its maps.
+
+    Where vectors are learnt that of the pooling: hidden states made fp32 and read, the student's with their gradient.
+    """
+    if recipe.embeds:
+        return POOLING_BYTES * recipe.length * (teacher.width + 2 * student.width) / (1e9 * cluster.gpu.bandwidth)
     if is_fused(recipe, cluster.gpu.chip, teacher, student):
         return fused_seconds(recipe, cluster.gpu, teacher, student)
     entries = recipe.length**2

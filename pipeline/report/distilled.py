@@ -5,9 +5,12 @@ from pathlib import Path
 from data_prep.cli import UserError
 from pipeline.artifacts.metrics import read_metrics
 from pipeline.artifacts.results import inner_runs
-from pipeline.pairs import value_mse_note
+from pipeline.pairs import VECTORS, loss_note, value_mse_note
 from pipeline.paper import size
 from pipeline.report.page import NONE, Section, linked, table, words
+from pipeline.settings.recipe import INITS
+
+_OF_VECTORS = "; of vectors: 1 − cosine, and squared differences of the texts' similarities"
 
 
 def runs_section(runs: list[Path]) -> Section:
@@ -23,15 +26,16 @@ def runs_section(runs: list[Path]) -> Section:
         metrics = _metrics(run)
         name = run.resolve().name
         relations = charts.relations(metrics)
-        drawn[f"report-losses-{number}.svg"] = charts.losses(name, f"nats{value_mse_note(relations)}", metrics)
+        drawn[f"report-losses-{number}.svg"] = charts.losses(name, loss_note(relations), metrics)
         rows += _first_and_last(name, metrics, relations)
         names += relations
 
+    of_vectors = _OF_VECTORS if {*names} & {*VECTORS} else ""
     lines = [
         "## Distillation",
         "",
         "Relation losses: KL divergence of teacher and student, averaged over heads and positions, in "
-        f"nats{value_mse_note(names)}. Points are held-out documents, faint lines are training.",
+        f"nats{value_mse_note(names)}{of_vectors}. Points are held-out documents, faint lines are training.",
         "",
         *linked(drawn, "Losses"),
     ]
@@ -82,9 +86,12 @@ def _stage(stage: dict) -> str:
     recipe = stage.get("recipe", stage)
     student = recipe["student"]
     shape, start = size(student["layers"], student["hidden"]), student.get("init", "random")
+    begun = f"{shape} ({start} start)" if start in INITS else f"{shape} (going on)"
+    if recipe.get("transfer") == "embedding":
+        return f"{begun} by its teacher's vectors of texts, {_budget(stage)}, learning rate {recipe['learning_rate']:g}"
     where = ", layer to layer up to layer" if recipe.get("transfer") == "layer-to-layer" else " of layer"
     return (
-        f"{shape} ({start} start) by {', '.join(recipe['pairs'])} in {recipe['relation_heads']} relation heads"
+        f"{begun} by {', '.join(recipe['pairs'])} in {recipe['relation_heads']} relation heads"
         f"{where} {recipe['teacher']['layer']}, {_budget(stage)}, learning rate {recipe['learning_rate']:g}"
     )
 

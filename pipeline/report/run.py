@@ -4,6 +4,7 @@ It writes RUN_DIR/report.md with RUN_DIR/losses.svg and RUN_DIR/relations.png, a
 pictures inside: sizes, measured speed-up, held-out losses before and after, their chart, and the next commands.
 """
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from pipeline.measuring import device_here, device_name, forward_seconds, made_u
 from pipeline.models.counting import count_parameters
 from pipeline.models.cut import cut_encoder
 from pipeline.models.loading import load_model, load_tokenizer
-from pipeline.pairs import PAIRS, value_mse_note
+from pipeline.pairs import PAIRS, loss_note
 from pipeline.report import charts
 from pipeline.report.kept import kept
 from pipeline.report.page import html
+from pipeline.settings.values import recipe_of
 from pipeline.training.maps import SENTENCE, relation_maps, save_figure
 
 transformers_logging.disable_progress_bar()
@@ -39,7 +41,9 @@ def report(run: Path, student_folder: Path, scores: Path | None = None, referenc
     recipe = checkpoint.info["recipe"]
     student = load_student_of(run, checkpoint, student_folder)
     teacher = load_model(recipe["teacher"]["model"], recipe["teacher"]["revision"], torch.float32)
-    draw(run / "relations.png", recipe, teacher, student, student_folder)
+    learnt = recipe_of(recipe, str(checkpoint.path))
+    if not learnt.embeds:
+        draw(run / "relations.png", recipe, teacher, student, student_folder)
     lines = [
         f"# {escape(run.resolve().name, quote=False)}: {checkpoint.step} of {recipe['steps']} steps",
         "",
@@ -48,12 +52,11 @@ def report(run: Path, student_folder: Path, scores: Path | None = None, referenc
         speed_line(teacher, student, recipe["length"]),
         "",
         *([] if scores is None else kept(scores, reference)),
-        *losses(run, checkpoint.step, recipe["pairs"]),
+        *losses(run, checkpoint.step, learnt.parts),
         "",
-        *linked_chart(run, checkpoint.step, recipe["pairs"]),
+        *linked_chart(run, checkpoint.step, learnt.parts),
         *sources(run, checkpoint.step),
-        "![Relations of teacher and student for one sentence](relations.png)",
-        "",
+        *([] if learnt.embeds else ["![Relations of teacher and student for one sentence](relations.png)", ""]),
         "## Next",
         "",
         f"    tensorboard --logdir {run / 'tensorboard'}        # curves and relation maps of this run",
@@ -109,28 +112,28 @@ def speed_line(
     )
 
 
-def losses(run: Path, step: int, pairs: list[str]) -> list[str]:
-    """A table of held-out losses by relation, first and last."""
+def losses(run: Path, step: int, parts: Sequence[str]) -> list[str]:
+    """A table of held-out losses by part, first and last."""
     heldout = heldout_rows(run, step)
     if not heldout:
         return ["No held-out documents: no held-out losses."]
     first, last = heldout[0], heldout[-1]
     rows = [
-        f"| held-out loss (nats{value_mse_note(pairs)}) | step {first['step']} | step {last['step']} | remaining |",
+        f"| held-out loss ({loss_note(parts)}) | step {first['step']} | step {last['step']} | remaining |",
         "|---|---|---|---|",
     ]
-    for name in ("loss", *pairs):
+    for name in ("loss", *parts):
         rows.append(f"| {name} | {first[name]:.4f} | {last[name]:.4f} | {100 * last[name] / first[name]:.0f} % |")
     return rows
 
 
-def linked_chart(run: Path, step: int, pairs: list[str]) -> list[str]:
+def linked_chart(run: Path, step: int, parts: Sequence[str]) -> list[str]:
     """Draw RUN/losses.svg, the losses up to ``step``; returns the lines that show it: none without losses."""
     rows = [row for row in read_metrics(run) if row["step"] <= step and row["kind"] in ("train", "heldout")]
     if not rows:
         (run / LOSSES).unlink(missing_ok=True)
         return []
-    write_atomic(run / LOSSES, charts.losses(run.resolve().name, f"nats{value_mse_note(pairs)}", rows))
+    write_atomic(run / LOSSES, charts.losses(run.resolve().name, loss_note(parts), rows))
     return [f"![Losses by step: points held out, faint lines training]({LOSSES})", ""]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cli import UserError, from_home
-from pipeline.settings.recipe import PATHS, TEXTS, Recipe
+from pipeline.settings.recipe import OF_RELATIONS, PATHS, TEXTS, Recipe
 from pipeline.settings.values import Tables, build
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
@@ -41,7 +41,8 @@ def load_stages(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
     ``base`` names a recipe whose tables the file, or a stage, goes over. Each of several ``[[stage]]`` has a ``name``, goes
     over what the stages have in common, and gives recipes with ``out`` = OUT/NAME; its teacher is the student of the stage
-    before. A file without stages is one stage.
+    before. One that learns vectors goes on with the students of the stage before, and has the teacher of the first. A file
+    without stages is one stage.
     """
     for override in overrides:
         if len(override.splitlines()) > 1 or override.endswith(("\n", "\r")):
@@ -62,6 +63,11 @@ def load_stages(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     stages: list[list[Recipe]] = []
     for number, (name, tables) in enumerate(_stages(values, file, overrides)):
         root, source, previous = tables.pop("root"), f"{file.name}, stage {name}", None
+        if number and _embeds(tables):
+            _go_on(tables, stages, source)
+            recipes = _recipes_of(tables, source, str(root), {"stage": name})
+            stages.append([_begun(recipe, stages[-1]) for recipe in recipes])
+            continue
         if number:
             if len(stages[-1]) > 1:
                 raise UserError(f"{source}: the stage before has {len(stages[-1])} students; a teacher is one")
@@ -74,6 +80,47 @@ def load_stages(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if picked is not None and picked not in names:
         raise UserError(f"command line: stage={picked}: {file.name} has the stages {', '.join(names)}")
     return [recipes for recipes, name in zip(stages, names, strict=True) if picked in (None, name)]
+
+
+def _embeds(tables: Tables) -> bool:
+    return tables.get("transfer") == "embedding"
+
+
+def _go_on(tables: Tables, stages: list[list[Recipe]], source: str) -> None:
+    """Give the ``tables`` of a stage that learns vectors the first stage's teacher, and the students of the stage before."""
+    first, before = stages[0][0].teacher, stages[-1]
+    given, student = tables.get("teacher", {}), tables.get("student", {})
+    teacher = {"model": first.model, "layer": first.layer, "revision": first.revision}
+    tables["teacher"] = teacher | given if isinstance(given, dict) else given
+    begun = {Path(recipe.out).name: dataclasses.asdict(recipe.student) | _start(recipe) for recipe in before}
+    if isinstance(student, dict) and len(before) == 1:
+        (own,) = begun.values()
+        tables["student"] = own | student | _start(before[0])
+        return
+    tables["student"] = each = student or [{"name": name} for name in begun]
+    names = [one.get("name") for one in each if isinstance(one, dict)] if isinstance(each, list) else []
+    if not names or not {*names} <= begun.keys():
+        raise UserError(
+            f"{source}: student: it goes on with those of the stage before; leave it out, or name each as there: "
+            f"{', '.join(begun)}"
+        )
+    tables["student"] = [begun[one["name"]] | one | {"init": begun[one["name"]]["init"]} for one in each]
+
+
+def _start(recipe: Recipe) -> Tables:
+    return {"init": str(recipe.exported)}
+
+
+def _begun(recipe: Recipe, before: list[Recipe]) -> Recipe:
+    """The recipe with the one that it goes on with. Raises UserError if its student is to have another shape."""
+    start = next(other for other in before if str(other.exported) == recipe.student.init)
+    for key in ("layers", "hidden", "heads", "model_type", "vocab"):
+        theirs = getattr(start.student, key)
+        if getattr(recipe.student, key) != theirs:
+            recipe.refuse(
+                f"student.{key}", f"it goes on with the stage before's student, which has {theirs!r}; leave it out"
+            )
+    return dataclasses.replace(recipe, start=start)
 
 
 def _at_home(tables: Tables, source: str, prefix: str = "") -> Tables:
@@ -144,25 +191,23 @@ def _stages(values: Tables, file: Path, overrides: list[str]) -> Iterator[tuple[
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise UserError(f"{file.name}: stage = {stages!r}: write each as a table [[stage]] with a name")
     names = [_named(stage, [other.get("name") for other in stages], "stage", file.name) for stage in stages]
-    _check_overrides(overrides, names, file)
     if "out" not in common and not any(override.startswith("out=") for override in overrides):
         raise UserError(f"{file.name}: out is missing; stages need one, their run folders are OUT/NAME")
-    for number, (name, stage) in enumerate(zip(names, stages, strict=True)):
-        own = {key: value for key, value in stage.items() if key != "name"}
-        teacher = own.get("teacher")
-        of_teacher = [f"teacher.{key}" for key in teacher] if isinstance(teacher, dict) else []
-        for key in ("out", *of_teacher):
-            if (key in own or key != "out") and (why := _not_a_stages(key, number)):
+    own_tables = [{key: value for key, value in stage.items() if key != "name"} for stage in stages]
+    merged = [_over_common(own, common, file) for own in own_tables]
+    embeds = [_embeds(tables) for tables in merged]
+    _check_overrides(overrides, names, embeds, file)
+    for number, (name, own, tables) in enumerate(zip(names, own_tables, merged, strict=True)):
+        for key in _keys(own):
+            if why := _not_a_stages(key, number, embeds[number]):
                 raise UserError(f"{file.name}, stage {name}: {key} is given; {why}")
-        tables = _merged(_over_base(own, file, (file.resolve(),)), common)
-        tables = copy.deepcopy(_merged(tables, {key: value for key, value in own.items() if key != "base"}))
         for override in overrides:
             key, _, value = override.partition("=")
             parts = key.strip().split(".")
             if parts[0] == "stage":
                 if parts[1] == name:
                     _override(tables, f"{'.'.join(parts[2:])}={value}")
-            elif key.strip() == "out" or not _not_a_stages(key.strip(), number):
+            elif key.strip() == "out" or not _not_a_stages(key.strip(), number, embeds[number]):
                 _override(tables, override)
         tables["root"] = out = tables.get("out")
         if isinstance(out, str):
@@ -170,15 +215,37 @@ def _stages(values: Tables, file: Path, overrides: list[str]) -> Iterator[tuple[
         yield name, tables
 
 
-def _not_a_stages(key: str, number: int) -> str:
-    """Why stage ``number``, from 0, cannot have this key of its own; empty if it can."""
+def _over_common(own: Tables, common: Tables, file: Path) -> Tables:
+    """A stage's tables over its base and what the stages have in common, which may hold keys of relations for others."""
+    tables = _merged(_over_base(own, file, (file.resolve(),)), common)
+    over = {key: value for key, value in own.items() if key != "base"}
+    if _embeds(tables | over):
+        tables = {key: value for key, value in tables.items() if key not in OF_RELATIONS}
+    return copy.deepcopy(_merged(tables, over))
+
+
+def _keys(tables: Tables) -> Iterator[str]:
+    """The keys of a stage's own tables, those of inner ones as table.key."""
+    for key, value in tables.items():
+        inner = value if isinstance(value, list) else [value]
+        held = [f"{key}.{name}" for one in inner if isinstance(one, dict) for name in one]
+        yield from held or [key]
+
+
+def _not_a_stages(key: str, number: int, embeds: bool) -> str:
+    """Why stage ``number``, from 0, which ``embeds`` or not, cannot have this key of its own; empty if it can."""
     if key == "out":
         return "its run folder is OUT/NAME"
-    follows = number and key in ("teacher.model", "teacher.layer", "teacher.revision")
-    return "its teacher is the student of the stage before" if follows else ""
+    if embeds and key in OF_RELATIONS:
+        return "it learns vectors, not relations"
+    if number and embeds and key == "student.init":
+        return "it goes on with the student of the stage before"
+    if number and not embeds and key in ("teacher.model", "teacher.layer", "teacher.revision"):
+        return "its teacher is the student of the stage before"
+    return ""
 
 
-def _check_overrides(overrides: list[str], names: list[str], file: Path) -> None:
+def _check_overrides(overrides: list[str], names: list[str], embeds: list[bool], file: Path) -> None:
     """Raise UserError for an override of a stage that is not there, or of what a stage cannot have."""
     for override in overrides:
         key = override.partition("=")[0].strip().split(".")
@@ -186,7 +253,8 @@ def _check_overrides(overrides: list[str], names: list[str], file: Path) -> None
             continue
         if len(key) < 3 or key[1] not in names:
             raise UserError(f"command line: {override}: write stage.NAME.key=value; {file.name} has {', '.join(names)}")
-        if why := _not_a_stages(".".join(key[2:]), names.index(key[1])):
+        number = names.index(key[1])
+        if why := _not_a_stages(".".join(key[2:]), number, embeds[number]):
             raise UserError(f"command line: {override}: {why}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.cli import UserError
-from pipeline.pairs import PAIRS, VALUE_MSE
+from pipeline.pairs import PAIRS, VALUE_MSE, VECTORS
 
 INITS = ("random", "teacher", "pca")  # and any other student, by its folder or hub id
 PAIR = 5  # positions of the shortest pair of segments: [CLS], a token, [SEP], a token, [SEP]
@@ -20,7 +20,7 @@ class Teacher:
     """``[teacher]``: the frozen model, and where its relations are taken from."""
 
     model: str  # a Hugging Face folder or hub id
-    layer: int  # counted from 1; its q, k, v are what the student learns
+    layer: int  # counted from 1; its q, k, v are what the student learns, or the last one's pooled vectors
     revision: str = "main"
     micro_batch: int = 0  # sequences in one forward of the teacher, a multiple of micro_batch below; 0: the same
     hosting: Literal["auto", "replicate", "zero3"] = "auto"
@@ -40,9 +40,7 @@ class Student:
     heads: int = 12
     model_type: Literal["teacher", "bert"] = "teacher"  # the teacher's family, or BERT with the teacher's vocabulary
     vocab: str = ""  # a folder of pipeline.trim_vocab, whose smaller vocabulary the student has; "": the teacher's
-    init: str = (
-        "random"  # or "teacher": its layers; "pca": its embeddings, projected; another student's folder or hub id
-    )
+    init: str = "random"  # or the teacher's layers, 'teacher', or embeddings, 'pca'; or a student's folder or hub id
     dropout: float = 0.1
     ds_config: str = "student_zero1.json"
 
@@ -66,7 +64,7 @@ class Recipe:
     )
     segments: Literal["auto", "pairs", "single"] = "auto"  # pairs [CLS] A [SEP] B [SEP] where the teacher knows them
     pairs: tuple[str, ...] = ("qk", "vv")  # v_mse among them: values by their squared difference
-    transfer: Literal["last", "layer-to-layer"] = "last"  # the last layer learns, or each from one of the teacher's
+    transfer: Literal["last", "layer-to-layer", "embedding"] = "last"  # last layer, each layer, or pooled vectors learn
     relation_heads: int = 12
     precision: Literal["bf16", "fp32"] = "bf16"
     arithmetic: Literal["auto", "native", "widened"] = "auto"  # of bf16 on CPUs: as it is, or in fp32 and rounded
@@ -90,6 +88,7 @@ class Recipe:
     root: str = field(default="", compare=False)  # what holds the launch's own files: `out` as the file gives it
     stage: str = field(default="", compare=False)  # its name, if the file has several
     previous: "Recipe | None" = field(default=None, compare=False)  # the stage whose student is the teacher
+    start: "Recipe | None" = field(default=None, compare=False)  # the stage whose student this one goes on with
 
     def accumulation(self, ranks: int) -> int:
         """Micro-batches that each of ``ranks`` ranks runs in one step. Raises UserError where they do not come out."""
@@ -111,15 +110,25 @@ class Recipe:
 
     @property
     def relations(self) -> tuple[str, ...]:
-        """The pairs that are relations."""
-        return tuple(pair for pair in self.pairs if pair != VALUE_MSE)
+        """The pairs that are relations; none where vectors are learnt."""
+        return () if self.embeds else tuple(pair for pair in self.pairs if pair != VALUE_MSE)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the student learns vectors of texts, and not relations."""
+        return self.transfer == "embedding"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts of its loss."""
+        return VECTORS if self.embeds else self.pairs
 
     @property
     def layers(self) -> dict[int, int]:
         """The teacher's layer that each layer of the student learns from, by number of the student's; both counted from 1."""
-        if self.transfer == "last":
-            return {self.student.layers: self.teacher.layer}
-        return dict(enumerate(evenly_spaced(self.teacher.layer, self.student.layers), 1))
+        if self.transfer == "layer-to-layer":
+            return dict(enumerate(evenly_spaced(self.teacher.layer, self.student.layers), 1))
+        return {self.student.layers: self.teacher.layer}
 
     @property
     def teacher_batch(self) -> int:
@@ -168,17 +177,35 @@ class Recipe:
             len(self.adam_betas) == 2 and all(0 <= b < 1 for b in self.adam_betas),
             "two in [0, 1)",
         )
-        good = (
-            bool(self.relations) and len(set(self.pairs)) == len(self.pairs) and set(self.pairs) <= {*PAIRS, VALUE_MSE}
-        )
-        self.need("pairs", good, f"different pairs from {', '.join(PAIRS)}, with {VALUE_MSE!r} next to them at most")
         student = self.student
         self.need("student.layers", student.layers >= 1, "at least 1")
         self.need("student.dropout", 0 <= student.dropout < 1, "in [0, 1)")
         self.need("student.heads", student.heads >= 1, "at least 1")
-        self.need("relation_heads", self.relation_heads >= 1, "at least 1")
         self.divided("student.heads", student.heads, "attention heads")
+        if self.embeds:
+            self._check_embedding()
+        else:
+            self._check_relations()
+
+    def _check_relations(self) -> None:
+        different = len(set(self.pairs)) == len(self.pairs)
+        good = bool(self.relations) and different and set(self.pairs) <= {*PAIRS, VALUE_MSE}
+        self.need("pairs", good, f"different pairs from {', '.join(PAIRS)}, with {VALUE_MSE!r} next to them at most")
+        self.need("relation_heads", self.relation_heads >= 1, "at least 1")
         self.divided("relation_heads", self.relation_heads, "relation heads")
+
+    def _check_embedding(self) -> None:
+        usual = {spec.name: spec.default for spec in dataclasses.fields(Recipe)}
+        for key in OF_RELATIONS:
+            if getattr(self, key) != usual[key]:
+                why = "is for relations, and transfer = 'embedding' learns vectors; leave it out, or as it is by default: "
+                self.refuse(key, f"{why}{usual[key]!r}")
+        if self.layout == "full":
+            self.refuse("layout", "a window across documents is no text to embed; use layout = 'doc' or 'packed'")
+        if self.segments == "pairs":
+            self.refuse("segments", "a pair is no text to embed; use 'single' or 'auto'")
+        if self.layout == "doc" and self.micro_batch == 1:
+            self.refuse("micro_batch", "a text is compared with the others of its micro-batch; use 2 or more")
 
     @property
     def exported(self) -> Path:
@@ -187,7 +214,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in the order of the fields, without those that say where the recipe comes from."""
-        values = dataclasses.asdict(dataclasses.replace(self, previous=None))
+        values = dataclasses.asdict(dataclasses.replace(self, previous=None, start=None))
         plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in values.items() if k not in PLACE}))
         return plain
 
@@ -201,9 +228,10 @@ class Recipe:
 
         A student's width that neither its attention heads nor the relation heads divide is to blame itself.
         """
-        hidden, both = self.student.hidden, math.lcm(self.student.heads, self.relation_heads)
-        common = math.gcd(hidden, width)
-        if hidden < 1 or (hidden % self.student.heads and hidden % self.relation_heads):
+        hidden = self.student.hidden
+        divisors = [self.student.heads, *[self.relation_heads] * (not self.embeds)]
+        both, common = math.lcm(*divisors), math.gcd(hidden, width)
+        if hidden < 1 or all(hidden % divisor for divisor in divisors):
             lower = max(hidden // both, 1) * both
             self.refuse(
                 "student.hidden",
@@ -228,7 +256,8 @@ class Recipe:
         return value
 
 
-PLACE = ("source", "root", "stage", "previous")
+PLACE = ("source", "root", "stage", "previous", "start")
+OF_RELATIONS = ("pairs", "relation_heads", "loss_kernel")
 TEXTS = {spec.name for kind in (Recipe, Teacher, Student) for spec in dataclasses.fields(kind) if spec.type is str}
 PATHS = {"data", "out", "teacher.model", "teacher.ds_config", "student.vocab", "student.init", "student.ds_config"}
 

@@ -12,10 +12,10 @@ import torch
 
 from pipeline.data.inputs import Inputs
 from pipeline.engines.teacher import Teach
-from pipeline.relations import QKV
+from pipeline.models.cut import Taught
 from pipeline.training.run import HostedTeacher, Run
 
-Begin = Callable[[Callable[[], QKV]], Callable[[], QKV]]  # begins work, and returns what waits for its result
+Begin = Callable[[Callable[[], Taught]], Callable[[], Taught]]  # begins work, and returns what waits for its result
 
 
 class Ahead:
@@ -27,7 +27,7 @@ class Ahead:
     def __init__(self, teach: Teach, begin: Begin | None = None):
         """``begin``: see ``beside``. None: nothing is begun, each pass is made when it is asked for."""
         self._teach, self._begin = teach, begin
-        self._result: Callable[[], QKV] | None = None
+        self._result: Callable[[], Taught] | None = None
 
     def begin(self, coming: Callable[[], Inputs | None] | None) -> None:
         """Begin the pass of the window that ``coming`` gives, if it gives one."""
@@ -40,8 +40,8 @@ class Ahead:
         if self._result:
             self._result()
 
-    def __call__(self, window: Inputs) -> QKV:
-        """q, k, v of ``window``."""
+    def __call__(self, window: Inputs) -> Taught:
+        """What the teacher says of ``window``: q, k, v, or vectors."""
         result, self._result = self._result, None
         return result() if result else self._teach(window.ids, **window.told)
 
@@ -73,12 +73,12 @@ def _in_stream(device: torch.device) -> Begin:
     """Both streams wait for all that the other has been given before: that also keeps memory from being used twice."""
     stream = torch.cuda.Stream(device)
 
-    def begin(work: Callable[[], QKV]) -> Callable[[], QKV]:
+    def begin(work: Callable[[], Taught]) -> Callable[[], Taught]:
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             result = work()
 
-        def wait() -> QKV:
+        def wait() -> Taught:
             torch.cuda.current_stream(device).wait_stream(stream)
             return result
 

@@ -1,5 +1,6 @@
 """Held-out losses and relation maps of a run's students: every rank runs the forwards."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,14 +17,15 @@ from pipeline.training.trainee import Trainee
 
 
 class Evaluated(NamedTuple):
-    """A student's mean held-out losses in nats, by part and by source, and its relation maps, uint8 [height, width].
+    """A student's mean held-out losses, by part and by source, and its relation maps, uint8 [height, width].
 
-    ``losses`` are empty without any held-out sequence, ``by_source`` also where all are of one source.
+    ``losses`` are empty without any held-out sequence, ``by_source`` also where all are of one source. Where vectors are
+    learnt there are no maps.
     """
 
     losses: dict[str, float]
     by_source: dict[str, float]
-    maps: Tensor
+    maps: Tensor | None
 
 
 class Evaluation:
@@ -59,7 +61,7 @@ class Evaluation:
         for trainee in trainees:
             trainee.engine.eval()
         parts = heldout.inputs.split(recipe.micro_batch)
-        total = torch.zeros((len(trainees), len(recipe.pairs) + 1), device=ranks.device)
+        total = torch.zeros((len(trainees), len(recipe.parts) + 1), device=ranks.device)
         names = sorted(set(heldout.sources))
         of_source = torch.zeros((len(trainees), len(names)), device=ranks.device)
 
@@ -81,7 +83,7 @@ class Evaluation:
         if ranks.world > 1:
             dist.all_reduce(total)
             dist.all_reduce(of_source)
-        parts_of_loss = ("loss", *recipe.pairs)
+        parts_of_loss = ("loss", *recipe.parts)
         means = [dict(zip(parts_of_loss, own, strict=True)) for own in (total / len(heldout.inputs)).tolist()]
         if len(names) == 1:
             return means, [{} for _ in trainees]
@@ -90,9 +92,11 @@ class Evaluation:
         return means, [dict(zip(names, own, strict=True)) for own in (of_source / counts.to(of_source)).tolist()]
 
     @torch.no_grad()
-    def _maps(self, trainees: list[Trainee]) -> list[Tensor]:
+    def _maps(self, trainees: list[Trainee]) -> Sequence[Tensor | None]:
         """The relation maps of the sentence, teacher next to student, as grey images."""
         run, recipe = self._run, self._run.recipe
+        if recipe.embeds:
+            return [None] * len(trainees)
         encoded = run.tokenizer(SENTENCE, return_tensors="pt", truncation=True, max_length=recipe.length)
         ids, images = encoded["input_ids"].to(run.ranks.device), []
         teacher = self._teach(ids)

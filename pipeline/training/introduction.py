@@ -6,6 +6,7 @@ from data_prep.machine import threads
 from pipeline.data.fits import about_heldout, notes, times_read
 from pipeline.data.reading import Heldout
 from pipeline.engines.ranks import Ranks
+from pipeline.models.fit import pooling_of
 from pipeline.models.precision import way_of
 from pipeline.models.vocabulary import student_ids_of
 from pipeline.settings.plausible import doubts
@@ -38,6 +39,8 @@ def introduce(
             monitor.say(note)
     for doubt in dict.fromkeys(doubt for student in models.students for doubt in doubts(student.recipe)):
         everywhere(monitors, f"note: {doubt}")
+    for note in about_pooling(recipe):
+        everywhere(monitors, note)
     for note in about_attention(recipe, run.ranks):
         everywhere(monitors, note)
     for note in notes(corpus, run.windows, run.order, recipe.batch, recipe.steps):
@@ -94,6 +97,23 @@ def about_attention(recipe: Recipe, ranks: Ranks) -> list[str]:
     return [
         "note: layout = 'doc' pads sequences, and torch's flash attention takes no mask: the attention of padded batches is "
         "computed by another of its kernels (docs/guides/gpu.md says what that concerns); layout = 'packed' has no mask"
+    ]
+
+
+def about_pooling(recipe: Recipe) -> list[str]:
+    """Notes if nobody says that the teacher's vectors are worth learning, or it puts a prompt before its texts."""
+    pooling, model = pooling_of(recipe), recipe.teacher.model
+    if pooling is None:
+        return []
+    if pooling.prompt:
+        return [
+            f"note: {model} puts {pooling.prompt!r} before each text; here texts are read as {recipe.data} has them"
+        ]
+    if pooling.stated:
+        return []
+    return [
+        f"note: nothing in {model} says how it makes a vector of a text (modules.json): its students learn the "
+        "mean over a text's tokens, which a model that was not trained for it seldom makes worth learning"
     ]
 
 

@@ -118,10 +118,11 @@ class Monitor:
             self._note(line)
             self._bar.set_postfix_str(f"{shown} {rate:,.0f} tok/s")
 
-    def evaluated(self, step: int, losses: dict[str, float], maps: Tensor) -> None:
-        """Held-out losses in nats, if there are any, and the relation maps as a grey image, uint8 [height, width]."""
-        with self._writing("board"):
-            self._board.add_image("relations, teacher left, student right", maps, step, dataformats="HW")
+    def evaluated(self, step: int, losses: dict[str, float], maps: Tensor | None) -> None:
+        """Held-out losses and the relation maps as a grey image, uint8 [height, width], as far as there are any."""
+        if maps is not None:
+            with self._writing("board"):
+                self._board.add_image("relations, teacher left, student right", maps, step, dataformats="HW")
         if losses:
             self._write(step, "heldout", losses)
             self.say(f"step {step}/{self._steps}  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))

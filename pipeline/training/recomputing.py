@@ -25,19 +25,18 @@ from pipeline.engines.hosting import Hosting
 from pipeline.engines.memory import free_devices
 from pipeline.engines.ranks import Ranks
 from pipeline.engines.teacher import host_teacher
-from pipeline.models.cut import CutEncoder, empty_encoder
+from pipeline.models.cut import CutEncoder
 from pipeline.models.fit import teacher_config_of
 from pipeline.models.loading import check_folder, load_folder_tokenizer, load_model, load_tokenizer, weights_of
 from pipeline.models.precision import DTYPES, arithmetic_of, way_of
-from pipeline.pairs import VALUE_PROJECTION
-from pipeline.settings.recipe import Recipe, Teacher, teacher_layers
+from pipeline.settings.recipe import Recipe, Teacher
 from pipeline.settings.values import recipe_of
 from pipeline.training.early_stop import EarlyStop
 from pipeline.training.evaluation import Evaluation
 from pipeline.training.progress import Progress
-from pipeline.training.resuming import check_same_config, check_same_teacher
+from pipeline.training.resuming import check_same_config, check_same_teacher, give_beside
 from pipeline.training.run import Run
-from pipeline.training.start import trained_part
+from pipeline.training.start import teacher_part, trained_part
 from pipeline.training.trainee import Trainee
 
 NOT_RECOMPUTED = "The held-out loss was not recomputed from this folder."
@@ -91,8 +90,8 @@ def recompute(run: Path, checkpoint: Checkpoint, folder: Path, progress: Progres
 def _recorded(run: Path, checkpoint: Checkpoint, recipe: Recipe) -> dict[str, float]:
     """The run's held-out losses at the checkpoint's step, by part. Raises UserError if there are none."""
     for row in reversed(heldout_rows(run, checkpoint.step)):
-        if row["step"] == checkpoint.step and all(isinstance(row.get(name), float) for name in ("loss", *recipe.pairs)):
-            return {name: row[name] for name in ("loss", *recipe.pairs)}
+        if row["step"] == checkpoint.step and all(isinstance(row.get(name), float) for name in ("loss", *recipe.parts)):
+            return {name: row[name] for name in ("loss", *recipe.parts)}
     raise UserError(f"{run / 'metrics.jsonl'} has no held-out losses at step {checkpoint.step}")
 
 
@@ -117,8 +116,7 @@ def _losses(
     windows = training_windows(corpus, recipe.length, recipe.layout, recipe.segments == "pairs")
 
     config = teacher_config_of(recipe)
-    *earlier, layer = layers = teacher_layers([recipe])
-    teacher, in_file = empty_encoder(config, layer, windows.padding, tuple(earlier))
+    teacher, in_file, layers = teacher_part([recipe], config, windows.padding)
     weights = weights_of(recipe.teacher.model, recipe.teacher.revision, config)
     weights.check({in_file[name]: p.shape for name, p in teacher.named_parameters()})
     ranks = _only_rank(recipe, [teacher, student])
@@ -158,8 +156,7 @@ def _student(
     # Its own ids follow from the tokenizer that it was exported with, not from student.vocab's folder.
     plain = dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, vocab=""))
     cut, _, _ = trained_part(plain, student, teacher.hidden_size, padding)
-    if cut.value_projection is not None:  # only the loss has it: no part of the exported model
-        cut.value_projection.weight.data.copy_(checkpoint.tensors()[VALUE_PROJECTION])
+    give_beside(cut, checkpoint.tensors())
     for parameter in cut.parameters():  # buffers, as the rotation's angles, stay fp32 in training as well
         parameter.data = parameter.data.to(DTYPES[recipe.precision])
     return cut

@@ -26,8 +26,8 @@ from pipeline.models.cut import CutEncoder
 from pipeline.models.families import family_of
 from pipeline.models.precision import arithmetic_of
 from pipeline.models.vocabulary import vocabulary_of
-from pipeline.pairs import VALUE_PROJECTION
-from pipeline.settings.recipe import Recipe
+from pipeline.pairs import BESIDE
+from pipeline.settings.recipe import INITS, Recipe
 from pipeline.settings.values import recipe_of
 from pipeline.training.guards import stop_if_data_changed
 from pipeline.training.progress import SAVE
@@ -54,8 +54,13 @@ def newest_checkpoint(run: Path, recipe: Recipe, corpus: Corpus) -> Checkpoint |
             "steps",
             f"{checkpoint.path} has {checkpoint.step} of them; use as many or more to extend it, or another out",
         )
+    free = FREE | {"steps"}
+    if recipe.embeds:
+        free -= {"micro_batch"}  # whose texts are compared with each other
+    if not {before["student.init"], now["student.init"]} & {*INITS}:
+        free |= {"student.init"}  # a folder may move, and what was in it is in the checkpoint
     for key in now:
-        if key not in (*FREE, "steps") and before[key] != now[key]:
+        if key not in free and before[key] != now[key]:
             raise UserError(
                 f"{recipe.source}: {key} = {now[key]!r}, but {checkpoint.path} was made with {before[key]!r}; "
                 "use another out, or the previous value"
@@ -123,9 +128,15 @@ def matching_state(
     check_same_teacher(checkpoint, teacher, recipe)
     check_same_vocabulary(checkpoint, recipe)
     state = checkpoint.tensors(names.values())
-    if cut.value_projection is not None:
-        cut.value_projection.weight.data.copy_(state[VALUE_PROJECTION])
+    give_beside(cut, state)
     return state
+
+
+def give_beside(cut: CutEncoder, state: dict[str, Tensor]) -> None:
+    """Give the ``cut`` what is trained beside the student's own parameters."""
+    for name, parameter in cut.named_parameters():
+        if name in BESIDE:
+            parameter.data.copy_(state[name])
 
 
 def restore(trainee: Trainee, state: dict[str, Tensor], step: int) -> None:
@@ -171,6 +182,7 @@ def checkpoint_info(run: Run, teacher: HostedTeacher, trainee: Trainee, step: in
             "distillation": teacher.history,
         },
         "student_ids": _vocabulary_hash(recipe),
+        **({"start": trainee.history} if trainee.history else {}),
         "earlier_steps": trainee.earlier_steps,
         "ranks": run.ranks.world,
         "arithmetic": arithmetic_of(recipe.precision, run.ranks.device, recipe.arithmetic),

@@ -15,7 +15,8 @@ from pipeline.data.reading import ReadAhead, filled, order_of, steps
 from pipeline.data.windows import Windows
 from pipeline.engines.hosting import Hosting
 from pipeline.engines.ranks import Ranks
-from pipeline.relations import QKV
+from pipeline.engines.teacher import Teach
+from pipeline.models.cut import Taught
 from pipeline.settings.recipe import Recipe
 from pipeline.training.early_stop import EarlyStop
 from pipeline.training.progress import Progress
@@ -88,11 +89,11 @@ class Run:
 class HostedTeacher:
     """The hosted teacher, a function of what engines.teacher.host_teacher says; ``digest``: hash of its weights."""
 
-    forward: Callable[..., QKV]
+    forward: Teach
     digest: str
     hosting: Hosting
     config: PreTrainedConfig
     history: list[dict]
 
-    def __call__(self, input_ids: Tensor, **told: Any) -> QKV:
+    def __call__(self, input_ids: Tensor, **told: Any) -> Taught:
         return self.forward(input_ids, **told)

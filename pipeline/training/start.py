@@ -12,16 +12,22 @@ from data_prep.files import new_folder, write_text
 from data_prep.shards import Corpus
 from pipeline.artifacts.card import CARD, card_text, student_metadata
 from pipeline.artifacts.checkpoints import Checkpoint
-from pipeline.artifacts.distillation import read_distillation
+from pipeline.artifacts.distillation import checked_chain, read_distillation
 from pipeline.artifacts.run_folder import COMPLETE
 from pipeline.engines.memory import check_memory, choose_hosting
 from pipeline.engines.ranks import on_first_rank, wait_for_all
 from pipeline.engines.student import check_same_weights, send_weights, student_engine
 from pipeline.engines.teacher import host_teacher
-from pipeline.models.cut import CutEncoder, empty_encoder, split
-from pipeline.models.fit import initialise, student_config_of, teacher_config_of, tokenizer_origin
+from pipeline.models.cut import CutEncoder, empty_encoder, split, split_pooled
+from pipeline.models.fit import (
+    files_to_embed,
+    initialise,
+    pooling_of,
+    student_config_of,
+    teacher_config_of,
+    tokenizer_origin,
+)
 from pipeline.models.loading import weights_of
-from pipeline.models.pooling import pooling_files
 from pipeline.models.portable import write_tokenizer
 from pipeline.models.students import build_student
 from pipeline.models.vocabulary import own_ids, vocabulary_of
@@ -46,7 +52,8 @@ class Pending(NamedTuple):
 class Built:
     """A pending student with its whole model, the same on every rank; ``digest`` is the hash of the model's weights.
 
-    ``fused``: its loss is computed by the kernel; ``about_loss`` says so, or why not.
+    ``fused``: its loss is computed by the kernel; ``about_loss`` says so, or why not. ``history``: how the student whose
+    folder it started from was made, if that was distilled here.
     """
 
     recipe: Recipe
@@ -55,6 +62,7 @@ class Built:
     digest: str
     fused: bool
     about_loss: str
+    history: list[dict]
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,7 @@ def build(run: Run, pending: list[Pending]) -> Models:
     config = teacher_config_of(recipe)
     for checkpoint in (student.checkpoint for student in pending if student.checkpoint):
         resuming.check_same_config(checkpoint, recipe, config)
-    *earlier, layer = layers = teacher_layers([student.recipe for student in pending])
-    teacher, in_file = empty_encoder(config, layer, run.padding, tuple(earlier))
+    teacher, in_file, layers = teacher_part([student.recipe for student in pending], config, run.padding)
     weights = weights_of(recipe.teacher.model, recipe.teacher.revision, config)
     history = on_first_rank(ranks, read_distillation, Path(recipe.teacher.model))
     on_first_rank(ranks, weights.check, {in_file[name]: p.shape for name, p in teacher.named_parameters()})
@@ -98,7 +105,11 @@ def build(run: Run, pending: list[Pending]) -> Models:
             send_weights(ranks, model)
     students = [
         Built(
-            *student, model, check_same_weights(ranks, model), *takes_kernel(student.recipe, config.hidden_size, ranks)
+            *student,
+            model,
+            check_same_weights(ranks, model),
+            *takes_kernel(student.recipe, config.hidden_size, ranks),
+            on_first_rank(ranks, _history, student),
         )
         for student, model in zip(pending, built, strict=True)
     ]
@@ -127,6 +138,21 @@ def host(run: Run, models: Models) -> HostedTeacher:
     return HostedTeacher(forward, digest, hosting, models.teacher.config, models.history)
 
 
+def _history(student: Pending) -> list[dict]:
+    """How the student was made before its own first step."""
+    if student.checkpoint:
+        return checked_chain(student.checkpoint.info.get("start", []), student.checkpoint.path)
+    return [] if student.recipe.student.init in INITS else read_distillation(Path(student.recipe.student.init))
+
+
+def teacher_part(
+    recipes: list[Recipe], config: PreTrainedConfig, padding: int | None = None
+) -> tuple[CutEncoder, dict[str, str], tuple[int, ...]]:
+    """models.cut.empty_encoder of a teacher, as the losses of students who share it need it; and the layers that it tells."""
+    *earlier, layer = layers = teacher_layers(recipes)
+    return *empty_encoder(config, layer, padding, tuple(earlier), pooling_of(recipes[0])), layers
+
+
 def _is_fetched(recipe: Recipe) -> bool:
     """Whether the teacher comes from the hub."""
     return not Path(recipe.teacher.model).is_dir()
@@ -142,7 +168,7 @@ def make_trainees(run: Run, models: Models, teacher: HostedTeacher) -> list[Trai
         cut, names, tail = trained_part(recipe, student.model, teacher.config.hidden_size, run.padding)
         state = resuming.matching_state(checkpoint, recipe, teacher.digest, cut, names) if checkpoint else {}
         engine = student_engine(recipe, run.ranks, cut)
-        trainee = Trainee(recipe, engine, divergence, student.fused, names, tail, models.layers)
+        trainee = Trainee(recipe, engine, divergence, student.fused, names, tail, models.layers, student.history)
         trainee.earlier_steps = resuming.earlier_steps(checkpoint, recipe)
         if checkpoint:
             resuming.restore(trainee, state, checkpoint.step)
@@ -153,7 +179,12 @@ def make_trainees(run: Run, models: Models, teacher: HostedTeacher) -> list[Trai
 def trained_part(
     recipe: Recipe, model: PreTrainedModel, teacher_width: int, padding: int | None = None
 ) -> tuple[CutEncoder, dict[str, str], dict[str, Tensor]]:
-    """models.cut.split of a student, as its loss needs it: all layers that learn give q, k, v, and values are projected."""
+    """models.cut.split of a student, as its loss needs it: all layers that learn give q, k, v, and values are projected.
+
+    Where vectors are learnt it is models.cut.split_pooled.
+    """
+    if pooling := pooling_of(recipe):
+        return split_pooled(model, pooling, pooling.width(teacher_width), padding, recipe.seed, own_ids(recipe))
     earlier = tuple(recipe.layers)[:-1]
     width = teacher_width if VALUE_MSE in recipe.pairs else 0
     return split(model, padding, earlier, width, recipe.seed, own_ids(recipe))
@@ -181,7 +212,7 @@ def prepare_folder(
     with new_folder(folder / "student") as student:
         config.save_pretrained(student)
         write_tokenizer(tokenizer, tokenizer_origin(recipe), config, student, recipe.segments == "pairs")
-        for name, text in pooling_files(recipe.teacher.model, recipe.teacher.revision, config).items():
+        for name, text in files_to_embed(recipe, config).items():
             (student / name).parent.mkdir(exist_ok=True)
             (student / name).write_text(text, encoding="utf-8")
         (student / CARD).write_text(card_text(student_metadata(recipe, corpus), ""), encoding="utf-8")

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from pipeline.bounds import Bounds
 from pipeline.engines.compiling import Compiled
+from pipeline.models.cut import Taught
 from pipeline.pairs import VALUE_MSE
 from pipeline.relations import QKV, Divergence, divergence_and_gradient, relation_loss, value_mse
 from pipeline.settings.recipe import Recipe
+from pipeline.vectors import vector_losses
 
 
 @dataclass
@@ -18,7 +20,7 @@ class Trainee:
     """A student in training: its recipe, its DeepSpeed engine, and the arithmetic of its loss.
 
     ``fused``: its loss is computed by the kernel, not by ``divergence``. ``names`` and ``tail`` are those of models.cut.split;
-    ``teacher_layers`` those whose q, k, v the teacher's pass returns;
+    ``teacher_layers`` those whose q, k, v the teacher's pass returns; ``history`` is that of start.Built;
     ``start`` is the step it resumes from, ``earlier_steps`` are those of resuming.py; ``unchecked`` losses, by step, are still
     to be found finite.
     """
@@ -30,18 +32,21 @@ class Trainee:
     names: dict[str, str] = field(default_factory=dict)
     tail: dict[str, Tensor] = field(default_factory=dict)
     teacher_layers: tuple[int, ...] = ()
+    history: list[dict] = field(default_factory=list)
     start: int = 0
     earlier_steps: list[list[int]] = field(default_factory=list)
     unchecked: dict[int, Tensor] = field(default_factory=dict)
 
     def losses(
-        self, teacher: QKV, output: tuple[Tensor, ...], bounds: Bounds | None, part: slice = slice(None)
+        self, teacher: Taught, output: Taught, bounds: Bounds | None, part: slice = slice(None)
     ) -> dict[str, Tensor]:
         """The loss of ``output``, what the student's engine returned for sequences ``part`` of the ``teacher``'s, by part.
 
         Several layers are several sequences to the loss, which so takes the mean over them.
         """
         recipe = self.recipe
+        if recipe.embeds:
+            return {name: x.mean() for name, x in vector_losses(teacher[0][part], output[0], bounds).items()}
         targets = self.targets(teacher, part, output[0].shape[1])
         bounds = bounds and bounds.repeated(len(recipe.layers))
         student = QKV(*output[:3])
@@ -52,8 +57,13 @@ class Trainee:
             losses["loss"] = losses["loss"] + losses[VALUE_MSE]
         return {name: losses[name] for name in ("loss", *recipe.pairs)}
 
-    def loss_of_each(self, teacher: QKV, output: tuple[Tensor, ...], bounds: Bounds | None) -> list[Tensor]:
-        """Compute the loss of each row alone, for looking at: scalars whose mean is ``losses``' of all."""
+    def loss_of_each(self, teacher: Taught, output: Taught, bounds: Bounds | None) -> list[Tensor]:
+        """Compute the loss of each row alone, for looking at: scalars whose mean is ``losses``' of all.
+
+        A row of texts is still compared with the others.
+        """
+        if self.recipe.embeds:
+            return list(vector_losses(teacher[0], output[0], bounds)["loss"])
         # A compiled divergence would be compiled for one sequence too.
         eager = replace(self, divergence=divergence_and_gradient)
         rows = len(self.recipe.layers)  # of the output for a sequence
@@ -64,7 +74,7 @@ class Trainee:
             found.append(eager.losses(teacher, own, bounds and bounds.rows(row), row)["loss"])
         return found
 
-    def targets(self, teacher: QKV, part: slice, length: int) -> QKV:
+    def targets(self, teacher: Taught, part: slice, length: int) -> QKV:
         """The teacher's q, k, v to learn from: ``part`` of the sequences, ``length`` positions, this student's layers."""
         if len(self.teacher_layers) <= 1:
             return QKV(*(x[part, :length] for x in teacher))

@@ -69,7 +69,7 @@ class Watch:
         for trainee, own in zip(trainees, losses, strict=True):
             mean = _mean(own.mean(0), self._run.ranks).tolist()
             for monitor in self._of([trainee]):
-                by_part = dict(zip(("loss", *trainee.recipe.pairs), mean, strict=True))
+                by_part = dict(zip(("loss", *trainee.recipe.parts), mean, strict=True))
                 others = {"learning_rate": trainee.recipe.learning_rate_at(step), "samples": done * recipe.batch}
                 monitor.log(done, by_part, **others, **gradient_norm(trainee.engine), **shares)
 
@@ -123,10 +123,11 @@ def _flops_per_step(run: Run, models: Models) -> float:
     """Floating-point operations of a step: the teacher's forward, and each student's with its backward, which is twice that."""
     recipe = run.recipe
     *earlier, layer = models.layers
-    flops = forward_flops(models.teacher.config, layer, recipe.length, len(earlier)) * recipe.batch
+    whole = recipe.embeds
+    flops = forward_flops(models.teacher.config, layer, recipe.length, len(earlier), whole) * recipe.batch
     for student in models.students:
         config, layers = student.model.config, len(student.recipe.layers)
-        flops += 3 * forward_flops(config, config.num_hidden_layers, recipe.length, layers - 1) * recipe.batch
+        flops += 3 * forward_flops(config, config.num_hidden_layers, recipe.length, layers - 1, whole) * recipe.batch
     return flops
 
 

@@ -11,9 +11,10 @@ from data_prep.cli import UserError
 from pipeline import assets
 from pipeline.models.configs import planned_config
 from pipeline.models.counting import forward_flops
-from pipeline.models.cut import cut_encoder, empty_encoder, split
+from pipeline.models.cut import CutEncoder, cut_encoder, empty_encoder, split, split_pooled
 from pipeline.models.families import family_of, global_layers, longest_input
 from pipeline.models.loading import load_config, load_model, load_tokenizer, weights_of
+from pipeline.models.pooling import Pooling
 from pipeline.models.precision import widen_products
 from pipeline.models.students import (
     build_student,
@@ -132,6 +133,46 @@ def test_earlier_layers_tell_what_they_project_bit_for_bit(tmp_path, model_type)
     for number, theirs in enumerate(alone):
         assert all(torch.equal(x[number::3], own) for x, own in zip(several, theirs, strict=True))
     assert several.q.shape[0] == 3 * len(ids)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_pooled_encoder_has_the_hidden_states_of_the_whole_model_bit_for_bit(tmp_path, model_type):
+    folder = make_teacher(tmp_path, model_type, **FAMILIES[model_type])
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    pad = model.config.pad_token_id
+    ids, mask = padded_batch(pad)
+    pooling = Pooling(("cls", "mean"))
+    encoder = CutEncoder(model, 4, padding=pad, pooling=pooling)
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask).last_hidden_state
+        assert torch.equal(encoder.body(*encoder.embed(ids)), expected)
+        assert torch.equal(encoder(ids)[0], pooling.vectors(expected, mask)[:, None])
+        assert torch.equal(encoder(ids[:1], padded=False)[0], encoder(ids[:1])[0])
+        empty, names = empty_encoder(model.config, 4, pad, pooling=pooling)
+        own = model.state_dict()
+        empty.load_state_dict(
+            {name: own[names[name]] for name, _ in empty.named_parameters()}, strict=False, assign=True
+        )
+        assert torch.equal(empty(ids)[0], encoder(ids)[0])
+
+
+@pytest.mark.parametrize("width, mapped", [(32, False), (20, True)])
+def test_a_student_has_a_map_where_its_vectors_are_not_as_wide_as_the_teachers(tmp_path, width, mapped):
+    model = AutoModel.from_pretrained(make_teacher(tmp_path), dtype=torch.float32).eval()
+    theirs = Pooling(("mean",), maps=(torch.nn.Sequential(torch.nn.Linear(32, 20), torch.nn.Tanh()),), normalizes=True)
+    assert (Pooling(("cls", "mean")).width(32), theirs.width(32)) == (64, 20)
+    encoder, names, tail = split_pooled(model, theirs, width, padding=0, seed=3)
+    again, _, _ = split_pooled(model, theirs, width, padding=0, seed=3)
+    ids, mask = padded_batch(0)
+    with torch.no_grad():
+        plain = Pooling().vectors(model(ids, attention_mask=mask).last_hidden_state, mask)[:, None]
+        expected = plain @ encoder.vector_map.weight.T if mapped else plain
+        torch.testing.assert_close(encoder(ids)[0], expected)
+        assert torch.equal(encoder(ids)[0], again(ids)[0])
+    assert ("vector_map.weight" in names) == mapped and all(name.startswith("pooler.") for name in tail)
+    assert {*names.values()} | {*tail} == {name for name, _ in model.named_parameters()} | (
+        {"vector_map.weight"} if mapped else set()
+    )
 
 
 @pytest.mark.parametrize("model_type", MODERN)
@@ -379,6 +420,9 @@ def test_operations_are_those_of_every_linear_layer_and_of_attention(tmp_path, m
     linear = sum(m.weight.numel() for m in body.modules() if isinstance(m, torch.nn.Linear))
     expected = 2 * 12 * linear + (layer - 1) * 2 * 2 * 12 * 12 * 32
     assert forward_flops(config, layer, 12) == expected
+    whole = empty_encoder(config, 4, pooling=Pooling())[0].body
+    linear = sum(m.weight.numel() for m in whole.modules() if isinstance(m, torch.nn.Linear))
+    assert forward_flops(config, 4, 12, whole=True) == 2 * 12 * linear + 4 * 2 * 2 * 12 * 12 * 32
 
 
 def test_heads_that_are_not_as_wide_as_the_model_together_are_refused(tmp_path):

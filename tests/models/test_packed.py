@@ -8,9 +8,11 @@ from transformers import AutoModel
 
 from pipeline.data.inputs import Inputs, Pieces
 from pipeline.models import attention
-from pipeline.models.cut import cut_encoder
+from pipeline.models.cut import CutEncoder, cut_encoder
+from pipeline.models.pooling import Pooling
 from pipeline.models.precision import fit_arithmetic
 from tests.models.test_encoders import FAMILIES
+from tests.models.test_pooling import MODES
 from tests.parts.tiny import make_teacher
 
 ROWS = [[12, 5, 3], [20], [4, 4, 4, 4, 4], [19]]  # positions of each row's pieces; the rest of 20 is padding
@@ -79,6 +81,22 @@ def test_a_piece_gives_what_it_gives_alone(tmp_path, model_type, fitted):
                 torch.testing.assert_close(
                     ours[2 * row : 2 * row + 2, where], theirs, rtol=0, atol=1e-6 * float(theirs.abs().max())
                 )
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_piece_has_the_vector_that_it_has_alone(tmp_path, model_type):
+    model = model_of(tmp_path, model_type)
+    pad = model.config.pad_token_id
+    batch, encoder = packed(pad), CutEncoder(model, 4, padding=pad, pooling=Pooling(MODES))
+    with torch.no_grad():
+        (vectors,) = encoder(batch.ids, **batch.told)
+        assert vectors.shape == (4, 6, len(MODES) * model.config.hidden_size) and vectors.isfinite().all()
+        numbers = [number for sizes in ROWS for number in range(len(sizes))]
+        for (row, where), number in zip(places(), numbers, strict=True):
+            (alone,) = encoder(batch.ids[row : row + 1, where])
+            torch.testing.assert_close(vectors[row, number], alone[0, 0], rtol=1e-5, atol=1e-5)
+    assert batch.bounds().counts().tolist() == [3, 1, 5, 1]
+    assert batch.pieces.texts().sum(-1).tolist() == [[*sizes, 0, 0, 0, 0, 0][:6] for sizes in ROWS]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

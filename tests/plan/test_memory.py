@@ -9,9 +9,10 @@ from transformers import AutoConfig
 
 from pipeline.models import precision
 from pipeline.models.configs import planned_config
-from pipeline.models.cut import CutEncoder, cut_encoder, split
+from pipeline.models.cut import CutEncoder, cut_encoder, split, split_pooled
 from pipeline.models.families import family_of
 from pipeline.models.fit import student_config_of
+from pipeline.models.pooling import Pooling
 from pipeline.models.students import build_student
 from pipeline.plan.memory import activations
 from pipeline.plan.sizes import Cut, Device, cut_of
@@ -93,6 +94,17 @@ def test_activations_are_what_autograd_keeps_with_fused_attention(kind, dtype, d
             module.__class__ = precision.BulkDropout  # which keeps a byte for each number, as a GPU's does
     formula = activations(cut_of(config, 4), 3, 32, dropout, Device(dtype.itemsize))
     assert formula == pytest.approx(saved_bytes(cut, torch.randint(3, 90, (3, 32))), rel=MODERN.get(kind, 0.01))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_a_pooled_student_is_counted_whole(kind):
+    model = build_student(config_of(kind), 1)
+    student, _, tail = split_pooled(model, Pooling(), 48)
+    sizes = cut_of(config_of(kind), 4, whole=True)
+    assert (sizes.layers, sizes.parameters) == (4, sum(p.numel() for p in student.parameters()))
+    assert sizes.tail == sum(p.numel() for p in tail.values())
+    kept = saved_bytes(student.train(), torch.randint(3, 90, (3, 32)))
+    assert activations(sizes, 3, 32, 0.0, Device(4), outputs=0) == pytest.approx(kept, rel=0.02)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -55,6 +55,20 @@ def test_packed_rows_are_planned_as_whole_ones_and_that_is_said():
     assert said in report(packed, [], [], []) and said not in report(whole, [], [], [])
 
 
+def test_vectors_are_planned_with_both_models_whole_and_without_relations():
+    options = ("transfer=embedding", "layout=packed", "teacher.layer=12")
+    relations, vectors = planned(cluster(), "minilm_6x384"), planned(cluster(), "minilm_6x384", *options)
+    assert (relations.models.teacher.layers, vectors.models.teacher.layers, vectors.models.students[0].layers) == (
+        11,
+        12,
+        6,
+    )
+    assert vectors.times.teacher > relations.times.teacher and vectors.times.loss < relations.times.loss
+    assert {"pooling", "teacher's vectors"} < {*vectors.memory.parts} and "relation loss" not in vectors.memory.parts
+    text = report(vectors, [], [])
+    assert "another micro-batch is another loss" in text and "relation" not in text and vectors.fused is False
+
+
 # --- hosting ----------------------------------------------------------------------------------------------------------
 
 

@@ -237,8 +237,9 @@ def test_broken_toml_and_missing_files_are_named(tmp_path):
     path = tmp_path / "broken.toml"
     path.write_text("steps = \n")
     assert "broken.toml: not valid TOML" in refusal(path)
-    assert "shipped recipes are demo, demo_multilingual, five_languages, minilm_12x384" in refusal(
-        tmp_path / "none.toml"
+    assert (
+        "shipped recipes are demo, demo_multilingual, embedding_en, embedding_five, five_languages, minilm_12x384"
+        in refusal(tmp_path / "none.toml")
     )
 
 
