@@ -194,3 +194,9 @@ def test_ranks_share_a_cpus_rates_and_memory(folder, monkeypatch):
 def test_a_gpu_that_is_not_known_is_planned_as_the_slowest_of_its_memory():
     found = here._gpus(2, "NVIDIA GeForce GTX 9999", 80 * GIB)
     assert found.cluster.gpu.name == "A100-80" and "GTX 9999 is not known" in found.basis and found.cluster.world == 2
+
+
+def test_an_estimate_has_two_digits():
+    times = (0.0123, 0.72, 86, 174, 5000, 6000, 864_000, 69_189_120)
+    expected = ["0.012 s", "0.72 s", "86 s", "2.9 min", "83 min", "1.7 h", "10 days", "800 days"]
+    assert [here.in_words(seconds) for seconds in times] == expected
