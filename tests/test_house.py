@@ -26,7 +26,7 @@ FLOORS = (
     ("pipeline.paper", "pipeline.pairs", "pipeline.bounds", "pipeline.processes"),
 )
 VERBS = (
-    *("distill", "export", "recipe", "speed", "assets", "multilingual"),
+    *("distill", "export", "speed", "assets", "multilingual", "recipe"),
     *("launch", "plan", "doctor", "trim_vocab", "evaluate", "report", "bench"),
 )
 # Verbs that import another, and why.
