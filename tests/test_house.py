@@ -27,7 +27,7 @@ FLOORS = (
     ("pipeline.paper", "pipeline.pairs", "pipeline.bounds", "pipeline.processes"),
 )
 VERBS = (
-    *("distill", "export", "recipe", "show", "speed", "assets", "multilingual"),
+    *("distill", "export", "show", "speed", "assets", "multilingual", "recipe"),
     *("launch", "plan", "doctor", "trim_vocab", "evaluate", "report", "bench"),
 )
 # Verbs that import another, and why.

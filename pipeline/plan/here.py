@@ -114,3 +114,11 @@ def _own_seconds(work: Callable[[], object]) -> float:
         work()
         calls += 1
     return spent / calls / torch.get_num_threads()
+
+
+def in_words(seconds: float) -> str:
+    """An estimate of a time, to two digits."""
+    for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{float(f'{seconds / size:.2g}'):g} {name}"
+    return f"{float(f'{seconds:.2g}'):g} s"

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data_prep.cli import UserError
-from data_prep.forecast import duration
 from data_prep.shards import Corpus
 from pipeline.data.reading import windows_of
 from pipeline.engines.hosting import Hosting
@@ -13,7 +12,7 @@ from pipeline.measuring import device_here
 from pipeline.models.arithmetic import has_fast_bf16
 from pipeline.models.families import longest_input
 from pipeline.models.fit import check_teacher, products_of, with_segments
-from pipeline.plan.here import Machine, this_machine
+from pipeline.plan.here import Machine, in_words, this_machine
 from pipeline.plan.planning import Plan, models_of, plan_run
 from pipeline.settings.recipe import Recipe
 
@@ -127,7 +126,7 @@ def _steps(recipe: Recipe, plan: Plan, tokens: int, machine: Machine, why: dict[
     seconds, budget = machine.slower * plan.times.step, BUDGET[machine.is_cpu]
     limits = {
         f"{EPOCHS} times through the data": EPOCHS * tokens // recipe.tokens_per_step,
-        f"at most {duration(budget)} here, {machine.basis}": int(budget / seconds),
+        f"at most {in_words(budget)} here, {machine.basis}": int(budget / seconds),
         "as many as in the papers": PAPER,
     }
     reason = min(limits, key=limits.__getitem__)

@@ -42,7 +42,9 @@ def write(file: Path, teacher: str, data: str, layers: int | None, hidden: int |
     yield f"{file}: {shape.layers} layers × {shape.hidden} from {teacher}, {found.recipe.steps:,} steps"
     yield from data_lines(found.recipe, config)
     yield from machine_lines([found.recipe], config)
-    yield as_typed(f"Each number's reason is in the file. Next: ./run.sh distill {file}")
+    ranks = found.machine.cluster.world if found.machine.is_cpu else 1
+    command = f"{f'RANKS={ranks} ' if ranks > 1 else ''}./run.sh distill {file}"
+    yield as_typed(f"Each number's reason is in the file. Next: {command}")
 
 
 def _check_file(file: Path) -> None:

@@ -7,14 +7,13 @@ import huggingface_hub
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data_prep.cli import UserError, some
-from data_prep.forecast import duration
 from data_prep.shards import Corpus, open_corpus
 from pipeline.data.fits import about_heldout, check_corpus, notes, times_read
 from pipeline.data.reading import filled, order_of, training_windows, windows_of
 from pipeline.models.fit import products_of, with_segments
 from pipeline.models.loading import load_tokenizer
 from pipeline.plan.hardware import GIB
-from pipeline.plan.here import Machine, this_machine
+from pipeline.plan.here import Machine, in_words, this_machine
 from pipeline.plan.planning import Plan, models_of, plan_run, ways_out
 from pipeline.settings.recipe import Recipe
 
@@ -98,12 +97,8 @@ def machine_lines(recipes: list[Recipe], config: PreTrainedConfig) -> Iterator[s
 def spread(seconds: float, machine: Machine) -> str:
     """An estimate in words; of a CPU from the least to the most."""
     if machine.slower == 1:
-        return f"about {_duration(seconds)}"
-    return f"{_duration(seconds)} to {_duration(machine.slower * seconds)}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{1e3 * seconds:.0f} ms" if seconds < 1 else duration(seconds)
+        return f"about {in_words(seconds)}"
+    return f"{in_words(seconds)} to {in_words(machine.slower * seconds)}"
 
 
 def each(machine: Machine) -> str:

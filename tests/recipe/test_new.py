@@ -5,6 +5,7 @@ import re
 import pytest
 
 from data_prep.cli import UserError
+from pipeline.distill import check
 from pipeline.models.configs import planned_config
 from pipeline.models.fit import check_teacher, products_of, teacher_config_of
 from pipeline.models.loading import load_config
@@ -55,6 +56,8 @@ def test_a_new_recipe_loads_fits_its_teacher_and_memory_and_gives_a_reason_for_e
     config = teacher_config_of(recipe)
     check_teacher(recipe, config)
     plan = plan_run([recipe], models_of([recipe]), this_machine(products_of([recipe], config)).cluster)
+    (checked,), *_ = check([recipe])  # as a run does before it trains
+    assert checked.segments == "pairs" and checked.layout == recipe.layout == "packed"
     assert plan.fits and plan.recipes[0].micro_batch == recipe.micro_batch == plan.asked
     assert recipe.out == "runs/mine" and (recipe.student.layers, recipe.student.hidden) == (2, 32)
     assert recipe.student.init == "teacher" and recipe.teacher.layer == 4
@@ -86,6 +89,13 @@ def test_on_gpus_a_step_is_the_papers_and_the_batch_is_shared(folder, gpus):
     assert (recipe.student.layers, recipe.student.hidden, recipe.student.init) == (1, 16, "pca")
     assert recipe.learning_rate == 1e-3  # 256 × 64 tokens, 100 steps
     assert any(line.startswith("time on this machine (8 × H100): about ") for line in said)
+
+
+def test_a_recipe_for_two_processes_is_started_as_two(folder, monkeypatch):
+    monkeypatch.setenv("RANKS", "2")
+    recipe, _, said = written(folder, "two.toml", "larger")
+    assert recipe.batch == 32 and recipe.micro_batch == 16
+    assert said[-1].endswith(f"Next: RANKS=2 ./run.sh distill {folder / 'two.toml'}")
 
 
 def test_an_existing_run_folder_is_not_taken(folder, monkeypatch):
@@ -194,3 +204,9 @@ def test_ranks_share_a_cpus_rates_and_memory(folder, monkeypatch):
 def test_a_gpu_that_is_not_known_is_planned_as_the_slowest_of_its_memory():
     found = here._gpus(2, "NVIDIA GeForce GTX 9999", 80 * GIB)
     assert found.cluster.gpu.name == "A100-80" and "GTX 9999 is not known" in found.basis and found.cluster.world == 2
+
+
+def test_an_estimate_has_two_digits():
+    times = (0.0123, 0.72, 86, 174, 5000, 6000, 864_000, 69_189_120)
+    expected = ["0.012 s", "0.72 s", "86 s", "2.9 min", "83 min", "1.7 h", "10 days", "800 days"]
+    assert [here.in_words(seconds) for seconds in times] == expected

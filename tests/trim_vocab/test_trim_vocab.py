@@ -426,7 +426,7 @@ def test_without_held_out_text_the_rest_is_reported(bert, tmp_path):
     write_manifest(data, manifest | {"heldout": {}})
     report = trim(bert[0], data, tmp_path / "out", ["de"])
     assert report["languages"]["de"]["heldout"] is None
-    assert any("prepare the data with --heldout" in line for line in lines_of(report))
+    assert any("or a larger --heldout in `prepare`" in line for line in lines_of(report))
 
 
 def test_a_corpus_of_another_vocabulary_is_rejected(bert, tmp_path):
