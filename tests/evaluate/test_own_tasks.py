@@ -56,7 +56,7 @@ def run(monkeypatch, tmp_path, model, capsys):
 def rows(count, seed, labels=TOPICS):
     """[text, label], the first word of the text giving the label."""
     rng = random.Random(seed)
-    return [[f"w{n % len(labels)} {task_files.words(rng)}", labels[n % len(labels)]] for n in range(count)]
+    return [[f"w{n % len(labels)} {task_files.words(rng, 6 - n % 4)}", labels[n % len(labels)]] for n in range(count)]
 
 
 def write(folder, description=DESCRIPTION, labels=TOPICS, name="topics.toml", separator=","):
