@@ -44,7 +44,7 @@ from pipeline.models.fit import (
     with_segments,
 )
 from pipeline.models.loading import load_folder_config, load_folder_tokenizer, weights_of
-from pipeline.models.pooling import DENSE_WEIGHTS, MODULES, POOLING_FILES, dense_weights, pooling_files
+from pipeline.models.pooling import DENSE, DENSE_WEIGHTS, MODULES, POOLING_FILES, dense_weights, pooling_files
 from pipeline.models.portable import TOKENIZER_FILES, add_older_keys, loads_in, write_tokenizer
 from pipeline.pairs import VECTOR_MAP, loss_note
 from pipeline.settings.reading import load_recipe
@@ -55,7 +55,7 @@ from pipeline.training.recomputing import NOT_RECOMPUTED, recompute
 
 # What an export may hold, and so what it may replace.
 _FILES = {CARD, DISTILLATION, "config.json", "model.safetensors", *TOKENIZER_FILES, *RUNTIMES}
-_FILES |= {name.partition("/")[0] for name in POOLING_FILES}
+_FILES |= {name.partition("/")[0] for name in (*POOLING_FILES, DENSE)}
 
 _EMBEDS = {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
 _PLACE = "path/to/this/folder"  # in the card; the hub's id where it is put there
@@ -103,7 +103,7 @@ def export(
     chain = distillation_of(checkpoint)
 
     def files(written: Path) -> dict[str, str | bytes]:
-        pools = {name: run / "student" / name for name in POOLING_FILES if (run / "student" / name).is_file()}
+        pools = {name: run / "student" / name for name in (*POOLING_FILES, DENSE) if (run / "student" / name).is_file()}
         said = recompute(run, checkpoint, written, progress) if recomputes else NOT_RECOMPUTED
         card = model_card(run, checkpoint, model, chain, said)
         card += _forms(written, wanted, recipe_of(checkpoint.info["recipe"], str(checkpoint.path)))

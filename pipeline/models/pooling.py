@@ -23,7 +23,7 @@ from pipeline.models.weights import opened
 MODULES, SETTINGS, PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 _CONFIG = "config.json"  # of a module, in its folder
 POOLING, DENSE = f"1_Pooling/{_CONFIG}", f"2_Dense/{_CONFIG}"
-POOLING_FILES = (MODULES, SETTINGS, PROMPTS, POOLING, DENSE)  # of a student
+POOLING_FILES = (MODULES, SETTINGS, PROMPTS, POOLING)  # of a student; with a map DENSE and DENSE_WEIGHTS too
 DENSE_WEIGHTS, _MAP = "2_Dense/model.safetensors", "linear.weight"
 
 _IDENTITY = "torch.nn.modules.linear.Identity"

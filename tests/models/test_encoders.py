@@ -169,6 +169,10 @@ def test_a_student_has_a_map_where_its_vectors_are_not_as_wide_as_the_teachers(t
         expected = plain @ encoder.vector_map.weight.T if mapped else plain
         torch.testing.assert_close(encoder(ids)[0], expected)
         assert torch.equal(encoder(ids)[0], again(ids)[0])
+        own = torch.arange(50).flip(0)  # of another vocabulary
+        other, _, _ = split_pooled(model, Pooling(), 32, padding=0, own_ids=own)
+        hidden = model(own[ids], attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(other(ids)[0], Pooling().vectors(hidden, mask)[:, None])
     assert ("vector_map.weight" in names) == mapped and all(name.startswith("pooler.") for name in tail)
     assert {*names.values()} | {*tail} == {name for name, _ in model.named_parameters()} | (
         {"vector_map.weight"} if mapped else set()

@@ -119,6 +119,29 @@ def test_after_an_assistant_the_first_teacher_is_still_the_one_that_is_learnt(ti
     assert stages[2][0].student.init == f"{tiny.parent}/run/relations-student"
 
 
+def test_a_teacher_that_the_first_stage_alone_names_is_learnt_by_the_last(tiny):
+    text = tiny.read_text()
+    common, teacher = text.split("[teacher]")[0], text.split("[teacher]")[1].split("[student]")[0]
+    student = "\n[stage.student]\nlayers = 2\nhidden = 16\nheads = 4\n"
+    stages = f'[[stage]]\nname = "assistant"\n[stage.teacher]{teacher}{student}[[stage]]\nname = "relations"{student}'
+    stages += '[[stage]]\nname = "vectors"\ntransfer = "embedding"\nlayout = "doc"\n'
+    tiny.write_text(common + stages)
+    first, second, third = (recipes[0] for recipes in load_stages(tiny))
+    assert (third.teacher.model, third.teacher.layer) == (first.teacher.model, first.teacher.layer)
+    assert second.teacher.model != first.teacher.model and third.student.heads == 4
+
+
+def test_a_student_keeps_its_layers_attention_where_the_relations_were_of_an_earlier_layer(tmp_path):
+    make_teacher(tmp_path / "teacher", "modernbert", layers=7)
+    tiny = make_recipe(tmp_path)
+    tiny.write_text(tiny.read_text().replace("layer = 3", "layer = 4").replace("layers = 2", "layers = 3"))
+    (first,), (second,) = load_stages(chain(tiny, ("layer = 4", "layer = 7")))
+    assert (first.teacher.layer, second.teacher.layer) == (4, 7)
+    config = load_config(first.teacher.model)
+    kinds = [student_config_of(recipe, config).layer_types for recipe in (first, second)]
+    assert kinds[0] == kinds[1] == ["full_attention", "sliding_attention", "full_attention"]
+
+
 STUDENTS = """
 [[student]]
 name = "a"
