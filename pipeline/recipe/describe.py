@@ -12,12 +12,13 @@ from pipeline.models.fit import check_teacher, student_config_of, teacher_config
 from pipeline.recipe.outlook import data_lines, machine_lines
 from pipeline.settings.plausible import doubts
 from pipeline.settings.reading import load_stages
-from pipeline.settings.recipe import Recipe
+from pipeline.settings.recipe import OF_RELATIONS, Recipe
 
 
 def describe(recipe: Recipe, teacher_config: PreTrainedConfig) -> str:
     """The resolved recipe as TOML-like lines, and what follows from it."""
-    values = recipe.to_dict()
+    without = OF_RELATIONS if recipe.embeds else ()
+    values = {key: value for key, value in recipe.to_dict().items() if key not in without}
     tables = {key: value for key, value in values.items() if isinstance(value, dict)}
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if key not in tables]
     for name, table in tables.items():

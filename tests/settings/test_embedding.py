@@ -7,6 +7,7 @@ from transformers import BertConfig
 from data_prep.cli import UserError
 from pipeline.models.fit import check_teacher, student_config_of, with_segments
 from pipeline.models.loading import load_config, load_tokenizer
+from pipeline.recipe.describe import describe
 from pipeline.settings.reading import load_recipe, load_stages
 from pipeline.settings.recipe import Recipe
 from tests.parts.tiny import make_recipe, make_teacher
@@ -48,6 +49,8 @@ def test_vectors_have_parts_of_their_own_and_no_relations(tiny):
     assert recipe.parts == ("cosine", "similarities") and recipe.relations == () and recipe.layers == {2: 4}
     assert load_recipe(tiny).parts == ("qk", "vv")
     assert load_recipe(tiny, [*VECTORS, "student.hidden=8", "student.heads=4"]).student.hidden == 8  # of no 12 heads
+    described = describe(recipe, load_config(recipe.teacher.model))
+    assert 'transfer = "embedding"' in described and "relation_heads" not in described and "pairs =" not in described
 
 
 @pytest.mark.parametrize(
