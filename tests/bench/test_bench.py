@@ -460,9 +460,10 @@ def test_the_ranks_of_a_sharded_teacher_keep_to_the_visible_devices(monkeypatch,
     with pytest.raises(SystemExit):
         run(monkeypatch, capsys, *small, "--ranks", "2")
     (command, env), *_ = started
-    assert command[command.index("--include") + 1] == "localhost:2,3" and "--num_gpus" not in command
+    assert command[command.index("--include") + 1] == "localhost:0,1" and "--num_gpus" not in command
     assert "CUDA_VISIBLE_DEVICES" not in env  # the launcher sets it, and would ignore this one
     content = unpack(command[-1])
+    assert content["environment"]["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert content["module"] == "pipeline.bench" and content["arguments"][:-1] == [*small, "--ranks", "2", "--folder"]
     with pytest.raises(UserError, match=r"--ranks 4: more than the 3 GPUs that are visible"):
         run(monkeypatch, capsys, *small, "--ranks", "4")

@@ -86,7 +86,7 @@ def refused(monkeypatch, *arguments: str) -> str:
 def test_what_cannot_be_counted_is_refused_in_one_line(monkeypatch):
     assert "TRITON_INTERPRET=1 interprets" in refused(monkeypatch, "--static")
     monkeypatch.delenv("TRITON_INTERPRET")
-    assert "--gpu H1000: not known; known are V100" in refused(monkeypatch, "--static", "--gpu", "H1000")
+    assert "--gpu H1000: not known; did you mean H100" in refused(monkeypatch, "--static", "--gpu", "H1000")
     assert "--gpu V100: the fused loss does not run there" in refused(monkeypatch, "--static", "--gpu", "v100")
     assert "--gpu H100: goes with --static" in refused(monkeypatch, "--gpu", "H100")
     assert "--heads 13: does not divide" in refused(monkeypatch, "--static", "--heads", "13")

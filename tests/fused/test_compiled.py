@@ -16,12 +16,10 @@ SHARED = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}  
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", SHARED)
-def test_every_tile_compiles_without_spilling(chip, tmp_path):
+def test_every_tile_compiles_without_spilling(chip):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.parts.compile_kernels", chip]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment | {"TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert len(found) == 24

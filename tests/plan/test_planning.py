@@ -65,7 +65,7 @@ def test_vectors_are_planned_with_both_models_whole_and_without_relations():
     )
     assert vectors.times.teacher > relations.times.teacher and vectors.times.loss < relations.times.loss
     assert {"pooling", "teacher's vectors"} < {*vectors.memory.parts} and "relation loss" not in vectors.memory.parts
-    text = report(vectors, [], [])
+    text = report(vectors, [], [], [])
     assert "another micro-batch is another loss" in text and "relation" not in text and vectors.fused is False
 
 

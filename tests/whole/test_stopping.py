@@ -28,8 +28,8 @@ def stopped(tmp_path_factory):
     folder = make_recipe(tmp_path_factory.mktemp("stopping")).parent
     rarely = ("steps=8", "log_every=8", "eval_every=6", "checkpoint_every=4", "student.ds_config=student_zero0.json")
     jobs = {
-        "burst": job(folder, "burst", "learning_rate=1e30", "checkpoint_every=1"),
-        "burst-late": job(folder, "burst-late", "learning_rate=1e30", *rarely),
+        "burst": job(folder, "burst", "learning_rate=1", "weight_decay=1e30", "checkpoint_every=1"),
+        "burst-late": job(folder, "burst-late", "learning_rate=1", "weight_decay=1e30", *rarely),
     }
     for stage in STAGES:
         options = (*engine_options("replicate", stage, "fp32"), "steps=1")
