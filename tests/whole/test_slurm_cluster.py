@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import pytest
 
@@ -71,6 +72,7 @@ def test_a_run_that_its_time_limit_ends_goes_on_to_the_undisturbed_student(clust
 
     def complete() -> bool:
         if cluster.state(job).startswith("PENDING"):  # in the queue again, where Slurm would leave it for two minutes
+            time.sleep(5)  # at once it would be killed: "job credential revoked"
             cluster.run("scontrol", "update", f"jobid={job}", "starttime=now")
         return (tmp_path / "run" / "COMPLETE").exists()
 
