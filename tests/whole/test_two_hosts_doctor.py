@@ -52,7 +52,7 @@ def inside(hosts, name: str, *command: str) -> list[str]:
 
 def findings(process: subprocess.Popen) -> dict[tuple[str, str], list[str]]:
     """[level, text] by host and check (the last word of the text too for folders), and code 1 if something is red."""
-    output, errors = process.communicate(timeout=200)
+    output, errors = process.communicate(timeout=launching.PATIENCE)
     *rows, last = map(json.loads, output.splitlines())
     assert process.returncode == (1 if last["summary"]["FAIL"] else 0), errors
     assert errors == ""
@@ -131,8 +131,8 @@ def test_a_host_with_other_versions_other_code_and_another_clock_is_red(hosts, f
         rf"FAIL \w{{12}}, but {code} on alpha; put the same source files on .*", found["beta", "code"][0]
     )
     clocks = found["alpha", "clock"] + found["beta", "clock"]
-    late = [re.match(r"FAIL (\d+\.\d+) s (behind alpha|ahead of beta) ", clock) for clock in clocks]
-    assert any(one and abs(float(one[1]) - 90) < 1 for one in late), clocks
+    apart = [re.match(r"FAIL (\d+\.\d+) s (behind alpha|ahead of beta) ", clock) for clock in clocks]
+    assert any(one and abs(float(one[1]) - 90) < 1 for one in apart), clocks
     # Nothing names an interface here, and the hosts' own names mean nothing.
     for name in namespaces.NAMES:
         assert found[name, "host name"][0].startswith(f"FAIL {name} does not resolve: others cannot reach that; mend")
