@@ -110,8 +110,8 @@ def test_a_part_that_cannot_be_started_is_reported_too(run, part, monkeypatch):
 def test_a_part_whose_time_is_over_is_ended_with_what_it_started(run, part, monkeypatch):
     monkeypatch.setattr(gpu, "_GRACE", 0.5)
     begin = time.monotonic()
-    monkeypatch.setitem(gpu.MINUTES, "toy", 1 / 2)
-    code, document, _ = run([part("slow", "hangs", share=2), part("other", "works", share=14)])
+    monkeypatch.setitem(gpu.MINUTES, "toy", 1 / 6)
+    code, document, _ = run([part("slow", "hangs", share=2), part("other", "works", share=6)])
     slow, other = document["parts"]
     assert code == 1 and slow["state"] == "failed" and other["state"] == "passed"
     assert slow["reason"].startswith("not done after the ") and slow["reason"].endswith("s that were left for it")

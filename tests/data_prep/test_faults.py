@@ -97,7 +97,7 @@ def in_a_small_disk(script, folder):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=120,
     )
 
 

@@ -107,7 +107,7 @@ def test_nodes_one_after_another_write_the_bytes_of_one_run(inputs, whole, tmp_p
 def test_nodes_at_the_same_time_write_the_bytes_of_one_run(inputs, whole, tmp_path):
     processes = [start_cli(*arguments(inputs, tmp_path / "d", "--node", f"{node}/4")) for node in range(4)]
     for process in processes:
-        _, errors = process.communicate(timeout=600)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert tree(tmp_path / "d") == whole
 
@@ -175,7 +175,7 @@ def test_status_reports_how_far_and_who_while_it_runs_and_after(inputs, tmp_path
         assert f"{out}: {done} of " in lines[0] and lines[1].split()[:2] == ["s", str(done)]
     finally:
         os.killpg(process.pid, signal.SIGCONT)
-        process.communicate(timeout=600)
+        process.communicate(timeout=60)
     assert run_cli("prepare", "--out", out).returncode == 0
     shown = run_cli("status", out)
     assert shown.returncode == 0 and "(100.0%)" in shown.stdout

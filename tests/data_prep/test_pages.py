@@ -24,7 +24,7 @@ BAD = {30: "loop", 31: "crash", 33: "abort", 200: "loop", 450: "crash", 699: "cr
 def deadly(*arguments):
     """data_prep as tests/parts/deadly.py has it, to its end."""
     command = [sys.executable, "-m", "tests.parts.deadly", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")

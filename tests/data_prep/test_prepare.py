@@ -179,7 +179,7 @@ def test_workers_die_with_their_parent_and_the_next_run_continues(whole, inputs,
 def test_a_killed_worker_is_reported_in_one_line_and_its_unit_done_again(whole, inputs, vocab, tmp_path):
     process = start_cli(*arguments(tmp_path / "data", inputs, vocab))
     os.kill(wait_for_workers(process)[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=600)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     [line] = [line for line in errors.splitlines() if "a worker " in line]
     assert "was killed by SIGKILL" in line and " bytes 0 to " in line and line.endswith("trying again")
@@ -195,7 +195,7 @@ def test_a_unit_whose_worker_dies_twice_is_listed_at_the_end(inputs, vocab, tmp_
         os.kill(worker, signal.SIGKILL)
         while is_alive(worker):
             time.sleep(0.01)
-    _, errors = process.communicate(timeout=600)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "error: a worker died twice on each of 1 units: " in errors and "b.txt bytes 0 to" in errors
     assert not (out / "manifest.json").exists()
@@ -573,7 +573,7 @@ def test_ctrl_c_ends_everything_quietly_and_the_next_run_continues(whole, inputs
     process = start_cli(*arguments(tmp_path / "data", inputs, vocab))
     workers = wait_for_workers(process)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=600)
+    _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "Traceback" not in errors and "stopped; what is finished is kept, and the same command continues" in errors
     assert workers and not any(map(is_alive, workers))

@@ -147,7 +147,7 @@ def test_a_port_that_does_not_answer_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         begin = time.monotonic()
         found = probe.Answers(TOKEN).reach([silent.getsockname()[:2]], patience=1)
-    assert found == ["no answer within 1 s"] and time.monotonic() - begin < 60
+    assert found == ["no answer within 1 s"] and time.monotonic() - begin < 10
 
 
 def test_a_file_counts_as_seen_with_the_right_content_and_may_take_a_moment(tmp_path):

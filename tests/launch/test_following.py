@@ -82,7 +82,7 @@ def test_the_second_ends_everything_even_in_sessions_of_its_own(tmp_path, signal
     began = time.monotonic()
     code = READY.replace("(f / 'ready').touch()\n", "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n")
     assert follow(tmp_path, code + start + write) == -signal.SIGKILL
-    assert time.monotonic() - began < 60 and _gone(int((tmp_path / "child").read_text()))
+    assert time.monotonic() - began < 20 and _gone(int((tmp_path / "child").read_text()))
 
 
 def test_what_a_killed_launcher_leaves_behind_is_ended(tmp_path, signals_restored):
@@ -106,7 +106,7 @@ def test_no_host_outlives_another_for_long(tmp_path, capsys, signals_restored):
     wait = "(f / 'child').write_text(str(p[1].pid))\nfor one in p: one.wait()"
     began = time.monotonic()
     assert follow(tmp_path, READY + start + wait, patience=2) == -signal.SIGKILL
-    assert 3 < time.monotonic() - began < 60 and _gone(int((tmp_path / "child").read_text()))
+    assert 3 < time.monotonic() - began < 20 and _gone(int((tmp_path / "child").read_text()))
     said = capsys.readouterr().err
     assert said == "error: 1 of 2 hosts ended 2 s ago; what still runs on others is ended\n"
 

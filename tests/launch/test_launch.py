@@ -252,7 +252,7 @@ def expect_end(process: subprocess.Popen, victim: str) -> str:
     assert len(family) == 5  # launch, the launcher's two parts, two ranks
     (chosen,) = [one for one in family if f"-m {victim}" in " ".join(one.cmdline())]
     chosen.kill()
-    said = process.communicate(timeout=600)[0]  # first: psutil would take its exit code
-    _, alive = psutil.wait_procs(family[1:], timeout=300)
+    said = process.communicate(timeout=60)[0]  # first: psutil would take its exit code
+    _, alive = psutil.wait_procs(family[1:], timeout=30)
     assert not alive
     return said

@@ -98,7 +98,7 @@ def _page(page: dict, number: int) -> str:
 
 def run_cli(*arguments: object, **options: object) -> subprocess.CompletedProcess:
     """``python -m data_prep ARGUMENTS`` to its end."""
-    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=600, **options)
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
 
 
 def start_cli(*arguments: object) -> subprocess.Popen:

@@ -13,7 +13,6 @@ from pipeline.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 900  # seconds for what must end by itself: no test may fail because others use the machine
-MARGIN = 60  # seconds that a machine in use may add to a bound
 
 
 def environment() -> dict[str, str]:

@@ -144,7 +144,7 @@ def test_a_rank_that_hangs_is_named_by_all_in_time(ended, name):
         named = re.escape(f"error: rank {rank} (host {HOST}, process {job.pids[rank]}) hangs in {where}")
         found = re.match(named + r": no progress for (\d+) s, where \d+\.\d s were the longest so far; ", line)
         assert found, line
-        assert TIMEOUT <= int(found[1]) <= TIMEOUT + launching.MARGIN
+        assert TIMEOUT <= int(found[1]) <= TIMEOUT + 10
         assert line.endswith("the same command resumes from the newest checkpoint")
 
 
@@ -167,7 +167,8 @@ def test_sigterm_that_cannot_be_followed_ends_the_run_with_a_line(ended):
             error,
         )
         assert found, error
-        assert TIMEOUT <= int(found[1]) <= TIMEOUT + launching.MARGIN
+        # The patience, and three times what the phases before have taken (Progress.time_to_leave), on a machine in use too.
+        assert TIMEOUT <= int(found[1]) < 5 * TIMEOUT
 
 
 def test_what_is_slow_or_suspended_is_not_taken_to_hang(jobs, ended):

@@ -120,7 +120,7 @@ def seconds_to_end(hosts, name: str, word: str) -> float:
     """How long it takes until the last process with ``word`` in its command line has ended on the host."""
     start = time.monotonic()
     while found := hosts.processes(name, word):
-        assert time.monotonic() - start < 2 * launching.MARGIN, [process.cmdline() for process in found]
+        assert time.monotonic() - start < 60, [process.cmdline() for process in found]
         time.sleep(0.1)
     return time.monotonic() - start
 
@@ -157,7 +157,7 @@ def test_a_run_that_is_stopped_killed_and_cut_off_comes_to_the_same_student(host
     launch = Launch(hosts, folder, *again)
     wait_for_progress(launch)
     launch.signal(signal.SIGTERM)
-    code, output = launch.wait(2 * launching.MARGIN)
+    code, output = launch.wait(60)
     assert code == 75, output
     assert "Stopping after one of the next steps, with a checkpoint." in output and not (run / "STOP").exists()
     assert 0 < newest_step(run) < STEPS and "error" not in output
@@ -166,8 +166,8 @@ def test_a_run_that_is_stopped_killed_and_cut_off_comes_to_the_same_student(host
     launch = Launch(hosts, folder, *again)
     wait_for_progress(launch)
     hosts.kill("beta")
-    assert seconds_to_end(hosts, "alpha", RANK) < TIMEOUT + launching.MARGIN
-    code, output = launch.wait(TIMEOUT + launching.MARGIN)
+    assert seconds_to_end(hosts, "alpha", RANK) < TIMEOUT + 10
+    code, output = launch.wait(TIMEOUT + 10)
     assert code == 1 and "rank 1 (host beta" in output, output
     assert f"disturbed has step {newest_step(run)}; the same command continues from there" in output
     hosts.boot("beta")
@@ -176,11 +176,11 @@ def test_a_run_that_is_stopped_killed_and_cut_off_comes_to_the_same_student(host
     launch = Launch(hosts, folder, *again)
     wait_for_progress(launch)
     hosts.unplug("beta")
-    assert seconds_to_end(hosts, "alpha", RANK) < TIMEOUT + launching.MARGIN
-    assert seconds_to_end(hosts, "beta", RANK) < launching.MARGIN  # beta has waited at the same time
-    code, output = launch.wait(TIMEOUT + launching.MARGIN)
+    assert seconds_to_end(hosts, "alpha", RANK) < TIMEOUT + 10
+    assert seconds_to_end(hosts, "beta", RANK) < 10  # beta has waited at the same time
+    code, output = launch.wait(TIMEOUT + 10)
     assert code == 1 and "rank 1 (host beta" in output, output
-    assert seconds_to_end(hosts, "beta", "deepspeed") < launching.MARGIN
+    assert seconds_to_end(hosts, "beta", "deepspeed") < 10
     hosts.plug("beta")
 
     # Ctrl-C, twice: everything ends at once, on both.
@@ -189,9 +189,9 @@ def test_a_run_that_is_stopped_killed_and_cut_off_comes_to_the_same_student(host
     launch.signal(signal.SIGINT)
     time.sleep(0.05)  # or the two would be one
     launch.signal(signal.SIGINT)
-    code, output = launch.wait(launching.MARGIN)
+    code, output = launch.wait(30)
     assert code == 1 and "has ended early" in output, output
-    assert max(seconds_to_end(hosts, name, "deepspeed") for name in namespaces.NAMES) < launching.MARGIN
+    assert max(seconds_to_end(hosts, name, "deepspeed") for name in namespaces.NAMES) < 10
 
     # To its end, with one command on each host and without ssh.
     node = [*again, "--no-ssh", "--master-addr", namespaces.ADDRESSES[0], "--node-rank"]
@@ -201,24 +201,22 @@ def test_a_run_that_is_stopped_killed_and_cut_off_comes_to_the_same_student(host
 
 
 def test_a_host_that_cannot_take_part_is_named_before_anything_starts(hosts, folder):
-    code, output = Launch(hosts, folder, "out=none", hostfile="gamma").wait(2 * launching.MARGIN)
-    output = output.splitlines()[-1]  # below the sign of life
-    assert code == 2, output
-    assert output.startswith("error: gamma: cannot take part (gamma: ssh: Could not resolve hostname gamma")
+    code, output = Launch(hosts, folder, "out=none", hostfile="gamma").wait(60)
+    assert code == 2 and output.count("\n") == 2, output  # the sign of life and the error
+    assert output.splitlines()[1].startswith("error: gamma: cannot take part (gamma: ssh: Could not resolve hostname gamma")
     with hidden(hosts, folder):
-        code, output = Launch(hosts, folder / "inner", "out=none").wait(2 * launching.MARGIN)
-    output = output.splitlines()[-1]  # below the sign of life
-    assert code == 2, output
+        code, output = Launch(hosts, folder / "inner", "out=none").wait(60)
+    assert code == 2 and output.count("\n") == 2, output
     assert "error: beta: cannot take part (beta: " in output and "inner: No such file or directory)" in output
 
 
 def test_a_host_that_fails_at_once_takes_the_others_along(hosts, folder):
     with hidden(hosts, folder / "inner"):  # there is such a folder on beta, but the recipe is not in it
-        code, output = Launch(hosts, folder / "inner", "out=none").wait(2 * launching.MARGIN)
+        code, output = Launch(hosts, folder / "inner", "out=none").wait(120)
     assert code == 1, output
     assert "beta: error: tiny.toml: no such recipe file" in output
     assert f"error: 1 of 2 hosts ended {TIMEOUT + 10} s ago; what still runs on others is ended" in output
-    assert max(seconds_to_end(hosts, name, "deepspeed") for name in namespaces.NAMES) < launching.MARGIN
+    assert max(seconds_to_end(hosts, name, "deepspeed") for name in namespaces.NAMES) < 10
 
 
 @contextlib.contextmanager

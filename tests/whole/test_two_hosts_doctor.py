@@ -131,8 +131,7 @@ def test_a_host_with_other_versions_other_code_and_another_clock_is_red(hosts, f
         rf"FAIL \w{{12}}, but {code} on alpha; put the same source files on .*", found["beta", "code"][0]
     )
     clocks = found["alpha", "clock"] + found["beta", "clock"]
-    apart = [re.match(r"FAIL (\d+\.\d+) s (behind alpha|ahead of beta) ", clock) for clock in clocks]
-    assert any(one and abs(float(one[1]) - 90) < 1 for one in apart), clocks
+    assert any(re.match(r"FAIL (90\.0|89\.9)\d\d s (behind alpha|ahead of beta) ", clock) for clock in clocks), clocks
     # Nothing names an interface here, and the hosts' own names mean nothing.
     for name in namespaces.NAMES:
         assert found[name, "host name"][0].startswith(f"FAIL {name} does not resolve: others cannot reach that; mend")
@@ -192,7 +191,7 @@ def test_a_host_that_is_cut_off_during_the_all_reduce_is_named_in_time(hosts, fo
     finally:
         hosts.plug("beta")
     assert re.match(r"FAIL rank 1 on beta: silent for \d+ s, after '", found["", "all-reduce"][0])
-    assert took < timeout + launching.MARGIN
+    assert took < timeout + 5
     deadline = time.monotonic() + timeout + 60  # connections that were cut try again after as long as they have waited
     while left := ranks(hosts, "alpha") + ranks(hosts, "beta"):
         assert time.monotonic() < deadline, left
