@@ -199,7 +199,7 @@ def write_teacher(package: Path, folder: Path, weights: str | None = None) -> No
         save_file(tensors, aside / "model.safetensors", {"format": "pt"})
         tokenizer = XLMRobertaTokenizer(
             vocab=pieces,
-            _spm_precompiled_charsmap=normalization_rules(),
+            _spm_precompiled_charsmap=normalization_rules(),  # type: ignore[arg-type]  # wrong in transformers
             model_max_length=config.max_position_embeddings,
         )
         tokenizer.save_pretrained(aside)

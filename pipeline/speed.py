@@ -117,7 +117,7 @@ def compare(abouts: list[dict], data: Path | None, shape: tuple[int, int, int]) 
 
 def _loaded(path: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     model = load_model(path, "main", dtype)
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]  # the decorator of transformers hides its signature
     return model
 
 

@@ -103,7 +103,7 @@ def speed_line(
     device = device_here()
     models = {"teacher": teacher, "student": student}
     for model in models.values():
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]  # the decorator of transformers hides its signature
     seconds = forward_seconds(models, made_up_batches(models, batches, sequences, length), device)
     slow, fast = seconds["teacher"], seconds["student"]
     return (

@@ -22,7 +22,7 @@ from pipeline.settings.recipe import Recipe
 from pipeline.training.start import trained_part
 
 ROUNDS = {"all_reduce": 2, "all_gather_into_tensor": 1, "reduce_scatter_tensor": 1}  # of a ring
-CASES = [(0, "bf16"), (1, "fp32"), (2, "bf16"), (3, "fp32")]
+CASES = [(stage, sent) for stage in range(4) for sent in ("bf16", "fp32")]
 
 
 class Counter:

@@ -28,6 +28,7 @@ def measuring_recipe(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("ranks", "overrides"),
     [
+        (1, ["student.ds_config=student_zero1.json"]),
         (2, ["precision=bf16", "teacher.hosting=zero3", "student.ds_config=student_zero2.json"]),
         (1, ["precision=bf16", "arithmetic=widened", "student.ds_config=student_zero1.json"]),
     ],
