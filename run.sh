@@ -153,7 +153,7 @@ case $verb in
         set_up
         cd "$root"
         if [ $# -eq 0 ] || [ "$1" = -m ]; then # processes of a launch wait for each other much of the time
-            set -- -n 3 --dist loadfile --no-loadscope-reorder "$@"
+            set -- -n 4 --dist loadfile --no-loadscope-reorder "$@"
             export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
         fi
         exec python -m pytest "$@"

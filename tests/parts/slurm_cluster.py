@@ -55,6 +55,7 @@ slurmctld
 for node in alpha beta; do slurmd -N "$node"; done
 exec sleep infinity
 """
+_INSIDE = ("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 
 def missing() -> str:
@@ -62,7 +63,11 @@ def missing() -> str:
     if os.geteuid() != 0:
         return "root"
     places = f"{os.environ['PATH']}:/usr/sbin"
-    return ", ".join(name for name in TOOLS if not shutil.which(name, path=places))
+    tools = [name for name in TOOLS if not shutil.which(name, path=places)]
+    if tools:
+        return ", ".join(tools)
+    probe = subprocess.run([*_INSIDE, "mount", "--bind", "/etc/hosts", "/etc/hosts"], capture_output=True, text=True)
+    return f"leave to make namespaces ({probe.stderr.strip()})" if probe.returncode else ""
 
 
 class SlurmCluster:
@@ -81,9 +86,8 @@ class SlurmCluster:
         (folder / "gres.conf").write_text(_GPUS)
         ports = [free_port() for _ in range(3)]
         (folder / "slurm.conf").write_text(_CONFIG.format(host=host, folder=folder, ports=ports))
-        inside = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
         self._daemons = subprocess.Popen(
-            [*inside, "bash", "-c", _START, "start", folder], env=os.environ | self.environment
+            [*_INSIDE, "bash", "-c", _START, "start", folder], env=os.environ | self.environment
         )
         try:
             self.wait_for(lambda: self.ask("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(NODES))
