@@ -203,7 +203,9 @@ def test_a_run_that_is_stopped_killed_and_cut_off_comes_to_the_same_student(host
 def test_a_host_that_cannot_take_part_is_named_before_anything_starts(hosts, folder):
     code, output = Launch(hosts, folder, "out=none", hostfile="gamma").wait(60)
     assert code == 2 and output.count("\n") == 2, output  # the sign of life and the error
-    assert output.splitlines()[1].startswith("error: gamma: cannot take part (gamma: ssh: Could not resolve hostname gamma")
+    assert output.splitlines()[1].startswith(
+        "error: gamma: cannot take part (gamma: ssh: Could not resolve hostname gamma"
+    )
     with hidden(hosts, folder):
         code, output = Launch(hosts, folder / "inner", "out=none").wait(60)
     assert code == 2 and output.count("\n") == 2, output
