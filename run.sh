@@ -60,6 +60,7 @@ set_up() {
     export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$root/.cache/torchinductor}
     export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$root/.cache/triton}
     export MPLCONFIGDIR=${MPLCONFIGDIR:-$root/.cache/matplotlib}
+    unset PYTHONDONTWRITEBYTECODE # or each process of each launch compiles every module again
     local mark
     mark=$venv/.installed-$(cksum <"$root/pyproject.toml" | cut -d ' ' -f 1)
     if [ ! -e "$mark" ]; then
