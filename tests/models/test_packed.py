@@ -67,7 +67,7 @@ def test_where_pieces_lie():
 @pytest.mark.parametrize("fitted", [False, True])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_piece_gives_what_it_gives_alone(tmp_path, model_type, fitted):
-    model = model_of(tmp_path, model_type)
+    model = model_of(tmp_path, model_type).double()  # the order of sums depends on the machine, and tells nothing here
     cut = cut_encoder(model, 4, padding=model.config.pad_token_id, earlier=(2,))
     if fitted:
         fit_arithmetic(cut, "fp32", torch.device("cpu"))
@@ -79,7 +79,7 @@ def test_a_piece_gives_what_it_gives_alone(tmp_path, model_type, fitted):
             alone = cut(inputs.ids[row : row + 1, where], second=second[row : row + 1, where])
             for ours, theirs in zip(together, alone, strict=True):
                 torch.testing.assert_close(
-                    ours[2 * row : 2 * row + 2, where], theirs, rtol=0, atol=1e-6 * float(theirs.abs().max())
+                    ours[2 * row : 2 * row + 2, where], theirs, rtol=0, atol=1e-12 * float(theirs.abs().max())
                 )
 
 
