@@ -19,7 +19,7 @@ from pathlib import Path
 
 from data_prep.cli import Parser, aligned, run_command, sign_of_life, whole_number
 from pipeline.artifacts import results
-from pipeline.evaluate.tasks import TASKS, check_task
+from pipeline.evaluate.tasks import TASKS, check_task, is_own, names_in
 from pipeline.forms.files import is_form
 from pipeline.models.folders import check_folder
 
@@ -93,8 +93,8 @@ def _rate(text: str) -> float:
 
 def main() -> int:
     options = parser().parse_args()
-    for name in filter(None, map(str.strip, options.task.split(","))):
-        if not name.endswith(".toml"):  # a task of one's own
+    for name in names_in(options.task):
+        if not is_own(name):
             check_task(name)
     for model in options.model:
         if not is_form(model):

@@ -23,7 +23,6 @@ from sklearn.metrics import get_scorer_names
 from data_prep.cli import UserError, from_home, some
 from pipeline.evaluate.tasks import MTEB, TASKS, Layout, Own, Task
 
-SUFFIX = ".toml"
 KINDS = ("classification", "regression", "similarity")
 _SETS = ("train", "dev", "test")
 _TEXTS = ("kind", *_SETS, "text", "text2", "label", "name")
@@ -43,11 +42,6 @@ OF_TWO = (
     "roc_auc",
 )  # labels: the second is the positive one
 _OF_LABELS = ("accuracy", "balanced_accuracy", "matthews_corrcoef", *OF_TWO)
-
-
-def is_own(name: str) -> bool:
-    """Whether ``--task`` names a file."""
-    return name.endswith(SUFFIX)
 
 
 def register(path: str) -> str:

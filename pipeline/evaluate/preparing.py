@@ -17,13 +17,13 @@ from pipeline.evaluate import embedding, finetune, own_tasks
 from pipeline.evaluate.cells import Job, check_card, make_job
 from pipeline.evaluate.scored_model import open_model
 from pipeline.evaluate.task_data import read_task
-from pipeline.evaluate.tasks import TASKS, check_task
+from pipeline.evaluate.tasks import TASKS, check_task, is_own, names_in
 from pipeline.models.arithmetic import adopt, rates
 
 
 def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     """(tasks, languages). Raises UserError for unknown tasks and options that clash."""
-    tasks = [own_tasks.register(name) if own_tasks.is_own(name) else check_task(name) for name in _names(options.task)]
+    tasks = [own_tasks.register(name) if is_own(name) else check_task(name) for name in names_in(options.task)]
     if len(set(tasks)) < len(tasks):
         raise UserError(f"--task {options.task}: two have the same name; give one of them another name in its file")
     if not tasks:
@@ -42,7 +42,7 @@ def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     if options.prefix is not None and len(trained) == len(tasks):
         raise UserError(f"--prefix: is for the tasks that train nothing, not for {', '.join(tasks)}; leave it out")
     options.seeds = list(dict.fromkeys(options.seeds))
-    return tasks, _names(options.languages or "")
+    return tasks, names_in(options.languages or "")
 
 
 def _unused(options: argparse.Namespace) -> str:
@@ -50,11 +50,6 @@ def _unused(options: argparse.Namespace) -> str:
     given = {"--learning-rate": options.learning_rate, "--epochs": options.epochs, "--grid": options.grid}
     given |= {"--batch": options.batch, "--keep": options.keep}
     return next((name for name, value in given.items() if value), "")
-
-
-def _names(text: str) -> list[str]:
-    """Names separated by commas, each once."""
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def quieten_libraries() -> None:

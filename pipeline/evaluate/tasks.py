@@ -242,6 +242,16 @@ _EMBEDDING = {
 TASKS = _Tasks(_PAPERS | _EMBEDDING)
 
 
+def names_in(text: str) -> list[str]:
+    """Names separated by commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def is_own(name: str) -> bool:
+    """Whether ``--task`` names the file of a user's own task (own_tasks.py)."""
+    return name.endswith(".toml")
+
+
 def check_task(name: str) -> str:
     """Return ``name`` if it is a task. Raises UserError with the one that was probably meant."""
     if name not in TASKS and not (name.startswith(MTEB) and name != MTEB):

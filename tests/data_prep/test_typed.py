@@ -10,6 +10,7 @@ import termios
 import pytest
 
 from data_prep.cli import DOOR, Parser, UserError, as_typed, run_command, shows_bars
+from pipeline.__main__ import VERBS
 from tests.parts.launching import ROOT
 
 
@@ -33,6 +34,13 @@ from tests.parts.launching import ROOT
 def test_a_command_is_named_as_the_user_types_it(door, text, typed, monkeypatch):
     monkeypatch.setenv(DOOR, door)
     assert as_typed(text) == typed
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_named_as_the_user_types_it(verb, monkeypatch):
+    monkeypatch.setenv(DOOR, "./run.sh")
+    module, _ = VERBS[verb]
+    assert as_typed(f"python -m {module.removesuffix('.__main__')} x") == f"./run.sh {verb} x"
 
 
 def test_errors_and_parsers_name_commands_as_typed(capsys, monkeypatch):
