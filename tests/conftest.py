@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from tests.parts.scheduling import pytest_xdist_make_scheduler  # noqa: F401
+
 # Before anything imports transformers.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Before anything imports Triton: its kernels run on this CPU, interpreted. What compiles them runs in a process of its own.
