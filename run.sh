@@ -35,6 +35,8 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
   speed TEACHER STUDENT …   how much faster and smaller the students are     (python -m pipeline.speed)
   report RESULTS_DIR        scores next to the teacher's and the papers'     (python -m pipeline.report)
   report RUN_DIR STUDENT    sizes, speed-up, losses, relation maps of a run
+  rehearse RECIPE           every command of a paper's recipe, from text to report, in small on this machine
+                                                                             (python -m pipeline.rehearse)
   bench loss | step | data | teacher | finetune | kernel | all
                             where the time goes, on this machine             (python -m pipeline.bench)
   bench gpu                 all that only a GPU can show, in 8 minutes       (python -m pipeline.bench gpu)
@@ -165,7 +167,7 @@ case $verb in
         set_up
         exec python -m pipeline distill "$@"
         ;;
-    prep | show | recipe | plan | doctor | export | trim-vocab | evaluate | speed | report | bench)
+    prep | show | recipe | plan | doctor | export | trim-vocab | evaluate | speed | report | rehearse | bench)
         export DISTILL_DOOR=$0
         set_up
         exec python -m pipeline "$verb" "$@"

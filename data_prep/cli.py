@@ -20,7 +20,7 @@ class UserError(Exception):
 
 
 DOOR = "DISTILL_DOOR"  # the variable that has what the user typed before a verb: ./run.sh, minilm-distil, …
-_VERBS = "distill|launch|recipe|show|plan|doctor|export|trim[_-]vocab|evaluate|speed|report|bench|prep"
+_VERBS = "distill|launch|recipe|show|plan|doctor|export|trim[_-]vocab|evaluate|speed|report|rehearse|bench|prep"
 _COMMANDS = re.compile(rf"(?:python -m pipeline[. ]|\./run\.sh )({_VERBS})(?![.\w])|python -m (data_prep)(?![.\w])")
 _NAMES = {"launch": "distill", "trim_vocab": "trim-vocab", "data_prep": "prep"}
 

@@ -22,6 +22,10 @@ VERBS = {
     "evaluate": ("pipeline.evaluate.__main__", "fine-tune and score models: GLUE, SQuAD, XNLI, MLQA, XQuAD"),
     "speed": ("pipeline.speed", "how much faster and smaller students are than their teacher"),
     "report": ("pipeline.report.__main__", "scores next to the teacher's and the papers', or what came out of a run"),
+    "rehearse": (
+        "pipeline.rehearse",
+        "every command of a paper's recipe, from text to report, in small on this machine",
+    ),
     "bench": ("pipeline.bench.__main__", "where the time goes, on this machine"),
 }
 

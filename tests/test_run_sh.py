@@ -34,7 +34,7 @@ def test_help_lists_every_verb_that_exists(spelling):
     result = run_sh(spelling)
     assert result.returncode == 0
     makes = ["demo", "test", "prep", "distill", "recipe", "plan", "doctor"]
-    for verb in [*makes, "export", "trim-vocab", "evaluate", "speed", "report", "bench"]:
+    for verb in [*makes, "export", "trim-vocab", "evaluate", "speed", "report", "rehearse", "bench"]:
         assert f"\n  {verb} " in result.stdout
 
 

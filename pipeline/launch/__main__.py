@@ -3,12 +3,12 @@
 examples:
   a laptop, or one node   ./run.sh distill demo                             one process per visible GPU, or one on a CPU
                           ./run.sh distill demo --ranks 4                   4 processes (also: RANKS=4 ./run.sh distill demo)
-  several nodes           ./run.sh distill minilm_6x768 --hostfile hosts    by pdsh and ssh, from any machine
-  several, without ssh    ./run.sh distill minilm_6x768 --hostfile hosts --no-ssh --master-addr gpu-01 --node-rank 0
-                          the same on each host of the file, with its own --node-rank
   Slurm                   sbatch distill.sbatch minilm_6x768                a copy of pipeline/distill.sbatch, adapted to your
                                                                             cluster
   torchrun                torchrun --nproc-per-node 8 -m pipeline.distill minilm_6x768
+  hosts without either    ./run.sh distill minilm_6x768 --hostfile hosts    by pdsh and ssh, from any machine
+  several, without ssh    ./run.sh distill minilm_6x768 --hostfile hosts --no-ssh --master-addr gpu-01 --node-rank 0
+                          the same on each host of the file, with its own --node-rank
 
 A hostfile has a host on each line, as in `gpu-01 slots=8`. The folder in which the command is given, the Python
 environment, the data and the run folder must have the same paths on all hosts. Variables that begin with NCCL_, GLOO_,

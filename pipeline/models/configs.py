@@ -61,7 +61,7 @@ def planned_config(model: str, revision: str = "main") -> PreTrainedConfig:
     """
     if takes_published_shape(model, revision):
         return AutoConfig.for_model(**_PUBLISHED[model])
-    if not _is_published(model):
+    if not is_published(model):
         return load_config(model, revision)
     config = load_folder_config(Path(str(_fetched(model, revision))).parent)
     family_of(config)
@@ -70,10 +70,11 @@ def planned_config(model: str, revision: str = "main") -> PreTrainedConfig:
 
 def takes_published_shape(model: str, revision: str = "main") -> bool:
     """Whether ``planned_config`` has no config.json of ``model`` to read and takes its published shape."""
-    return _is_published(model) and _fetched(model, revision) is None
+    return is_published(model) and _fetched(model, revision) is None
 
 
-def _is_published(model: str) -> bool:
+def is_published(model: str) -> bool:
+    """Whether the shape of ``model``, a hub id, is known without the hub: it is a teacher of the papers."""
     return model in _PUBLISHED and not Path(model).is_dir()
 
 
