@@ -7,21 +7,26 @@
     torchrun --nproc-per-node 8 -m pipeline.evaluate --model student --task squad2 --out results/
 
 A cell is one model on one task at one learning rate, number of epochs and seed; sts, lee and bitext train nothing and have one
-cell. Everything is checked before the first is
-trained. A finished cell is written to OUT at once and not run again, by any command; one that fails is recorded with its
-reason, the others are run, and the command ends with code 1.
+cell. Everything is checked before the first is trained. A finished cell is written to OUT at once and not run again, by any
+command; one that fails is recorded with its reason, the others are run, and the command ends with code 1. Any number of
+commands may work on one OUT at once, on one host or several: each cell is run by one of them, that of one that dies by another.
 """
 
 import argparse
 import math
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.cli import Parser, aligned, run_command, sign_of_life, whole_number
 from pipeline.artifacts import results
 from pipeline.evaluate.tasks import TASKS, check_task, is_own, names_in
 from pipeline.forms.files import is_form
 from pipeline.models.folders import check_folder
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.cells import Job
 
 SEEDS = (1, 2, 3, 4)  # the papers give means of four runs
 
@@ -78,7 +83,18 @@ def parser() -> Parser:
     add(
         "--prefix", help="before each text in sts, lee and bitext, like 'query: ' (default: as the model's folder says)"
     )
+    add(
+        "--workers",
+        type=_workers,
+        metavar="N",
+        help="processes that each run cells alone, on a GPU or a share of the threads; auto: one a GPU, or a core",
+    )
+    add("--dry-run", action="store_true", help="print the cells, those left and the hours they will take; run nothing")
     return made
+
+
+def _workers(text: str) -> str:
+    return text if text == "auto" else str(whole_number(1)(text))
 
 
 def _rate(text: str) -> float:
@@ -100,28 +116,53 @@ def main() -> int:
         if not is_form(model):
             check_folder(model)
     sign_of_life("Loading torch, transformers and datasets, then tasks and models")
-    from pipeline.evaluate import cells, model_index, preparing  # torch, transformers and datasets take seconds
+    from pipeline.evaluate import (
+        cells,
+        outlook,
+        preparing,
+        running,
+        workers,
+    )  # torch, transformers, datasets take seconds
 
     preparing.quieten_libraries()
-    say = print if cells.is_first() else _say_nothing
+    is_worker = workers.become()
+    say = print if cells.is_first() and not is_worker else _say_nothing
     jobs = preparing.prepare(options, say)
-    results.make_folder(options.out)
     preparing.agree(jobs)
-    models, tasks = (list(dict.fromkeys(names)) for names in zip(*((j.model.name, j.task) for j in jobs), strict=True))
-    failed = []
-    for job in jobs:
+    names = running.labels(jobs)
+    left = [each for job, name in zip(jobs, names, strict=True) for each in running.left_of(job, name)]
+    number = workers.count(options.workers, len(left))
+    if options.dry_run:
+        say(outlook.outlook(jobs, names, left, number))
+        return 0
+    results.make_folder(options.out)
+    for job, name in zip(jobs, names, strict=True):
         cells.write_cell(options.out / job.model.name / results.MODEL, job.model.card)
-        label = f"{job.model.name} {job.task}" if len(models) > 1 else job.task
-        failed += cells.run_job(job, say, label)
-    if cells.is_first():
-        found = results.read_results(options.out)
-        say("\n" + table(found, models, tasks))
-        for model in {job.model.name: job.model for job in jobs if not job.model.form}.values():
-            if line := model_index.record_scores(Path(model.path), model.name, model.card["weights"], found):
-                say(line)
-        for line in failed:
-            print(line, file=sys.stderr)
+        running.say_what_is_there(job, name, say)
+    if number > 1:
+        failed = workers.run(number, left, say)
+    else:
+        failed = running.run_jobs(left, print if cells.is_first() else _say_nothing, whole_lines=is_worker)
+    if cells.is_first() and not is_worker:
+        _conclude(options, jobs, failed, say)
     return 1 if failed else 0
+
+
+def _conclude(
+    options: argparse.Namespace, jobs: "Sequence[Job]", failed: list[str], say: Callable[..., object]
+) -> None:
+    """Print the table of all cells that are there, and the lines of those that failed; write the models' cards."""
+    from pipeline.evaluate import model_index, sharing  # datasets take seconds
+
+    sharing.remove(options.out)
+    models, tasks = (list(dict.fromkeys(names)) for names in zip(*((j.model.name, j.task) for j in jobs), strict=True))
+    found = results.read_results(options.out)
+    say("\n" + table(found, models, tasks))
+    for model in {job.model.name: job.model for job in jobs if not job.model.form}.values():
+        if line := model_index.record_scores(Path(model.path), model.name, model.card["weights"], found):
+            say(line)
+    for line in failed:
+        print(line, file=sys.stderr)
 
 
 def _say_nothing(*_: object, **__: object) -> None:

@@ -4,7 +4,6 @@ A task that trains nothing has one cell.
 """
 
 import argparse
-import functools
 import math
 import os
 import time
@@ -17,10 +16,10 @@ import datasets
 import torch
 import transformers
 
-from data_prep.cli import UserError, shows_bars, some
+from data_prep.cli import UserError, some
 from data_prep.files import write_json
 from pipeline.artifacts import results
-from pipeline.evaluate import embedding, finetune, keeping, qa
+from pipeline.evaluate import embedding, finetune, keeping, qa, sharing
 from pipeline.evaluate.baseline import baseline
 from pipeline.evaluate.rows import TaskData
 from pipeline.evaluate.scored_model import ScoredModel, check_fit, label_order
@@ -68,6 +67,11 @@ class Job:
     failed: list[Cell]
     keep: tuple[str, ...] = ()  # of keeping.CHOICES
 
+    @property
+    def out(self) -> Path:
+        """The results folder."""
+        return self.cells[0].path.parents[2]
+
 
 def make_job(options: argparse.Namespace, model: ScoredModel, task: str, data: TaskData, facts: dict) -> Job:
     """Check that the model fits the task, and find which of its cells are finished.
@@ -112,12 +116,18 @@ def _job(
 
     Raises UserError for one of other weights, data or settings.
     """
-    scored = [cell for cell in cells if cell.path.exists()]
-    for cell in scored:
-        _check_same(cell, model, facts)
-    finished = [cell for cell in scored if all(path.exists() for path in keeping.paths(cell.path, keep, data.scored))]
     failed = [cell for cell in cells if cell.failure.exists()]
-    return Job(model, task, data, facts, list(label_order(model, task)), cells, finished, failed, keep)
+    job = Job(model, task, data, facts, list(label_order(model, task)), cells, [], failed, keep)
+    job.finished.extend(cell for cell in cells if is_finished(job, cell))
+    return job
+
+
+def is_finished(job: Job, cell: Cell) -> bool:
+    """Whether a cell has its scores, and all that is to be kept of it. Raises UserError if they are of something else."""
+    if not cell.path.exists():
+        return False
+    _check_same(cell, job.model, job.facts)
+    return all(path.exists() for path in keeping.paths(cell.path, job.keep, job.data.scored))
 
 
 def _settings(options: argparse.Namespace, task: str, rate: float, epochs: int, seed: int) -> dict:
@@ -162,41 +172,14 @@ def check_card(model: ScoredModel, out: Path) -> None:
         )
 
 
-def run_job(job: Job, say: Callable[..., object], label: str) -> list[str]:
-    """Run the cells that are not finished. Returns a line for each that failed."""
-    again = sum(cell.path.exists() for cell in job.cells) - len(job.finished)
-    if again:
-        say(
-            f"{label}: {again} of {len(job.cells)} cells are trained again: their {' and '.join(job.keep)} were not kept"
-        )
-    if job.finished:
-        say(f"{label}: {len(job.finished)} of {len(job.cells)} cells were finished earlier")
-    done, failed_before = ({cell.path for cell in cells} for cells in (job.finished, job.failed))
-    left = [(number, cell) for number, cell in enumerate(job.cells, 1) if cell.path not in done]
-    # Those that failed before come last: under several processes a failure ends the run, and others must not wait for it.
-    left.sort(key=lambda numbered: numbered[1].path in failed_before)
-
-    encoded = functools.cache(lambda: encode(job))
-    on_bars = shows_bars()  # progress bars come between a line's beginning and its end
-    failed = []
-    for number, cell in left:
-        line = f"{label} {number}/{len(job.cells)}: {cell} …"
-        say(line, end="\n" if on_bars else "", flush=True)
-        ending, well = run_cell(job, cell, encoded)
-        say(f"{line} {ending}" if on_bars else f" {ending}")
-        if not well:
-            failed.append(f"{label} {cell}: {ending}")
-    return failed
-
-
 def run_cell(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> tuple[str, bool]:
     """Train, score and write one cell, or the reason why it failed. Returns how it ended, and whether well."""
-    start, before = time.monotonic(), _inode(cell.failure)
+    start, before = time.monotonic(), inode(cell.failure)
     try:
         scores, dev = _scores(job, cell, encoded)
     except Exception as error:  # whatever it is, the other cells are worth having
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        if _inode(cell.failure) == before:  # otherwise another process failed first, and this one as a consequence
+        if inode(cell.failure) == before:  # otherwise another process failed first, and this one as a consequence
             _write(cell.failure, _record(job, cell) | {"error": reason})
         if finetune.distributed():
             raise  # the other processes wait for this one in a collective
@@ -242,27 +225,37 @@ def _scores(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> tu
     return finetune.finetune(job.model, job.task, job.order, encoded(), cell.settings, keep=keep)
 
 
-def encode(job: Job) -> finetune.Encoded:
-    """The task's rows as the model's inputs."""
+def encode(job: Job, out: Path | None = None) -> finetune.Encoded:
+    """The task's rows as the model's inputs; with the results folder ``out`` once for all processes that work there."""
     task, length = TASKS[job.task], job.cells[0].settings["length"]
 
-    def encoded(rows: datasets.Dataset) -> datasets.Dataset:
+    def encoded(rows: datasets.Dataset, name: str) -> datasets.Dataset:
+        if out is None:
+            return encode_rows(rows)
+        key = sharing.key_of(
+            job.model, job.task, name, job.facts["fingerprint"], length, task.stride, job.order, len(rows)
+        )
+        return sharing.encoded_once(out, key, lambda: encode_rows(rows))
+
+    def encode_rows(rows: datasets.Dataset) -> datasets.Dataset:
         if task.answers:
             return qa.encode_questions(rows, job.model.tokenizer, length, task.stride, finetune.IN_MEMORY)
         return finetune.encode_labelled(rows, task, job.model.tokenizer, length, job.order)
 
-    def scored_set(key: str, rows: datasets.Dataset) -> finetune.ScoredSet:
-        features = encoded(rows).sort("length", keep_in_memory=True)  # so that batches are padded little
+    def scored_set(split: str, key: str, rows: datasets.Dataset) -> finetune.ScoredSet:
+        features = encoded(rows, f"{split} {key}").sort(
+            "length", keep_in_memory=True
+        )  # so that batches are padded little
         if task.answers:
             language = key if job.task == "mlqa" else None
             score = qa.scorer(rows, features, language, task.unanswerable)
             return finetune.ScoredSet(features.remove_columns(["start_positions", "end_positions"]), score)
         return finetune.labelled_set(features, task, job.order)
 
-    dev = {key: scored_set(key, rows) for key, rows in job.data.dev.items()}
-    test = {key: scored_set(key, rows) for key, rows in job.data.test.items()}
+    dev = {key: scored_set("dev", key, rows) for key, rows in job.data.dev.items()}
+    test = {key: scored_set("test", key, rows) for key, rows in job.data.test.items()}
     assert job.data.train is not None
-    return finetune.Encoded(encoded(job.data.train), test or dev, dev)
+    return finetune.Encoded(encoded(job.data.train, "train"), test or dev, dev)
 
 
 def scored(job: Job, scores: dict[str, dict[str, float]], dev: dict[str, dict[str, float]]) -> dict:
@@ -299,7 +292,7 @@ def _write(path: Path, record: dict) -> None:
     write_json(path, record)
 
 
-def _inode(path: Path) -> int | None:
+def inode(path: Path) -> int | None:
     """The file's number, which changes when another one takes its place; None if there is no file."""
     return path.stat().st_ino if path.exists() else None
 
