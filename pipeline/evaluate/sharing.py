@@ -21,9 +21,9 @@ def key_of(model: ScoredModel, *of: object) -> str:
     """The name of rows that are encoded with the model's tokenizer; ``of`` is all else that decides them, as JSON has it."""
     tokenizer = model.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    pieces = json.loads(backend.to_str()) if backend else sorted(tokenizer.get_vocab().items())
-    if backend:  # these two are of its last call
-        pieces |= {"truncation": None, "padding": None}
+    pieces: object = sorted(tokenizer.get_vocab().items())
+    if backend:  # but for what is of its last call
+        pieces = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
     sides = tokenizer.padding_side, tokenizer.truncation_side, tokenizer.special_tokens_map
     content = json.dumps([type(tokenizer).__name__, pieces, sides, datasets.__version__, of], default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:24]
