@@ -17,7 +17,7 @@ from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.graphs import graphed
 from pipeline.engines.hosting import Hosting
 from pipeline.engines.ranks import Ranks, on_first_rank, quietly, wait_for_all
-from pipeline.models.cut import CutEncoder, Taught
+from pipeline.models.cut import CutEncoder, LayerWithQKV, Taught
 from pipeline.models.precision import DTYPES
 from pipeline.settings.recipe import Recipe
 
@@ -26,16 +26,18 @@ Teach = Callable[..., Taught]  # input ids [B, T], and what Inputs.told says of 
 
 def host_teacher(
     recipe: Recipe, ranks: Ranks, teacher: CutEncoder, hosting: Hosting, read: Callable[[str], Tensor]
-) -> tuple[Teach, str]:
-    """The frozen teacher as a function on this rank's device, and the hash of its fp32 weights.
+) -> tuple[Teach, dict[int, str]]:
+    """The frozen teacher as a function on this rank's device, and the hash of its fp32 weights by the layer of a cut.
 
-    It takes input ids [B, T], and by their names what CutEncoder.embed is told of them.
+    It takes input ids [B, T], and by their names what CutEncoder.embed is told of them. The hash at an earlier layer that
+    gives its q, k and v is that of a teacher which is cut there: a student's teacher is the same whoever else learns of it.
 
     ``teacher`` needs no memory for its parameters (see models.cut.empty_encoder): ``read(name)`` gives them, asked on one rank
     of those that share a teacher, which sends each to the others. They are taken layer by layer, so a rank holds no
     more than its share and one layer at any time.
     """
     dtype, group, digest = DTYPES[recipe.precision], None, hashlib.sha256()
+    earlier: dict[int, Any] = {}
     config = load_ds_config(recipe.teacher.ds_config, recipe)
     # By default stage 3 replaces torch.nn.functional.linear for the whole process, student included.
     config["zero_optimization"]["memory_efficient_linear"] = False
@@ -49,7 +51,13 @@ def host_teacher(
     names = iter(every)
     body = teacher.body
     blocks = [teacher.embeddings, *body.layers, body.last]
-    for block in blocks:
+    layer = len(body.layers) + (teacher.pooling is None)
+    name_of = {id(parameter): name for name, parameter in teacher.named_parameters()}
+    for number, block in enumerate(blocks):
+        if ranks.first and isinstance(block, LayerWithQKV):
+            earlier[number] = digest.copy()
+            for parameter in block.projections().parameters():
+                _add(earlier[number], read(name_of[id(parameter)]))
         sharded = hosting.kind == "zero3" and block is not teacher.embeddings
         for module in block.modules():
             for key, empty in list(module.named_parameters(recurse=False)):
@@ -57,8 +65,8 @@ def host_teacher(
                 if ranks.rank == reader:
                     value = read(name)
                     filled.copy_(value)
-                    for part in value.detach().flatten().split(2**20) if ranks.first else ():
-                        digest.update(part.float().view(torch.uint8).numpy())
+                    if ranks.first:
+                        _add(digest, value)
                     del value
                 if ranks.world > 1 and not sharded:
                     dist.broadcast(filled, reader, group)
@@ -83,7 +91,17 @@ def host_teacher(
         return teacher.finished(found, input_ids, padded=told.get("padded"), pieces=told.get("pieces"))
 
     teach = forward if teacher.pooling else graphed(forward, recipe, hosting, ranks.device)
-    return teach, on_first_rank(ranks, digest.hexdigest)[:16]
+    return teach, dict(on_first_rank(ranks, _digests, earlier | {layer: digest}))
+
+
+def _add(digest: Any, value: Tensor) -> None:
+    """Hash ``value`` as fp32."""
+    for part in value.detach().flatten().split(2**20):
+        digest.update(part.float().view(torch.uint8).numpy())
+
+
+def _digests(by_layer: dict[int, Any]) -> list[tuple[int, str]]:
+    return [(layer, digest.hexdigest()[:16]) for layer, digest in by_layer.items()]
 
 
 def _place(teacher: CutEncoder, device: torch.device, digest: Any) -> None:

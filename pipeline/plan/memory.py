@@ -95,8 +95,6 @@ def loss_memory(recipe: Recipe, teacher: Cut, student: Cut, device: Device) -> i
     if VALUE_MSE in recipe.pairs:  # projected values, and the difference in fp32 with its square
         kept += (device.number + 8) * batch * length * teacher.width
     if is_fused(recipe, device.chip, teacher, student):
-        if len(recipe.layers) > 1:  # the teacher's q, k, v of these layers, put together
-            kept += 3 * device.number * batch * length * teacher.width
         return kept + (len(recipe.relations) + 1) * 2 * 4 * batch * heads * length
 
     maps = device.block // (4 * length**2)
@@ -130,7 +128,7 @@ def memory_of(
 ) -> Memory:
     """The memory of a rank that trains ``students`` on ``teacher``; ``fixed`` bytes are the framework's own.
 
-    ``recipes`` differ in their student only. Their ``micro_batch`` counts; several micro-batches in a step keep gradients.
+    The students share a teacher's pass. Their ``micro_batch`` counts; several micro-batches in a step keep gradients.
     """
     recipe = recipes[0]
     length, micro = recipe.length, recipe.micro_batch
@@ -150,6 +148,9 @@ def memory_of(
     tails = 4 * sum(cut.tail for cut in students) if device.cpu else 0  # kept outside the engine, on the host
     kept = [activations(student, micro, length, own.student.dropout, device, outputs_of(own)) for student, own in pairs]
     losses = [loss_memory(each, teacher, student, device) for student, each in pairs]
+    if len(teacher_layers(recipes)) > 1:  # a student's own are put together
+        chosen = [qkv(teacher, micro * len(own.layers), length, device) for own in recipes]
+        losses = [loss + own for loss, own in zip(losses, chosen, strict=True)]
     learning = [k + x + s.forward + s.bucket for k, x, s in zip(kept, losses, states, strict=True)]
 
     standing = fixed + weights + widened + graph + tails + sum(state.standing for state in states)
