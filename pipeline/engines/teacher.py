@@ -36,45 +36,21 @@ def host_teacher(
     of those that share a teacher, which sends each to the others. They are taken layer by layer, so a rank holds no
     more than its share and one layer at any time.
     """
-    dtype, group, digest = DTYPES[recipe.precision], None, hashlib.sha256()
-    earlier: dict[int, Any] = {}
+    dtype, group = DTYPES[recipe.precision], None
     config = load_ds_config(recipe.teacher.ds_config, recipe)
     # By default stage 3 replaces torch.nn.functional.linear for the whole process, student included.
     config["zero_optimization"]["memory_efficient_linear"] = False
     config |= precision_config(recipe, 3) | QUIET | {"train_micro_batch_size_per_gpu": 1}
     if hosting.kind == "zero3" and recipe.teacher.shard_group == "node":
         group = _node_group(ranks)
-    reader = dist.get_global_rank(group, 0) if group else 0
 
-    every = [name for name, _ in teacher.named_parameters()]
-    _find(ranks, reader, lambda: read(every[0]))
-    names = iter(every)
+    def shard(block: nn.Module) -> None:  # sends the first rank's and keeps a share of each
+        with quietly(recipe.teacher.ds_config):
+            deepspeed.zero.Init(block, data_parallel_group=group, config_dict_or_path=config, dtype=dtype)
+
     body = teacher.body
-    blocks = [teacher.embeddings, *body.layers, body.last]
-    layer = len(body.layers) + (teacher.pooling is None)
-    name_of = {id(parameter): name for name, parameter in teacher.named_parameters()}
-    for number, block in enumerate(blocks):
-        if ranks.first and isinstance(block, LayerWithQKV):
-            earlier[number] = digest.copy()
-            for parameter in block.projections().parameters():
-                _add(earlier[number], read(name_of[id(parameter)]))
-        sharded = hosting.kind == "zero3" and block is not teacher.embeddings
-        for module in block.modules():
-            for key, empty in list(module.named_parameters(recurse=False)):
-                name, filled = next(names), torch.empty(empty.shape, dtype=dtype, device=ranks.device)
-                if ranks.rank == reader:
-                    value = read(name)
-                    filled.copy_(value)
-                    if ranks.first:
-                        _add(digest, value)
-                    del value
-                if ranks.world > 1 and not sharded:
-                    dist.broadcast(filled, reader, group)
-                setattr(module, key, nn.Parameter(filled, requires_grad=False))
-        if sharded:  # sends the first rank's and keeps a share of each
-            with quietly(recipe.teacher.ds_config):
-                deepspeed.zero.Init(block, data_parallel_group=group, config_dict_or_path=config, dtype=dtype)
-    _place(teacher, ranks.device, digest)
+    digests = _fill(teacher, ranks, dtype, read, group, shard if hosting.kind == "zero3" else None)
+    _place(teacher, ranks.device, digests[max(digests)])
     teacher.eval()
     fit(teacher, recipe, ranks, "teacher", sharded=hosting.kind == "zero3", keeps_widened=hosting.widened > 0)
     if hosting.kind == "zero3":
@@ -91,7 +67,47 @@ def host_teacher(
         return teacher.finished(found, input_ids, padded=told.get("padded"), pieces=told.get("pieces"))
 
     teach = forward if teacher.pooling else graphed(forward, recipe, hosting, ranks.device)
-    return teach, dict(on_first_rank(ranks, _digests, earlier | {layer: digest}))
+    return teach, dict(on_first_rank(ranks, _digests, digests))
+
+
+def _fill(
+    teacher: CutEncoder,
+    ranks: Ranks,
+    dtype: torch.dtype,
+    read: Callable[[str], Tensor],
+    group: Any,
+    shard: Callable[[nn.Module], None] | None,
+) -> dict[int, Any]:
+    """Give the ``teacher`` its weights, block by block, and ``shard`` each but the embeddings.
+
+    Returns the hashes, on the first rank alone of weights, by the layer of a cut.
+    """
+    reader = dist.get_global_rank(group, 0) if group else 0
+    name_of = {id(parameter): name for name, parameter in teacher.named_parameters()}
+    names, digest, digests = iter(list(name_of.values())), hashlib.sha256(), {}
+    _find(ranks, reader, lambda: read(next(iter(name_of.values()))))
+    body = teacher.body
+    for number, block in enumerate([teacher.embeddings, *body.layers, body.last]):
+        if ranks.first and isinstance(block, LayerWithQKV):
+            digests[number] = digest.copy()
+            for parameter in block.projections().parameters():
+                _add(digests[number], read(name_of[id(parameter)]))
+        sharded = shard is not None and block is not teacher.embeddings
+        for module in block.modules():
+            for key, empty in list(module.named_parameters(recurse=False)):
+                name, filled = next(names), torch.empty(empty.shape, dtype=dtype, device=ranks.device)
+                if ranks.rank == reader:
+                    value = read(name)
+                    filled.copy_(value)
+                    if ranks.first:
+                        _add(digest, value)
+                    del value
+                if ranks.world > 1 and not sharded:
+                    dist.broadcast(filled, reader, group)
+                setattr(module, key, nn.Parameter(filled, requires_grad=False))
+        if shard is not None and sharded:
+            shard(block)
+    return digests | {len(body.layers) + (teacher.pooling is None): digest}
 
 
 def _add(digest: Any, value: Tensor) -> None:

@@ -13,6 +13,7 @@ from data_prep.cli import UserError, from_home
 from pipeline.settings.recipe import OF_RELATIONS, OWN, PATHS, PLACE, TEXTS, Recipe, Student
 from pipeline.settings.values import Tables, build
 
+_OF_OTHERS = (*OF_RELATIONS, "transfer", "teacher_layer")  # in a [[student]], than of a stage that learns vectors
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
@@ -229,8 +230,7 @@ def _over_common(own: Tables, common: Tables, file: Path) -> Tables:
     if _embeds(tables | over):
         tables = _without(tables, OF_RELATIONS)
         if isinstance(students := tables.get("student"), list):
-            of_others = (*OF_RELATIONS, "transfer", "teacher_layer")
-            tables["student"] = [_without(each, of_others) if isinstance(each, dict) else each for each in students]
+            tables["student"] = [_without(each, _OF_OTHERS) if isinstance(each, dict) else each for each in students]
     return copy.deepcopy(_merged(tables, over))
 
 
@@ -250,7 +250,8 @@ def _not_a_stages(key: str, number: int, embeds: bool) -> str:
     """Why stage ``number``, from 0, which ``embeds`` or not, cannot have this key of its own; empty if it can."""
     if key == "out":
         return "its run folder is OUT/NAME"
-    if embeds and key.rpartition(".")[2] in OF_RELATIONS:
+    of_a_student = key.startswith("student.") and key.rpartition(".")[2] in _OF_OTHERS
+    if embeds and (key in OF_RELATIONS or of_a_student):
         return "it learns vectors, not relations"
     if number and embeds and key == "student.init":
         return "it goes on with the student of the stage before"

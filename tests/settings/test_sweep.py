@@ -96,8 +96,8 @@ def test_a_stage_of_vectors_goes_on_with_a_sweep_without_its_relations(tmp_path)
     stages = '[[stage]]\nname = "relations"\n[[stage]]\nname = "vectors"\ntransfer = "embedding"\nlayout = "doc"\n'
     stages += "[stage.teacher]\nlayer = 4\n"
     text = sweep(tmp_path, "seed = 3\nlearning_rate = 1e-3", 'pairs = ["qq"]\nteacher_layer = 2', stages=stages)
-    first, second = load_stages(text, ["pairs=qk,vv", "student.a.pairs=kk"])
-    assert [(recipe.pairs, recipe.teacher.layer) for recipe in first] == [(("kk",), 3), (("qq",), 2)]
+    first, second = load_stages(text, ["pairs=qk,vv", "student.a.pairs=kk", "student.b.teacher_layer=1"])
+    assert [(recipe.pairs, recipe.teacher.layer) for recipe in first] == [(("kk",), 3), (("qq",), 1)]
     assert all(recipe.parts == ("cosine", "similarities") and recipe.teacher.layer == 4 for recipe in second)
     assert [(recipe.student.seed, recipe.learning_rate) for recipe in second] == [(3, 1e-3), (-1, 1e-2)]
     with pytest.raises(UserError, match=r"stage vectors: student.pairs is given; it learns vectors, not relations"):
