@@ -95,7 +95,8 @@ def recipe_keys() -> str:
         "Generated from `pipeline/settings/recipe.py` by `python docs/generate.py`. A recipe is a TOML file; any key can be",
         "overridden on the command line, as in `steps=100` or `student.layers=4`. A key without a default must be given.",
         "Besides these, a file may have `base`, several `[[student]]` and several `[[stage]]`: see",
-        "[recipes](../guides/recipes.md).",
+        "[recipes](../guides/recipes.md). Each of several `[[student]]` may also have",
+        f"{', '.join(f'`{key}`' for key in recipe.OWN)}.",
     ]
     for table, heading in TABLES.items():
         lines += [

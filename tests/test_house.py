@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from pipeline.__main__ import VERBS as DOORS
-from pipeline.settings.recipe import PLACE, Recipe, Student, Teacher
+from pipeline.settings.recipe import OWN, PLACE, Recipe, Student, Teacher
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.prefix) / "bin"
@@ -149,6 +149,7 @@ LATE = {
     "pipeline.report.__main__": "a report of results loads no torch",
     "pipeline.report.sections": "matplotlib is only for a report with charts",
     "pipeline.report.quality": "matplotlib is only for a report with charts",
+    "pipeline.report.sweep": "matplotlib is only for a report with charts",
     "pipeline.report.distilled": "matplotlib is only for a report with charts",
     "pipeline.training.maps": "matplotlib is only for the picture of a finished run",
     "pipeline.engines.ds_config": "a ds_config is checked without loading DeepSpeed",
@@ -179,7 +180,7 @@ def test_nobody_takes_a_private_name_of_another_file():
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 # A new key or option is a decision: raise the number in the same change, and say why there.
-RECIPE_KEYS, OPTIONS = 45, 186
+RECIPE_KEYS, OPTIONS = 47, 186
 
 
 def test_files_have_at_most_400_lines_and_functions_60():
@@ -206,7 +207,8 @@ def test_the_loop_reads_like_the_paper():
 
 def test_recipe_keys_and_options_are_counted():
     keys = [spec.name for kind in (Recipe, Teacher, Student) for spec in dataclasses.fields(kind)]
-    assert len([key for key in keys if key not in (*PLACE, "teacher", "student")]) == RECIPE_KEYS
+    of_a_student = [key for key in OWN if key not in keys]
+    assert len([key for key in keys + of_a_student if key not in (*PLACE, "teacher", "student")]) == RECIPE_KEYS
     parsers = [importlib.import_module(module).parser() for module, _ in DOORS.values()]
     found = 0
     while parsers:

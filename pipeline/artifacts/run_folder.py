@@ -107,3 +107,10 @@ def flat(recipe: dict) -> dict:
     tables = {key: value for key, value in recipe.items() if isinstance(value, dict)}
     flat = {key: value for key, value in recipe.items() if key not in tables}
     return flat | {f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()}
+
+
+def differing(recipes: list[dict]) -> list[str]:
+    """The keys, as ``flat`` names them, in which these recipes differ, but for their run folders."""
+    each = [flat(recipe) for recipe in recipes]
+    keys = dict.fromkeys(key for own in each for key in own)
+    return [key for key in keys if key != "out" and len({json.dumps(own.get(key)) for own in each}) > 1]

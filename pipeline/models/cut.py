@@ -217,6 +217,10 @@ class LayerWithQKV(nn.Module):
         super().__init__()
         self.layer, self._family = layer, family
 
+    def projections(self) -> "Projections":
+        """What a cut at this layer has of it."""
+        return Projections(self.layer, self._family)
+
     def forward(self, hidden: Tensor, **inputs: Any) -> tuple[Tensor, ...]:
         normed = self._family.pre_norm(self.layer)(hidden)
         qkv = _projected(normed, self._family.projections(self.layer), inputs.get("position_embeddings"))

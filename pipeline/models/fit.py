@@ -23,7 +23,7 @@ from pipeline.models.students import (
 )
 from pipeline.models.vocabulary import student_ids_of, vocabulary_of
 from pipeline.models.weights import Weights
-from pipeline.settings.recipe import INITS, PAIR, Recipe
+from pipeline.settings.recipe import INITS, PAIR, Recipe, teacher_layers
 
 
 def check_teacher(recipe: Recipe, config: PreTrainedConfig, starts: bool = True) -> None:
@@ -163,7 +163,7 @@ def student_config_of(recipe: Recipe, teacher_config: PreTrainedConfig) -> PreTr
 
 def untrained_student(recipe: Recipe, teacher_config: PreTrainedConfig, teacher: Weights) -> PreTrainedModel:
     """The whole student, fp32, as it starts."""
-    student = build_student(student_config_of(recipe, teacher_config), recipe.seed)
+    student = build_student(student_config_of(recipe, teacher_config), recipe.student_seed)
     initialise(student, recipe, teacher_config, teacher)
     return student
 
@@ -193,7 +193,7 @@ def tokenizer_origin(recipe: Recipe) -> tuple[str, str]:
 def products_of(recipes: list[Recipe], teacher: PreTrainedConfig) -> tuple[Product, ...]:
     """The widest products of ``teacher`` and students, weighted by their layers: a student's, with backward, three times."""
     recipe = recipes[0]
-    shapes = [(recipe.teacher_batch, teacher, recipe.teacher.layer)]
+    shapes = [(recipe.teacher_batch, teacher, max(teacher_layers(recipes)))]
     for own in recipes:
         shapes.append((own.micro_batch, student_config_of(own, teacher), 3 * own.student.layers))
     return tuple(

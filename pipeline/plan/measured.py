@@ -39,7 +39,7 @@ from pipeline.plan.memory import memory_of
 from pipeline.plan.sizes import UNCOMPILED_BLOCKS, Device, cut_of
 from pipeline.relations import block_bytes
 from pipeline.settings.reading import load_recipes
-from pipeline.settings.recipe import Recipe
+from pipeline.settings.recipe import Recipe, teacher_layers
 from pipeline.training.ahead import Ahead
 from pipeline.training.start import teacher_part, trained_part
 from pipeline.training.step import Clock, update
@@ -90,8 +90,8 @@ def measured(recipes: list[Recipe], ranks: Ranks) -> list[Comparison]:
 
 def _tiny(recipes: list[Recipe], config: PreTrainedConfig) -> tuple[list[Recipe], PreTrainedConfig]:
     """The same run with models of almost no size."""
-    width = math.lcm(recipes[0].relation_heads, recipes[0].student.heads)
     heads = recipes[0].student.heads
+    width = math.lcm(heads, *(recipe.relation_heads for recipe in recipes))
     small = student_config(config, 2, width, heads, width, 0.0, recipes[0].teacher.layer)
     small.vocab_size = 100
     teacher = dataclasses.replace(recipes[0].teacher, layer=2)
@@ -128,7 +128,7 @@ def _rises(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dic
 
 
 def _trainee(recipe: Recipe, config: PreTrainedConfig, layers: tuple[int, ...], ranks: Ranks) -> Trainee:
-    model = build_student(student_config_of(recipe, config), recipe.seed)
+    model = build_student(student_config_of(recipe, config), recipe.student_seed)
     student, names, tail = trained_part(recipe, model, config.hidden_size)
     engine = student_engine(recipe, ranks, student)
     fused, _ = takes_kernel(recipe, config.hidden_size, ranks)
@@ -168,7 +168,7 @@ class Peaks(Clock):
 def _model(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dict[str, float]:
     """The memory model's numbers for this run on this machine."""
     recipe, number = recipes[0], DTYPES[recipes[0].precision].itemsize
-    teacher = cut_of(config, recipe.teacher.layer, recipe.embeds)
+    teacher = cut_of(config, max(teacher_layers(recipes)), recipe.embeds)
     students = [cut_of(student_config_of(own, config), own.student.layers, own.embeds) for own in recipes]
     cpu = ranks.device.type == "cpu"
     device = Device(
@@ -179,7 +179,7 @@ def _model(recipes: list[Recipe], config: PreTrainedConfig, ranks: Ranks) -> dic
         widens=widens(recipe.arithmetic, recipe.precision, ranks.device),
         chip="" if cpu else _chip(recipe, config, ranks),
     )
-    hosting = choose_hosting(recipe, ranks, teacher_part([recipe], config)[0])
+    hosting = choose_hosting(recipe, ranks, teacher_part(recipes, config)[0])
     memory = memory_of(recipes, teacher, students, hosting, ranks.world, device)
     held = hosting.weights(number)
     engines_made = held + memory.parts["untrained tail, on the host"] + sum(state.at_start for state in memory.states)

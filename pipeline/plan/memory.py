@@ -81,9 +81,10 @@ def teacher_pass(cut: Cut, batch: int, length: int, device: Device, kept: bool =
     return n * batch * length * max(2 * width + 2 * ffn, 5 * width)
 
 
-def loss_memory(recipe: Recipe, teacher: Cut, student: Cut, device: Device) -> int:
+def loss_memory(recipe: Recipe, teacher: Cut, student: Cut, device: Device, several: bool = False) -> int:
     """Bytes of relation_loss: its blocks of maps, fp32 copies for the sequences of a block, and the gradients it keeps.
 
+    If the teacher tells ``several`` layers, those that this student learns from are put together.
     Fused it has no blocks and no copies, but two fp32 numbers a row, head and pair, and in backward of one pair two more.
     Where vectors are learnt it is the pooling's: the student's hidden states in fp32, and their gradient.
     """
@@ -92,11 +93,11 @@ def loss_memory(recipe: Recipe, teacher: Cut, student: Cut, device: Device) -> i
         return 2 * 4 * batch * length * student.width
     gradients = sum(len(set(pair)) for pair in recipe.relations)  # of qq one, of qk two
     kept = gradients * device.number * batch * length * student.width
+    if several:
+        kept += qkv(teacher, batch, length, device)
     if VALUE_MSE in recipe.pairs:  # projected values, and the difference in fp32 with its square
         kept += (device.number + 8) * batch * length * teacher.width
     if is_fused(recipe, device.chip, teacher, student):
-        if len(recipe.layers) > 1:  # the teacher's q, k, v of these layers, put together
-            kept += 3 * device.number * batch * length * teacher.width
         return kept + (len(recipe.relations) + 1) * 2 * 4 * batch * heads * length
 
     maps = device.block // (4 * length**2)
@@ -130,7 +131,7 @@ def memory_of(
 ) -> Memory:
     """The memory of a rank that trains ``students`` on ``teacher``; ``fixed`` bytes are the framework's own.
 
-    ``recipes`` differ in their student only. Their ``micro_batch`` counts; several micro-batches in a step keep gradients.
+    The students share a teacher's pass. Their ``micro_batch`` counts; several micro-batches in a step keep gradients.
     """
     recipe = recipes[0]
     length, micro = recipe.length, recipe.micro_batch
@@ -149,7 +150,8 @@ def memory_of(
     states = [student_state(student, each, world, device) for student, each in pairs]
     tails = 4 * sum(cut.tail for cut in students) if device.cpu else 0  # kept outside the engine, on the host
     kept = [activations(student, micro, length, own.student.dropout, device, outputs_of(own)) for student, own in pairs]
-    losses = [loss_memory(each, teacher, student, device) for student, each in pairs]
+    several = len(teacher_layers(recipes)) > 1
+    losses = [loss_memory(each, teacher, student, device, several) for student, each in pairs]
     learning = [k + x + s.forward + s.bucket for k, x, s in zip(kept, losses, states, strict=True)]
 
     standing = fixed + weights + widened + graph + tails + sum(state.standing for state in states)

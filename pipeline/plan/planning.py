@@ -99,11 +99,11 @@ def models_of(recipes: list[Recipe]) -> Models:
     shapes = [student_config_of(recipe, config) for recipe in recipes]
     whole = recipes[0].embeds
     students = [cut_of(shape, shape.num_hidden_layers, whole) for shape in shapes]
-    return Models(config, cut_of(config, recipes[0].teacher.layer, whole), shapes, students)
+    return Models(config, cut_of(config, max(teacher_layers(recipes)), whole), shapes, students)
 
 
 def plan_run(recipes: list[Recipe], models: Models, cluster: Cluster) -> Plan:
-    """Plan ``recipes``, which differ in their student only.
+    """Plan ``recipes``, whose students share a teacher's pass.
 
     A micro-batch that does not come out on so many GPUs is replaced by the largest that fits and does. Raises UserError for
     a batch that the GPUs cannot share evenly.
@@ -157,8 +157,9 @@ def device_of(recipe: Recipe, cluster: Cluster) -> Device:
 
 def flops_of(recipes: list[Recipe], models: Models) -> list[float]:
     """Floating-point operations of one sequence: the teacher's forward, then each student's forward and backward."""
-    recipe, earlier = recipes[0], len(teacher_layers(recipes)) - 1
-    teacher = forward_flops(models.config, recipe.teacher.layer, recipe.length, earlier, recipe.embeds)
+    recipe = recipes[0]
+    *earlier, layer = teacher_layers(recipes)
+    teacher = forward_flops(models.config, layer, recipe.length, len(earlier), recipe.embeds)
     students = [
         3 * forward_flops(shape, shape.num_hidden_layers, recipe.length, len(own.layers) - 1, recipe.embeds)
         for own, shape in zip(recipes, models.shapes, strict=True)

@@ -13,6 +13,7 @@ from pipeline.plan.hardware import GIB, MIB
 from pipeline.plan.planning import FRAMEWORK, SPARE, Plan
 from pipeline.plan.times import MAP_BYTES, POOLING_BYTES
 from pipeline.plan.zero import offloads
+from pipeline.settings.recipe import layers_in_words
 
 
 def report(plan: Plan, others: list[Plan], on_nodes: list[Plan], remedies: list[str]) -> str:
@@ -46,7 +47,7 @@ def about_models(plan: Plan) -> list[str]:
     lines = [
         _labelled(
             "Teacher",
-            f"{recipe.teacher.model}: layer {recipe.teacher.layer} of {models.config.num_hidden_layers}, width "
+            f"{recipe.teacher.model}: {layers_in_words(plan.recipes)} of {models.config.num_hidden_layers}, width "
             f"{models.teacher.width}, {models.teacher.parameters / 1e6:,.1f} M parameters up to that layer, "
             f"{models.teacher.embeddings / 1e6:,.1f} M of them embeddings",
         )

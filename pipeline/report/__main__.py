@@ -1,9 +1,12 @@
-"""Report on scores or on one run.
+"""Report on scores, on one run, or on the students of a run side by side.
 
 python -m pipeline.report RESULTS_DIR [--runs RUN_DIR …] [--teacher NAME]
     students compared with their teacher and with the papers, from the results of pipeline.evaluate and pipeline.speed:
     RESULTS_DIR/report.md with its charts (quality against size and speed also as PNG), and report.html, one file that needs
     nothing else
+python -m pipeline.report OUT [--scores RESULTS_DIR]
+    the students of a run side by side, or its stages: what they differ in, held-out losses and their chart, and the scores
+    of a results folder: OUT/report.md and its chart, and report.html
 python -m pipeline.report RUN_DIR STUDENT_FOLDER [--scores RESULTS_DIR]
     sizes, measured speed-up, held-out losses with their chart and relation maps of a run and its exported student, and the
     scores of both: RUN_DIR/report.md and its pictures, and report.html
@@ -28,6 +31,7 @@ from pipeline.report.sections import (
     speed_section,
     summarise,
 )
+from pipeline.report.sweep import side_by_side
 
 
 def make(folder: Path, runs: list[Path], teacher: str | None = None, all_tables: bool = False) -> tuple[str, list[str]]:
@@ -74,7 +78,12 @@ def parser() -> Parser:
         prog="python -m pipeline.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = made.add_argument
-    add("folder", type=Path, metavar="RESULTS_DIR | RUN_DIR", help="a results folder, or the folder of a run")
+    add(
+        "folder",
+        type=Path,
+        metavar="RESULTS_DIR | RUN_DIR",
+        help="a results folder, or the folder of a run or of several",
+    )
     add(
         "student",
         type=Path,
@@ -98,13 +107,27 @@ def main() -> None:
     options = parser().parse_args()
     if options.student:
         _report_run(options)
+    elif inner_runs(options.folder):
+        _report_several(options)
     else:
         _report_results(options)
 
 
-def _report_run(options: argparse.Namespace) -> None:
+def _report_several(options: argparse.Namespace) -> None:
+    _refuse_for_runs(options, "leave them out")
+    title, (lines, drawn) = side_by_side(options.folder, options.scores, options.teacher)
+    text = "\n".join([f"# {words(title)}", "", *lines]) + "\n"
+    _write(options.folder, text, html(title, text, drawn), drawn)
+    print(f"{text}\n{options.folder / 'report.md'}\n{options.folder / 'report.html'}")
+
+
+def _refuse_for_runs(options: argparse.Namespace, remedy: str) -> None:
     if options.runs or options.all_tables or (options.teacher and not options.scores):
-        raise UserError("--runs, --teacher and --all-tables are for a results folder; leave the student's folder out")
+        raise UserError(f"--runs, --teacher and --all-tables are for a results folder; {remedy}")
+
+
+def _report_run(options: argparse.Namespace) -> None:
+    _refuse_for_runs(options, "leave the student's folder out")
     from pipeline.report.run import report  # torch takes seconds
 
     text = report(options.folder, options.student, options.scores, options.teacher)
@@ -117,9 +140,6 @@ def _report_results(options: argparse.Namespace) -> None:
     if (options.folder / "checkpoints").is_dir():
         remedy = f"python -m pipeline.report {options.folder} STUDENT_FOLDER, or --runs {options.folder} with a results folder"
         raise UserError(f"{options.folder}: the folder of a run, not of results; {remedy}")
-    if inner := inner_runs(options.folder):
-        remedy = f"--runs {' '.join(inner)} with a results folder"
-        raise UserError(f"{options.folder}: the folder of several runs, not of results; {remedy}")
     _, summary = make(options.folder, options.runs, options.teacher, options.all_tables)
     print("\n".join([*summary, f"{options.folder / 'report.md'}", f"{options.folder / 'report.html'}"]))
 

@@ -97,16 +97,38 @@ def losses(title: str, unit: str, rows: list[dict]) -> bytes:
                     line: dict[str, Any] = {"linewidth": 1.4, "color": _COLOURS[number % len(_COLOURS)], "label": label}
                     axis.plot(*zip(*own, strict=True), **line | look)
                     label = None  # once for both lines
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_locator(ticker.NullLocator())
-        axis.grid(axis="y", linewidth=0.4, color="#ddd")
-        axis.set_title(_short(title, 48), fontsize=10, fontweight="bold", loc="left", parse_math=False)
-        axis.set_xlabel("step", fontsize=8)
-        axis.set_ylabel(textwrap.fill(f"loss [{unit}], log scale", 40), fontsize=8)
-        figure.legend(frameon=False, fontsize=8, ncols=5, loc="outside lower center")
-        return _svg(figure)
+        return _of_losses(figure, axis, title, unit)
+
+
+def losses_of_several(title: str, unit: str, lines: dict[str, list[tuple[int, float]]]) -> bytes:
+    """Held-out losses (step, loss) of several students, by name, as points on a line each."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.1 + 0.1 * len(lines)), layout="constrained")
+        axis = figure.subplots()
+        for number, (name, points) in enumerate(lines.items()):
+            colour, dashes = _COLOURS[number % len(_COLOURS)], ("-", "--", ":")[number // len(_COLOURS) % 3]
+            if points:
+                steps, found = zip(*points, strict=True)
+                axis.plot(
+                    steps, found, dashes, color=colour, marker="o", markersize=3, linewidth=1.4, label=_short(name)
+                )
+        return _of_losses(figure, axis, title, unit, columns=3)
+
+
+def _of_losses(figure: Figure, axis: Axes, title: str, unit: str, columns: int = 5) -> bytes:
+    """The chart, once its lines are drawn: labels, and a legend of so many columns."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_locator(ticker.NullLocator())
+    axis.grid(axis="y", linewidth=0.4, color="#ddd")
+    axis.set_title(_short(title, 48), fontsize=10, fontweight="bold", loc="left", parse_math=False)
+    axis.set_xlabel("step", fontsize=8)
+    axis.set_ylabel(textwrap.fill(f"loss [{unit}], log scale", 40), fontsize=8)
+    legend = figure.legend(frameon=False, fontsize=8, ncols=columns, loc="outside lower center")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return _svg(figure)
 
 
 class Point(NamedTuple):

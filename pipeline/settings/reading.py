@@ -2,16 +2,18 @@
 
 import copy
 import dataclasses
+import itertools
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data_prep.cli import UserError, from_home
-from pipeline.settings.recipe import OF_RELATIONS, PATHS, TEXTS, Recipe
+from pipeline.settings.recipe import OF_RELATIONS, OWN, PATHS, PLACE, TEXTS, Recipe, Student
 from pipeline.settings.values import Tables, build
 
+_OF_OTHERS = (*OF_RELATIONS, "transfer", "teacher_layer")  # in a [[student]], than of a stage that learns vectors
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
@@ -27,7 +29,7 @@ def load_recipes(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) 
     """The recipes of a file that has one stage, or of that which the override ``stage=NAME`` picks.
 
     ``[student]`` gives one recipe. Each of several ``[[student]]`` has a ``name`` and gives one with ``out`` = OUT/NAME: they
-    differ in nothing else, share one teacher pass, and each could be run alone.
+    differ in that table and in the keys OWN, which it may hold as well, share one teacher pass, and each could be run alone.
     """
     stages = load_stages(path, overrides)
     if len(stages) > 1:
@@ -147,6 +149,12 @@ def _recipes_of(values: Tables, source: str, root: str, place: Tables) -> list[R
     recipes = [dataclasses.replace(recipe, **place, root=from_home(root)) for recipe in built]
     for recipe in recipes:
         recipe.check()
+    for one, other in itertools.combinations(recipes, 2):
+        if dataclasses.replace(one, out=other.out) == other:
+            raise UserError(
+                f"{other.source}: becomes what student {Path(one.out).name} becomes, bit for bit; give it a key of its own, "
+                "as student.seed, or leave it out"
+            )
     return recipes
 
 
@@ -220,8 +228,14 @@ def _over_common(own: Tables, common: Tables, file: Path) -> Tables:
     tables = _merged(_over_base(own, file, (file.resolve(),)), common)
     over = {key: value for key, value in own.items() if key != "base"}
     if _embeds(tables | over):
-        tables = {key: value for key, value in tables.items() if key not in OF_RELATIONS}
+        tables = _without(tables, OF_RELATIONS)
+        if isinstance(students := tables.get("student"), list):
+            tables["student"] = [_without(each, _OF_OTHERS) if isinstance(each, dict) else each for each in students]
     return copy.deepcopy(_merged(tables, over))
+
+
+def _without(tables: Tables, keys: Iterable[str]) -> Tables:
+    return {key: value for key, value in tables.items() if key not in keys}
 
 
 def _keys(tables: Tables) -> Iterator[str]:
@@ -236,7 +250,8 @@ def _not_a_stages(key: str, number: int, embeds: bool) -> str:
     """Why stage ``number``, from 0, which ``embeds`` or not, cannot have this key of its own; empty if it can."""
     if key == "out":
         return "its run folder is OUT/NAME"
-    if embeds and key in OF_RELATIONS:
+    of_a_student = key.startswith("student.") and key.rpartition(".")[2] in _OF_OTHERS
+    if embeds and (key in OF_RELATIONS or of_a_student):
         return "it learns vectors, not relations"
     if number and embeds and key == "student.init":
         return "it goes on with the student of the stage before"
@@ -284,11 +299,38 @@ def _one_by_one(values: Tables, source: str) -> Iterator[tuple[Tables, str]]:
     for table in tables:
         _named(table, [other.get("name") for other in tables], "student", source)
     for student in students:
-        own = {key: value for key, value in student.items() if key != "name"}
-        one = values | {"student": own}
+        named = f"{source}, student {student['name']}"
+        one = _tables_of_one(values, _without(student, ("name",)), named)
         if isinstance(values.get("out"), str):
             one["out"] = str(Path(values["out"], student["name"]))
-        yield one, f"{source}, student {student['name']}"
+        yield one, named
+
+
+def _tables_of_one(values: Tables, student: Tables, source: str) -> Tables:
+    """The tables of the recipe of one of several students, whose own table is ``student``.
+
+    Raises UserError for a key in it that all students of a run share.
+    """
+    shared = {spec.name for spec in dataclasses.fields(Recipe)} - {spec.name for spec in dataclasses.fields(Student)}
+    for key in student:
+        if key in shared - OWN.keys() - {"student", *PLACE}:
+            hint = " (which of its layers teaches is a student's own: teacher_layer)" if key == "teacher" else ""
+            raise UserError(
+                f"{source}: {key} = {student[key]!r}: the students of a run share the teacher's pass, samples and steps, and "
+                f"so this{hint}; set it for all of them, or train this one by a recipe of its own"
+            )
+    own: Tables = {"student": _without(student, OWN)}
+    for key, place in OWN.items():
+        if key in student:
+            table, _, last = place.rpartition(".")
+            own = _merged(own, {table: {last: student[key]}} if table else {last: student[key]})
+    one = _merged(values, own)
+    if _embeds(one) != _embeds(values):
+        raise UserError(
+            f"{source}: transfer = {one['transfer']!r}: of the students of a run all learn vectors or none; set it for all "
+            "of them, or in a [[stage]] of its own"
+        )
+    return one
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -301,6 +343,12 @@ def find_recipe(path: str | Path) -> Path:
         return shipped
     names = sorted(p.stem for p in SHIPPED.glob("*.toml"))
     raise UserError(f"{path}: no such recipe file; shipped recipes are {', '.join(names)}")
+
+
+def _own_to_each(key: str, students: list[Any]) -> str:
+    """The name in [[student]] of a recipe's ``key`` that each of the students has of its own; or ""."""
+    own = {place: name for name, place in OWN.items()}.get(key, "")
+    return own if own and all(isinstance(student, dict) and own in student for student in students) else ""
 
 
 def _override(values: Tables, override: str) -> None:
@@ -318,6 +366,11 @@ def _override(values: Tables, override: str) -> None:
         for student in chosen:
             _override(student, f"{last}={text}")
         return
+    if isinstance(students, list) and (own := _own_to_each(key.strip(), students)):
+        raise UserError(
+            f"command line: {override}: each student has its own {own}; write student.{own}={text} for all, or "
+            f"student.NAME.{own}={text} for one"
+        )
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):

@@ -42,6 +42,7 @@ class Student:
     vocab: str = ""  # a folder of pipeline.trim_vocab, whose smaller vocabulary the student has; "": the teacher's
     init: str = "random"  # or the teacher's layers, 'teacher', or embeddings, 'pca'; or a student's folder or hub id
     dropout: float = 0.1
+    seed: int = -1  # of its initial weights and dropout; -1: the recipe's, which also orders the samples
     ds_config: str = "student_zero1.json"
 
 
@@ -107,6 +108,11 @@ class Recipe:
         warm = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
         decay = (self.steps - step) / max(1, self.steps - self.warmup_steps)
         return self.learning_rate * min(1.0, warm, decay)
+
+    @property
+    def student_seed(self) -> int:
+        """What the student's initial weights and dropout follow from."""
+        return self.seed if self.student.seed < 0 else self.student.seed
 
     @property
     def relations(self) -> tuple[str, ...]:
@@ -181,6 +187,7 @@ class Recipe:
         self.need("student.layers", student.layers >= 1, "at least 1")
         self.need("student.dropout", 0 <= student.dropout < 1, "in [0, 1)")
         self.need("student.heads", student.heads >= 1, "at least 1")
+        self.need("student.seed", -1 <= student.seed < 2**64, "at least 0 and below 2**64, or -1 for the recipe's seed")
         self.divided("student.heads", student.heads, "attention heads")
         if self.embeds:
             self._check_embedding()
@@ -257,14 +264,28 @@ class Recipe:
 
 
 PLACE = ("source", "root", "stage", "previous", "start")
+# Keys that each of several [[student]] may have of its own, and what they are in its recipe.
+OWN = {
+    "teacher_layer": "teacher.layer",
+    "pairs": "pairs",
+    "relation_heads": "relation_heads",
+    "transfer": "transfer",
+    "learning_rate": "learning_rate",
+}
 OF_RELATIONS = ("pairs", "relation_heads", "loss_kernel")
 TEXTS = {spec.name for kind in (Recipe, Teacher, Student) for spec in dataclasses.fields(kind) if spec.type is str}
 PATHS = {"data", "out", "teacher.model", "teacher.ds_config", "student.vocab", "student.init", "student.ds_config"}
 
 
 def teacher_layers(recipes: list[Recipe]) -> tuple[int, ...]:
-    """The teacher's layers that students who share its pass learn from, in order; the last one is teacher.layer."""
+    """The teacher's layers that students who share its pass learn from, in order: the teacher is cut at the last one."""
     return tuple(sorted({layer for recipe in recipes for layer in recipe.layers.values()}))
+
+
+def layers_in_words(recipes: list[Recipe]) -> str:
+    """The ``teacher.layer`` of each of these recipes, as in "layer 12" or "layers 10, 11, 12"."""
+    layers = sorted({recipe.teacher.layer for recipe in recipes})
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
 def evenly_spaced(last: int, count: int) -> list[int]:

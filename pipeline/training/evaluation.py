@@ -61,7 +61,7 @@ class Evaluation:
         for trainee in trainees:
             trainee.engine.eval()
         parts = heldout.inputs.split(recipe.micro_batch)
-        total = torch.zeros((len(trainees), len(recipe.parts) + 1), device=ranks.device)
+        total = [torch.zeros(len(trainee.recipe.parts) + 1, device=ranks.device) for trainee in trainees]
         names = sorted(set(heldout.sources))
         of_source = torch.zeros((len(trainees), len(names)), device=ranks.device)
 
@@ -81,10 +81,12 @@ class Evaluation:
                         by_name[names.index(name)] += loss
 
         if ranks.world > 1:
-            dist.all_reduce(total)
-            dist.all_reduce(of_source)
-        parts_of_loss = ("loss", *recipe.parts)
-        means = [dict(zip(parts_of_loss, own, strict=True)) for own in (total / len(heldout.inputs)).tolist()]
+            for sums in (*total, of_source):
+                dist.all_reduce(sums)
+        means = []
+        for trainee, sums in zip(trainees, total, strict=True):
+            named = zip(("loss", *trainee.recipe.parts), (sums / len(heldout.inputs)).tolist(), strict=True)
+            means.append(dict(named))
         if len(names) == 1:
             return means, [{} for _ in trainees]
         shares = list(zip(heldout.sources, heldout.inputs.shares(), strict=True))
@@ -102,7 +104,9 @@ class Evaluation:
         teacher = self._teach(ids)
         for trainee in trainees:
             trainee.engine.eval()
-            last = [QKV(*(x[-1:] for x in qkv[:3])) for qkv in (teacher, trainee.engine(ids))]  # the last layer's
-            maps = relation_maps(last[0], last[1], recipe.relations, recipe.relation_heads)
+            own, output = trainee.recipe, trainee.engine(ids)
+            targets = trainee.targets(teacher, slice(None), ids.shape[1])
+            last = [QKV(*(x[-1:] for x in qkv[:3])) for qkv in (targets, output)]  # of its layers that learn
+            maps = relation_maps(last[0], last[1], own.relations, own.relation_heads)
             images.append(relation_image(maps))
         return images

@@ -1,8 +1,10 @@
 """The sentences at the start of a run: models, hosting, batch, data, and notes on what may surprise."""
 
+import json
 from dataclasses import replace
 
 from data_prep.machine import threads
+from pipeline.artifacts.run_folder import differing, flat
 from pipeline.data.fits import about_heldout, notes, times_read
 from pipeline.data.reading import Heldout
 from pipeline.engines.ranks import Ranks
@@ -10,7 +12,7 @@ from pipeline.models.fit import pooling_of
 from pipeline.models.precision import way_of
 from pipeline.models.vocabulary import student_ids_of
 from pipeline.settings.plausible import doubts
-from pipeline.settings.recipe import Recipe
+from pipeline.settings.recipe import Recipe, layers_in_words
 from pipeline.training.monitor import Monitor
 from pipeline.training.run import HostedTeacher, Run
 from pipeline.training.start import Built, Models
@@ -23,10 +25,11 @@ def introduce(
 ) -> None:
     """Say what is about to be trained: in each student's log, on the terminal once."""
     recipe, corpus = run.recipe, run.corpus
-    everywhere(monitors, "\n".join(shared(run, teacher)))
+    recipes = [student.recipe for student in models.students]
+    everywhere(monitors, "\n".join(shared(run, teacher, recipes)))
     for monitor, student in zip(monitors, models.students, strict=True):
         monitor.describe(student.recipe.to_dict())
-        monitor.say(about_student(student))
+        monitor.say(about_student(student, recipes))
         resumed = student.checkpoint
         monitor.say(f"Resuming from {resumed.path}." if resumed else "Starting at step 0.")
         for note in about_steps(student):
@@ -56,7 +59,7 @@ def everywhere(monitors: list[Monitor], line: str) -> None:
         monitor.say(line, about_all=True, shown=number == 0)
 
 
-def shared(run: Run, teacher: HostedTeacher) -> list[str]:
+def shared(run: Run, teacher: HostedTeacher, recipes: list[Recipe]) -> list[str]:
     """A sentence each on the teacher, the batch and the data, which all students share."""
     recipe, ranks, corpus, hosting = run.recipe, run.ranks, run.corpus, teacher.hosting
     tokens = sum(source.tokens for source in corpus.sources.values())
@@ -70,7 +73,7 @@ def shared(run: Run, teacher: HostedTeacher) -> list[str]:
     elif recipe.deterministic:
         arithmetic += ", deterministic algorithms alone, nothing compiled by Inductor"
     return [
-        f"Teacher: {recipe.teacher.model}, layer {recipe.teacher.layer} of {teacher.config.num_hidden_layers}, "
+        f"Teacher: {recipe.teacher.model}, {layers_in_words(recipes)} of {teacher.config.num_hidden_layers}, "
         f"{hosting.parameters / 1e6:.2f} M parameters up to that layer; hosting {hosting.kind} ({hosting.reason}){kept}.",
         f"Batch: {recipe.batch} sequences × {recipe.length} tokens = {ranks.world} rank{'s' * (ranks.world > 1)} × "
         f"micro-batch {recipe.micro_batch}{window} × accumulation {recipe.accumulation(ranks.world)}; {arithmetic}.",
@@ -80,13 +83,19 @@ def shared(run: Run, teacher: HostedTeacher) -> list[str]:
     ]
 
 
-def about_student(student: Built) -> str:
-    """A sentence on the student's shape and size, and the hash of its weights."""
+_SHAPE = ("student.layers", "student.hidden")
+
+
+def about_student(student: Built, recipes: list[Recipe]) -> str:
+    """A sentence on the student's shape and size, and the hash of its weights; and what else the ``recipes`` differ in."""
     size = sum(parameter.numel() for parameter in student.model.parameters())
     shape = student.recipe.student
+    values = flat(student.recipe.to_dict())
+    differ = [key for key in differing([each.to_dict() for each in recipes]) if key not in _SHAPE]
+    own = "".join(f"; {key} = {json.dumps(values[key])}" for key in differ)
     return (
         f"Student: {shape.layers} layers × {shape.hidden}, {size / 1e6:.2f} M parameters, "
-        f"weights {student.digest} on every rank."
+        f"weights {student.digest} on every rank{own}."
     )
 
 

@@ -129,8 +129,8 @@ def _losses(
         progress.moved()
         return weights.tensor(in_file[name])
 
-    teach, digest = host_teacher(recipe, ranks, teacher, hosting, read)
-    check_same_teacher(checkpoint, digest, recipe)
+    teach, digests = host_teacher(recipe, ranks, teacher, hosting, read)
+    check_same_teacher(checkpoint, digests[recipe.teacher.layer], recipe)
     check_same_config(checkpoint, recipe, config)
 
     cut = _student(recipe, checkpoint, student, config, windows.padding)

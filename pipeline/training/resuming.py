@@ -177,7 +177,7 @@ def checkpoint_info(run: Run, teacher: HostedTeacher, trainee: Trainee, step: in
         "teacher": {
             "model": recipe.teacher.model,
             "revision": recipe.teacher.revision,
-            "weights": teacher.digest,
+            "weights": teacher.digests[recipe.teacher.layer],
             "config": deciding_values(teacher.config),
             "distillation": teacher.history,
         },

@@ -38,7 +38,10 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """``recipe`` is any of the students': it stands for what they share. ``last``: the step to reach, at most its ``steps``."""
+    """``recipe`` is any of the students': it stands for what they share, which is all but [student] and settings.recipe.OWN.
+
+    ``last``: the step to reach, at most its ``steps``.
+    """
 
     recipe: Recipe
     ranks: Ranks
@@ -87,10 +90,11 @@ class Run:
 
 @dataclass(frozen=True)
 class HostedTeacher:
-    """The hosted teacher, a function of what engines.teacher.host_teacher says; ``digest``: hash of its weights."""
+    """The hosted teacher, a function of what engines.teacher.host_teacher says; ``digests``: hashes of its weights
+    up to each layer that students learn from."""
 
     forward: Teach
-    digest: str
+    digests: dict[int, str]
     hosting: Hosting
     config: PreTrainedConfig
     history: list[dict]

@@ -86,8 +86,8 @@ def build(run: Run, pending: list[Pending]) -> Models:
     recipe, ranks = run.recipe, run.ranks
     run.progress.at(DOWNLOAD if _is_fetched(recipe) else LOAD)
     config = teacher_config_of(recipe)
-    for checkpoint in (student.checkpoint for student in pending if student.checkpoint):
-        resuming.check_same_config(checkpoint, recipe, config)
+    for resumed in ((student.checkpoint, student.recipe) for student in pending if student.checkpoint):
+        resuming.check_same_config(*resumed, config)
     teacher, in_file, layers = teacher_part([student.recipe for student in pending], config, run.padding)
     weights = weights_of(recipe.teacher.model, recipe.teacher.revision, config)
     history = on_first_rank(ranks, read_distillation, Path(recipe.teacher.model))
@@ -96,7 +96,9 @@ def build(run: Run, pending: list[Pending]) -> Models:
     origins = [student.recipe.student.init for student in pending if not student.checkpoint]
     fetches = any(origin not in INITS and not Path(origin).is_dir() for origin in origins)
     run.progress.at(DOWNLOAD if fetches else "the building of the students")
-    built = [build_student(student_config_of(student.recipe, config), student.recipe.seed) for student in pending]
+    built = [
+        build_student(student_config_of(student.recipe, config), student.recipe.student_seed) for student in pending
+    ]
     for student, model in zip(pending, built, strict=True):
         if student.checkpoint:
             student.checkpoint.load_into(model)
@@ -134,8 +136,8 @@ def host(run: Run, models: Models) -> HostedTeacher:
         run.progress.moved()
         return models.weights.tensor(models.in_file[name])
 
-    forward, digest = host_teacher(run.recipe, run.ranks, models.teacher, hosting, read)
-    return HostedTeacher(forward, digest, hosting, models.teacher.config, models.history)
+    forward, digests = host_teacher(run.recipe, run.ranks, models.teacher, hosting, read)
+    return HostedTeacher(forward, digests, hosting, models.teacher.config, models.history)
 
 
 def _history(student: Pending) -> list[dict]:
@@ -166,7 +168,8 @@ def make_trainees(run: Run, models: Models, teacher: HostedTeacher) -> list[Trai
     for student in models.students:
         recipe, checkpoint = student.recipe, student.checkpoint
         cut, names, tail = trained_part(recipe, student.model, teacher.config.hidden_size, run.padding)
-        state = resuming.matching_state(checkpoint, recipe, teacher.digest, cut, names) if checkpoint else {}
+        digest = teacher.digests[recipe.teacher.layer]
+        state = resuming.matching_state(checkpoint, recipe, digest, cut, names) if checkpoint else {}
         engine = student_engine(recipe, run.ranks, cut)
         trainee = Trainee(recipe, engine, divergence, student.fused, names, tail, models.layers, student.history)
         trainee.earlier_steps = resuming.earlier_steps(checkpoint, recipe)
@@ -184,10 +187,10 @@ def trained_part(
     Where vectors are learnt it is models.cut.split_pooled.
     """
     if pooling := pooling_of(recipe):
-        return split_pooled(model, pooling, pooling.width(teacher_width), padding, recipe.seed, own_ids(recipe))
+        return split_pooled(model, pooling, pooling.width(teacher_width), padding, recipe.student_seed, own_ids(recipe))
     earlier = tuple(recipe.layers)[:-1]
     width = teacher_width if VALUE_MSE in recipe.pairs else 0
-    return split(model, padding, earlier, width, recipe.seed, own_ids(recipe))
+    return split(model, padding, earlier, width, recipe.student_seed, own_ids(recipe))
 
 
 def prepare_folders(run: Run, models: Models, trainees: list[Trainee]) -> None:

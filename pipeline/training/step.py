@@ -1,7 +1,7 @@
 """One update of every student: the teacher's pass, then for each its pass, the relation loss, backward, and the optimizer.
 
-The students of a run share the teacher's pass, the samples, the learning rate and the number of steps; nothing else. Each
-has its own engine, and what becomes of it is what would become of it alone.
+The students of a run share the teacher's pass, the samples and the number of steps; nothing else. Each has its own engine,
+and what becomes of it is what would become of it alone.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ def update(
     is begun in this one. Returns for each trainee its losses [micro-batches, 1 + pairs], on the device, for which nothing here
     waits.
     """
-    recipe = trainees[0].recipe
+    recipe = trainees[0].recipe  # where they agree
     losses: list[list[Tensor]] = [[] for _ in trainees]
     for trainee in trainees:
         trainee.engine.train()
-        set_learning_rate(trainee.engine, recipe.learning_rate_at(step))
+        set_learning_rate(trainee.engine, trainee.recipe.learning_rate_at(step))
     windows = samples.split(recipe.teacher_batch)
     for number, window in enumerate(windows):
         coming = partial(_window_after, number, windows, following, recipe.teacher_batch)
@@ -51,7 +51,7 @@ def update(
         batches = window.split(recipe.micro_batch)
         for trainee, rows in zip(trainees, losses, strict=True):
             for part, batch in zip(parts, batches, strict=True):
-                seed_dropout(recipe.seed, step, len(rows), ranks.rank)
+                seed_dropout(trainee.recipe.student_seed, step, len(rows), ranks.rank)
                 with clock("student"):
                     output = trainee.engine(batch.ids, **batch.told)
                 with clock("loss"):

@@ -22,10 +22,10 @@ from tests.parts.tiny import SPECIAL
 def models_by_hand(recipe, student_layer: int, teacher_layer: int):
     """Teacher and untrained student, each cut at a layer; a student that needs a projection has it."""
     teacher_model = load_model(recipe.teacher.model, "main", torch.float32)
-    student_model = build_student(student_config_of(recipe, teacher_model.config), recipe.seed)
+    student_model = build_student(student_config_of(recipe, teacher_model.config), recipe.student_seed)
     student = cut_encoder(student_model, student_layer)
     if "v_mse" in recipe.pairs:
-        whole = split(student_model, value_width=teacher_model.config.hidden_size, seed=recipe.seed)[0]
+        whole = split(student_model, value_width=teacher_model.config.hidden_size, seed=recipe.student_seed)[0]
         student.value_projection = whole.value_projection
     return cut_encoder(teacher_model, teacher_layer).eval(), student.eval()
 

@@ -49,12 +49,13 @@ def main() -> None:
             weights = weights_of(recipe.teacher.model, "main", config)
             read: list[str] = []
             hosting = choose_hosting(recipe, ranks, cut)
-            teach, digest = host_teacher(recipe, ranks, cut, hosting, noting(read, weights, names))
+            teach, digests = host_teacher(recipe, ranks, cut, hosting, noting(read, weights, names))
             ids = torch.arange(5, 45, device=ranks.device).view(4, 10)
             output = b"".join(x.float().numpy().tobytes() for _ in range(2) for x in teach(ids))
             kept = sum(getattr(p, "ds_tensor", p).numel() for p in cut.body.parameters())
             result[f"{way} {precision}"] = {
-                "output": hashlib.sha256(output).hexdigest(), "read": len(read), "kept": kept, "weights": digest,
+                "output": hashlib.sha256(output).hexdigest(), "read": len(read), "kept": kept,
+                "weights": digests[recipe.teacher.layer],
                 "shards": hosting.shards, "memory": memory_per_rank(ranks), "finite": bool(torch.isfinite(teach(ids).q).all()),
             }  # fmt: skip
     with open(f"{out}.{ranks.rank}.json", "w") as file:  # noqa: PTH123

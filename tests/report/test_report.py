@@ -494,7 +494,7 @@ def test_the_folder_of_several_runs_is_taken_neither_for_results_nor_for_one_run
     with pytest.raises(UserError, match=f"--runs {' '.join(inner)} are its students or stages"):
         made(folder, tmp_path / "runs")
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "runs")])
-    with pytest.raises(UserError, match=f"the folder of several runs, not of results; --runs {' '.join(inner)} with"):
+    with pytest.raises(UserError, match=f"{inner[0]}/recipe.json: missing, so this run cannot be compared"):
         main()
 
 

@@ -37,7 +37,7 @@ def test_deterministic_algorithms_are_said_where_they_are_asked_for(device, valu
     )
     hosting = SimpleNamespace(parameters=1, kind="replicate", reason="it fits", widened=0)
     teacher = SimpleNamespace(hosting=hosting, config=SimpleNamespace(num_hidden_layers=12))
-    assert ("deterministic algorithms alone" in " ".join(shared(run, teacher))) == told
+    assert ("deterministic algorithms alone" in " ".join(shared(run, teacher, [run.recipe]))) == told
 
 
 @pytest.mark.parametrize(

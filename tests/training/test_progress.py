@@ -133,6 +133,6 @@ def test_each_tensor_read_is_a_move_and_only_a_fetch_is_a_download(monkeypatch, 
     monkeypatch.setattr(start, "choose_hosting", lambda *_: Hosting("zero3", "asked", 1, 1))
     monkeypatch.setattr(start, "check_memory", lambda recipes, ranks, hosting, students: hosting)
     monkeypatch.setattr(start, "host_teacher", host_teacher)
-    assert start.host(run, models).digest == "digest"
+    assert start.host(run, models).digests == "digest"
     fetches = [DOWNLOAD] if shared == "node" and not Path(model).is_dir() else []
     assert seen == [*fetches, LOAD, LOAD] and made.place(0).moves == 2
