@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.engines.ds_config import load_ds_config
+from pipeline.engines.traffic import sent_type, zero_config
 from pipeline.models.precision import DTYPES
 from pipeline.plan.sizes import Cut, Device
 from pipeline.settings.recipe import Recipe
@@ -42,23 +43,11 @@ class State:
         return self.weights + self.masters + self.gradients + moments
 
 
-def zero_config(recipe: Recipe) -> dict[str, Any]:
-    """``zero_optimization`` of the student's ds_config."""
-    zero: dict[str, Any] = load_ds_config(recipe.student.ds_config, recipe).get("zero_optimization", {})
-    return zero
-
-
-def sent_size(recipe: Recipe) -> int:
-    """Bytes of a number of the student's gradients on its way between ranks: of the run's precision, unless told otherwise."""
-    sent: str = load_ds_config(recipe.student.ds_config, recipe).get("communication_data_type", recipe.precision)
-    return DTYPES[sent].itemsize
-
-
 def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> State:
     """DeepSpeed's state for the student's parameters at its ZeRO stage over ``world`` ranks."""
     zero, count, n = zero_config(recipe), student.parameters, DTYPES[recipe.precision].itemsize
     stage, share = zero.get("stage", 0), student.parameters / world
-    bucket, sent = zero.get("reduce_bucket_size", 500_000_000), sent_size(recipe)
+    bucket, sent = zero.get("reduce_bucket_size", 500_000_000), DTYPES[sent_type(recipe)].itemsize
     if device.cpu:  # an allocated bucket costs what is written to it
         bucket = min(bucket, count)
     if stage == 0:
