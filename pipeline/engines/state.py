@@ -36,6 +36,8 @@ def read_state(engine, names: dict[str, str], first: bool) -> dict[str, Tensor]:
     UserError on every rank if a weight is not the one that is trained: settings of DeepSpeed can make its accessors return
     others, and a run then looks right while its checkpoints are not.
     """
+    if engine.word_rows:
+        engine.word_rows.gather()
     state, trained = {}, dict(engine.module.named_parameters())
     wrong = torch.zeros(len(trained), device=engine.device)
     for number, (name, weight, moments) in enumerate(_masters(engine)):

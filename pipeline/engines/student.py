@@ -11,8 +11,9 @@ from pipeline.engines.both import QUIET, fit, made, precision_config
 from pipeline.engines.ds_config import load_ds_config
 from pipeline.engines.gradients import flatten_gradients
 from pipeline.engines.ranks import Ranks, quietly
+from pipeline.engines.rows import take_rows_out, word_rows
 from pipeline.engines.state import write_masters
-from pipeline.models.cut import CutEncoder
+from pipeline.models.cut import CutEncoder, word_table
 from pipeline.models.weights import weights_hash
 from pipeline.settings.recipe import Recipe
 
@@ -51,8 +52,10 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
         "gradient_clipping": recipe.gradient_clipping,  # DeepSpeed's own default is 1.0, not none
     }
     fit(student, recipe, ranks, "student")
+    rows = word_rows(recipe, ranks, student)
+    alone = word_table(student).weight if stage in (1, 2) and ranks.world > 1 else None
     optimizer = torch.optim.AdamW(
-        decay_groups(student.parameters(), recipe.weight_decay),
+        decay_groups(student.parameters(), recipe.weight_decay, alone),
         lr=recipe.learning_rate,
         betas=(recipe.adam_betas[0], recipe.adam_betas[1]),
         eps=recipe.adam_eps,
@@ -67,18 +70,22 @@ def student_engine(recipe: Recipe, ranks: Ranks, student: CutEncoder):
             dist_init_required=False,
         )
     flatten_gradients(engine, flat_norm=recipe.compile == "all")
+    if rows:
+        take_rows_out(engine, rows)
+    engine.word_rows = rows
     made.append(engine)
     write_masters(engine, weights)
     engine.resolved_config = config
     return engine
 
 
-def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[dict]:
-    """Weight decay for matrices, none for biases and norms, as BERT was trained."""
-    parameters = list(parameters)
+def decay_groups(parameters: Iterable[Tensor], weight_decay: float, alone: Tensor | None = None) -> list[dict]:
+    """Weight decay for matrices, none for biases and norms, as BERT was trained. A matrix ``alone`` is the first group."""
+    parameters = [p for p in parameters if p is not alone]
     matrices = [p for p in parameters if p.dim() > 1]
     vectors = [p for p in parameters if p.dim() <= 1]
     return [
+        *([] if alone is None else [{"params": [alone], "weight_decay": weight_decay}]),
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]

@@ -287,6 +287,12 @@ def check_layer(config: PreTrainedConfig, layer: int) -> None:
         )
 
 
+def word_table(encoder: CutEncoder) -> nn.Embedding:
+    """Its word embedding."""
+    tables = (module for module in encoder.embeddings.modules() if isinstance(module, nn.Embedding))
+    return next(table for table in tables if table.num_embeddings == encoder.config.vocab_size)
+
+
 def split(
     model: PreTrainedModel,
     padding: int | None = None,

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from data_prep.cli import UserError
 from data_prep.shards import MANIFEST, open_corpus
 from pipeline.engines.hosting import Hosting, hosting_of
+from pipeline.engines.traffic import zero_config
 from pipeline.models.arithmetic import widens
 from pipeline.models.configs import planned_config
 from pipeline.models.counting import forward_flops
@@ -22,7 +23,6 @@ from pipeline.plan.hardware import CPU, GIB, MIB, Cluster
 from pipeline.plan.memory import Memory, memory_of
 from pipeline.plan.sizes import UNCOMPILED_BLOCKS, Cut, Device, cut_of
 from pipeline.plan.times import Gathers, Times, gathers_of, times_of
-from pipeline.plan.zero import zero_config
 from pipeline.relations import block_bytes
 from pipeline.settings.recipe import Recipe, teacher_layers
 

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
+from pipeline.engines.traffic import Table
 from pipeline.models.counting import count_parameters
-from pipeline.models.cut import empty_encoder
+from pipeline.models.cut import empty_encoder, word_table
 from pipeline.models.families import family_of
 from pipeline.models.pooling import Pooling
 
+NO_TABLE = Table(0, 0)
 UNCOMPILED_BLOCKS = 10  # the three that relation_loss has room for, and what divergence_and_gradient makes of them
 
 
@@ -18,7 +20,7 @@ class Cut:
 
     ``embeddings``, ``layer`` (one whole), ``last`` (projections and a norm before them, or one after all layers) and ``tail``
     (the model's part beyond the cut) count parameters, ``largest`` those of the largest tensor. ``dropouts`` are those of a
-    layer.
+    layer, ``words`` the shape of the word embedding.
     """
 
     layers: int
@@ -32,6 +34,7 @@ class Cut:
     largest: int
     dropouts: int = 2
     gated: bool = False  # the FFN has three matrices
+    words: Table = NO_TABLE
 
     @property
     def body(self) -> int:
@@ -63,6 +66,7 @@ def cut_of(config: PreTrainedConfig, layer: int, whole: bool = False) -> Cut:
         largest=max(p.numel() for p in encoder.parameters()),
         dropouts=family.layer_dropouts,
         gated=family.gated,
+        words=Table(*word_table(encoder).weight.shape),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.engines.traffic import dense_bytes, rows_bytes, sends_rows
 from pipeline.models.configs import takes_published_shape
 from pipeline.models.precision import DTYPES
 from pipeline.plan.comparison import Comparison
@@ -148,8 +149,22 @@ def about_time(plan: Plan) -> list[str]:
     return [
         _labelled("Time", f"{times.step * 1e3:,.0f} ms a step: {shown}"),
         _labelled("", speed),
+        *about_words(plan),
         _labelled("", about_loss(plan)),
     ]
+
+
+def about_words(plan: Plan) -> list[str]:
+    """What the word embeddings that travel as rows are, in bytes of a step."""
+    lines = []
+    for recipe, cut in zip(plan.recipes, plan.models.students, strict=True):
+        if sends_rows(recipe, cut.words, plan.cluster.world):
+            whole = dense_bytes(recipe, cut.words.rows * cut.words.width, plan.cluster.world)
+            rows = rows_bytes(recipe, cut.words, plan.cluster.world)
+            text = f"the word embedding of {recipe.student.layers} × {recipe.student.hidden} travels as rows, one for each "
+            text += f"token: {rows / 1e6:,.1f} MB a step into each GPU instead of {whole / 1e6:,.1f} MB"
+            lines.append(_labelled("", text))
+    return lines
 
 
 def about_loss(plan: Plan) -> str:

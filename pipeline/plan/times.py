@@ -6,11 +6,12 @@ Rates are a stated share of those in data sheets. Nothing here has been compared
 from dataclasses import dataclass
 
 from pipeline.engines.hosting import Hosting
+from pipeline.engines.traffic import received_bytes
 from pipeline.models.precision import DTYPES
 from pipeline.plan.fused import fused_seconds, is_fused
 from pipeline.plan.hardware import Cluster
 from pipeline.plan.sizes import Cut
-from pipeline.plan.zero import gathered_ahead, sent_size, zero_config
+from pipeline.plan.zero import gathered_ahead
 from pipeline.settings.recipe import Recipe
 
 POOLING_BYTES = 12  # memory traffic for a hidden number: read, written and read in fp32
@@ -121,16 +122,5 @@ def loss_seconds(recipe: Recipe, cluster: Cluster, teacher: Cut, student: Cut) -
 
 
 def gradient_bytes(recipe: Recipe, student: Cut, world: int) -> float:
-    """Bytes that a rank receives in a step to average a student's gradients, and to bring its weights together again.
-
-    As DeepSpeed 0.19 does it: stages 0 and 1 average once in a step, 2 and 3 after each micro-batch. An all-reduce goes
-    around a ring twice, stage 3's reduce-scatter once. Weights are gathered once in a step, at stage 3 for each
-    micro-batch: a student's stay from its forward to its backward.
-    """
-    zero = zero_config(recipe)
-    stage, times = zero.get("stage", 0), recipe.accumulation(world)
-    averages = times if stage >= 2 else 1
-    rounds = 1 if stage == 3 and zero.get("reduce_scatter", True) else 2
-    gathers = {0: 0, 3: times}.get(stage, 1)
-    bytes_of_each = rounds * averages * sent_size(recipe) + gathers * DTYPES[recipe.precision].itemsize
-    return student.parameters * bytes_of_each * (world - 1) / world
+    """Bytes that a rank receives in a step to average a student's gradients, and to bring its weights together again."""
+    return received_bytes(recipe, student.parameters, student.words, world)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.engines.ds_config import load_ds_config
+from pipeline.engines.traffic import rows_bytes, sends_rows, sent_type, zero_config
 from pipeline.models.precision import DTYPES
 from pipeline.plan.sizes import Cut, Device
 from pipeline.settings.recipe import Recipe
@@ -42,32 +43,23 @@ class State:
         return self.weights + self.masters + self.gradients + moments
 
 
-def zero_config(recipe: Recipe) -> dict[str, Any]:
-    """``zero_optimization`` of the student's ds_config."""
-    zero: dict[str, Any] = load_ds_config(recipe.student.ds_config, recipe).get("zero_optimization", {})
-    return zero
-
-
-def sent_size(recipe: Recipe) -> int:
-    """Bytes of a number of the student's gradients on its way between ranks: of the run's precision, unless told otherwise."""
-    sent: str = load_ds_config(recipe.student.ds_config, recipe).get("communication_data_type", recipe.precision)
-    return DTYPES[sent].itemsize
-
-
 def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> State:
     """DeepSpeed's state for the student's parameters at its ZeRO stage over ``world`` ranks."""
     zero, count, n = zero_config(recipe), student.parameters, DTYPES[recipe.precision].itemsize
     stage, share = zero.get("stage", 0), student.parameters / world
-    bucket, sent = zero.get("reduce_bucket_size", 500_000_000), sent_size(recipe)
+    bucket, sent = zero.get("reduce_bucket_size", 500_000_000), DTYPES[sent_type(recipe)].itemsize
     if device.cpu:  # an allocated bucket costs what is written to it
         bucket = min(bucket, count)
+    averaged, rows = count, 0.0  # parameters that are averaged whole; bytes of what is received of others
+    if sends_rows(recipe, student.words, world):
+        averaged, rows = count - student.words.rows * student.words.width, rows_bytes(recipe, student.words, world)
     if stage == 0:
         return State(
             weights=n * count,
             masters=4 * count if n == 2 else 0,
             moments=8 * count,
             accumulated=n * count,
-            reduction=(2 * n + (sent if sent != n else 0)) * count,
+            reduction=n * count + (n + (sent if sent != n else 0)) * averaged + rows,
             update=(n + (4 if n == 2 else 0)) * count,
             moments_at_start=n == 2,
         )
@@ -82,15 +74,15 @@ def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> S
             update=8 * min(student.largest / world, share),
         )
     if n == 2 and stage == 1:  # DeepSpeed takes its BF16_Optimizer, which keeps whole fp32 gradients
-        buckets = min(count, bucket + student.largest)  # a bucket is sent with the gradient that overfills it
-        gathered_weights = n * count if device.cpu and world > 1 else 0
+        buckets = min(averaged, bucket + student.largest)  # a bucket is sent with the gradient that overfills it
+        gathered_weights = n * averaged if device.cpu and world > 1 else 0
         return State(
             weights=n * count,
             masters=4 * share,
             moments=8 * share,
             gradients=4 * count,
             accumulated=n * count,
-            reduction=n * count + (4 + (sent if sent != 4 else 0)) * buckets,
+            reduction=n * count + (4 + (sent if sent != 4 else 0)) * buckets + rows,
             update=n * count + gathered_weights,
         )
 

@@ -2,12 +2,16 @@
 
 import json
 from dataclasses import replace
+from typing import cast
+
+from torch import nn
 
 from data_prep.machine import threads
 from pipeline.artifacts.run_folder import differing, flat
 from pipeline.data.fits import about_heldout, notes, times_read
 from pipeline.data.reading import Heldout
 from pipeline.engines.ranks import Ranks
+from pipeline.engines.traffic import Table, dense_bytes, rows_bytes, sends_rows
 from pipeline.models.fit import pooling_of
 from pipeline.models.precision import way_of
 from pipeline.models.vocabulary import student_ids_of
@@ -33,6 +37,8 @@ def introduce(
         resumed = student.checkpoint
         monitor.say(f"Resuming from {resumed.path}." if resumed else "Starting at step 0.")
         for note in about_steps(student):
+            monitor.say(note)
+        for note in about_words(student, run.ranks):
             monitor.say(note)
         if student.about_loss:
             monitor.say(student.about_loss)
@@ -97,6 +103,19 @@ def about_student(student: Built, recipes: list[Recipe]) -> str:
         f"Student: {shape.layers} layers × {shape.hidden}, {size / 1e6:.2f} M parameters, "
         f"weights {student.digest} on every rank{own}."
     )
+
+
+def about_words(student: Built, ranks: Ranks) -> list[str]:
+    """A sentence if the student's word embedding travels between ranks as rows: how much it is, and would be."""
+    recipe, words = student.recipe, cast(nn.Embedding, student.model.get_input_embeddings())
+    table = Table(words.num_embeddings, words.embedding_dim)
+    if not sends_rows(recipe, table, ranks.world):
+        return []
+    rows, whole = rows_bytes(recipe, table, ranks.world), dense_bytes(recipe, table.rows * table.width, ranks.world)
+    return [
+        f"Between ranks its word embedding travels as rows, one for each token: {rows / 1e6:,.1f} MB a step into each rank "
+        f"instead of {whole / 1e6:,.1f} MB."
+    ]
 
 
 def about_attention(recipe: Recipe, ranks: Ranks) -> list[str]:

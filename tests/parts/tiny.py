@@ -27,10 +27,9 @@ def make_teacher(
     }
     config = AutoConfig.for_model(
         model_type,
-        vocab_size=len(WORDS),
         max_position_embeddings=positions,
         initializer_range=0.25,
-        **({"pad_token_id": 0} | sizes | extra),
+        **({"vocab_size": len(WORDS), "pad_token_id": 0} | sizes | extra),
     )
     AutoModel.from_config(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")

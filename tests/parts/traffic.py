@@ -1,6 +1,7 @@
 """What DeepSpeed sends for a student: `python -m tests.parts.traffic RECIPE`, as a rank; the first one prints JSON.
 
-[[stage, dtype on the way, bytes that a rank receives in a step of two micro-batches], …], counted at DeepSpeed's collectives.
+[[stage, dtype on the way, vocabulary, bytes that a rank receives in a step of two micro-batches], …], counted at DeepSpeed's
+collectives.
 """
 
 import json
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers import PreTrainedConfig
 
 from pipeline.engines.both import release
 from pipeline.engines.ds_config import DS_CONFIGS
@@ -22,7 +24,8 @@ from pipeline.settings.recipe import Recipe
 from pipeline.training.start import trained_part
 
 ROUNDS = {"all_reduce": 2, "all_gather_into_tensor": 1, "reduce_scatter_tensor": 1}  # of a ring
-CASES = [(stage, sent) for stage in range(4) for sent in ("bf16", "fp32")]
+# With the larger vocabulary the word embedding travels as rows, except at stage 3.
+CASES = [(stage, sent, 50) for stage in range(4) for sent in ("bf16", "fp32")] + [(s, "bf16", 1000) for s in range(4)]
 
 
 class Counter:
@@ -56,10 +59,16 @@ def recipe_of_case(path: Path, stage: int, sent: str, ranks: int) -> Recipe:
     return load_recipe(path, overrides)
 
 
-def received(path: Path, stage: int, sent: str, ranks: Ranks, counter: Counter) -> float:
+def shape_of_case(recipe: Recipe, vocabulary: int) -> PreTrainedConfig:
+    """The student's config."""
+    config = student_config_of(recipe, teacher_config_of(recipe))
+    config.vocab_size = vocabulary
+    return config
+
+
+def received(path: Path, stage: int, sent: str, vocabulary: int, ranks: Ranks, counter: Counter) -> float:
     recipe = recipe_of_case(path, stage, sent, ranks.world)
-    teacher = teacher_config_of(recipe)
-    student, _, _ = trained_part(recipe, build_student(student_config_of(recipe, teacher), 1), teacher.hidden_size)
+    student, _, _ = trained_part(recipe, build_student(shape_of_case(recipe, vocabulary), 1), 32)
     engine = student_engine(recipe, ranks, student)
     for _ in range(2):  # the second step is as all others
         counter.received = 0.0
@@ -73,14 +82,14 @@ def received(path: Path, stage: int, sent: str, ranks: Ranks, counter: Counter) 
 def main() -> None:
     path, ranks = Path(sys.argv[1]), start_ranks()
     if ranks.first:
-        for stage, sent in CASES:
+        for stage, sent, _ in CASES:
             config = json.loads((DS_CONFIGS / f"student_zero{stage}.json").read_text())
             changed = json.dumps(config | {"communication_data_type": sent})
             path.with_name(f"sent-{stage}-{sent}.json").write_text(changed)
     dist.barrier()
     counter, rows = Counter(ranks), []
-    for stage, sent in CASES:
-        rows.append((stage, sent, received(path, stage, sent, ranks, counter)))
+    for case in CASES:
+        rows.append((*case, received(path, *case, ranks, counter)))
         release()
     if ranks.first:
         print(json.dumps(rows), flush=True)

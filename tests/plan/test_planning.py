@@ -167,7 +167,7 @@ WAYS = [  # nodes, GPUs of a node, GB of one, recipe, overrides; the ways out
         [*REPLICAS, "batch=32", "steps=8000"],
         ["one student at a time", "--nodes 2", "GPUs of 35 GB"],
     ),
-    (2, 8, 16, "minilm_12x384", REPLICAS, ["teacher.hosting=zero3", "GPUs of 26 GB"]),
+    (2, 8, 16, "minilm_12x384", REPLICAS, ["teacher.hosting=zero3", "GPUs of 25 GB"]),
     (1, 8, 8, "minilm_12x384", SHARDED, ["student.ds_config=student_zero2.json", "--nodes 2", "GPUs of 9 GB"]),
     (4, 2, 10, "minilm_12x384", [*SHARDED, "teacher.shard_group=node"], ["teacher.shard_group=world", "GPUs of 16 GB"]),
     (1, 8, 5, "minilm_table3", [], ["micro_batch=16", "one student at a time", "--nodes 2", "GPUs of 6 GB"]),

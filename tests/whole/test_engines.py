@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.artifacts import checkpoints
+from pipeline.engines.traffic import dense_bytes
 from pipeline.export import export_untrained
 from pipeline.models.cut import split
 from pipeline.models.fit import student_config_of
@@ -183,11 +184,12 @@ def test_plan_counts_the_bytes_that_deepspeed_sends_at_each_stage(folder):
         assert process.returncode == 0, error[-2000:]
     counted = json.loads(output[0][0].splitlines()[-1])
     assert len(counted) == len(traffic.CASES)
-    for stage, sent, received in counted:
+    for stage, sent, vocabulary, received in counted:
         recipe = traffic.recipe_of_case(folder / "tiny.toml", stage, sent, ranks)
-        student = student_config_of(recipe, load_config(recipe.teacher.model))
-        planned = gradient_bytes(recipe, cut_of(student, 2), ranks)
-        assert received == pytest.approx(planned, rel=0.02), (stage, sent)
+        cut = cut_of(traffic.shape_of_case(recipe, vocabulary), 2)
+        planned = gradient_bytes(recipe, cut, ranks)
+        assert received == pytest.approx(planned, rel=0.02), (stage, sent, vocabulary)
+        assert (planned < 0.8 * dense_bytes(recipe, cut.parameters, ranks)) == (vocabulary > 50 and stage < 3)
 
 
 def test_torchrun_starts_it_too(folder):
