@@ -51,9 +51,7 @@ class WordRows:
         self.weight = table.weight
         self._ranks, self._tokens, self._sent = ranks, tokens, sent
         self._read: list[Tensor] = []  # of each micro-batch since the last exchange, the ids on all ranks [W, tokens]
-        self._flat: Any = (
-            None  # the table at stages 1 and 2, with its padding; ``stale`` if there are newer weights elsewhere
-        )
+        self._flat: Any = None  # the padded table at stages 1 and 2; ``stale`` if other ranks have newer weights
         table.register_forward_pre_hook(self._before_reading)
 
     def own(self, flat: Any) -> None:
@@ -82,7 +80,7 @@ class WordRows:
         share = self._flat.numel() // self._ranks.world
         first = (
             self._ranks.rank * share - ids.flatten()[:, None] * width
-        )  # of the owned part, counted from a row's begin
+        )  # where this rank's part begins, from a row's begin
         place = torch.arange(width, device=ids.device)
         owned = (first <= place) & (place < first + share)
         rows = torch.where(owned, weight[ids.flatten()], 0)
@@ -127,13 +125,12 @@ def word_rows(recipe: Recipe, ranks: Ranks, student: CutEncoder) -> WordRows | N
 def take_rows_out(engine: Any, rows: WordRows) -> None:
     """Have ``engine`` leave its word embedding to ``rows``. At stages 1 and 2 it is alone in the first group of parameters."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
-    if stage > 0:
-        rows.own(
-            (optimizer.bf16_groups_flat if hasattr(optimizer, "bf16_groups_flat") else optimizer.bit16_groups_flat)[0]
-        )
     if isinstance(optimizer, stage_1_and_2.DeepSpeedZeroOptimizer):
+        rows.own(optimizer.bit16_groups_flat[0])
         optimizer.reduce_ready_partitions_and_remove_grads = _averaging(optimizer, rows)
     else:
+        if stage > 0:
+            rows.own(optimizer.bf16_groups_flat[0])
         engine.buffered_allreduce_fallback = _averaging_at_the_end(engine, rows)
 
 

@@ -50,9 +50,10 @@ def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> S
     bucket, sent = zero.get("reduce_bucket_size", 500_000_000), DTYPES[sent_type(recipe)].itemsize
     if device.cpu:  # an allocated bucket costs what is written to it
         bucket = min(bucket, count)
-    averaged, rows = count, 0.0  # parameters that are averaged whole; bytes of what is received of others
+    words = student.words.rows * student.words.width
+    averaged, rows = count, 0.0  # parameters that are averaged whole; bytes of rows that are received
     if sends_rows(recipe, student.words, world):
-        averaged, rows = count - student.words.rows * student.words.width, rows_bytes(recipe, student.words, world)
+        averaged, rows = count - words, rows_bytes(recipe, student.words, world)
     if stage == 0:
         return State(
             weights=n * count,
@@ -75,6 +76,10 @@ def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> S
         )
     if n == 2 and stage == 1:  # DeepSpeed takes its BF16_Optimizer, which keeps whole fp32 gradients
         buckets = min(averaged, bucket + student.largest)  # a bucket is sent with the gradient that overfills it
+        group = max(words, count - words) if world > 1 else count
+        adding = (
+            n + (4 if device.cpu else 0)
+        ) * group  # gradients side by side, and on CPUs once more in the sum's fp32
         gathered_weights = n * averaged if device.cpu and world > 1 else 0
         return State(
             weights=n * count,
@@ -82,7 +87,7 @@ def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> S
             moments=8 * share,
             gradients=4 * count,
             accumulated=n * count,
-            reduction=n * count + (4 + (sent if sent != 4 else 0)) * buckets + rows,
+            reduction=n * count + max(adding, (4 + (sent if sent != 4 else 0)) * buckets + rows),
             update=n * count + gathered_weights,
         )
 
