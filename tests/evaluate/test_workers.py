@@ -1,6 +1,5 @@
 """evaluate --workers and --dry-run."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pipeline.evaluate import workers
 from pipeline.evaluate.__main__ import main
 from tests.parts import killed_cells
 from tests.parts import task_files as files
-from tests.parts.launching import ROOT
+from tests.parts.launching import ROOT, environment
 from tests.parts.tiny import make_teacher
 
 
@@ -34,9 +33,9 @@ def words(tmp_path, model):
 
 def start(words, *options):
     command = [sys.executable, "-m", "pipeline.evaluate", *words, *map(str, options)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a background script's is ignored
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes, **heed)
 
 
 def test_workers_are_as_many_as_asked_for_but_not_more_than_cells(monkeypatch):

@@ -3,7 +3,6 @@
 python -m tests.parts.killed_cells DIR 20 [SEED]
 """
 
-import os
 import random
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import psutil
 
 from pipeline.artifacts import results
 from tests.parts import task_files
-from tests.parts.launching import ROOT
+from tests.parts.launching import ROOT, environment
 from tests.parts.tiny import make_teacher
 
 
@@ -41,8 +40,9 @@ def scores(folder: Path) -> dict[str, dict]:
 
 def start(words: list[str], log: Path) -> subprocess.Popen:
     with log.open("a") as output:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True)
+        return subprocess.Popen(
+            words, cwd=ROOT, env=environment(), stdout=output, stderr=output, start_new_session=True
+        )
 
 
 def main(folder: Path, kills: int, seed: int = 1) -> None:
