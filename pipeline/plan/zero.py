@@ -74,22 +74,8 @@ def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> S
             forward=n * count if world > 1 else 0,
             update=8 * min(student.largest / world, share),
         )
-    if n == 2 and stage == 1:  # DeepSpeed takes its BF16_Optimizer, which keeps whole fp32 gradients
-        buckets = min(averaged, bucket + student.largest)  # a bucket is sent with the gradient that overfills it
-        group = max(words, count - words) if world > 1 else count
-        adding = (
-            n + (4 if device.cpu else 0)
-        ) * group  # gradients side by side, and on CPUs once more in the sum's fp32
-        gathered_weights = n * averaged if device.cpu and world > 1 else 0
-        return State(
-            weights=n * count,
-            masters=4 * share,
-            moments=8 * share,
-            gradients=4 * count,
-            accumulated=n * count,
-            reduction=n * count + max(adding, (4 + (sent if sent != 4 else 0)) * buckets + rows),
-            update=n * count + gathered_weights,
-        )
+    if n == 2 and stage == 1:
+        return _flat_state(student, world, device, averaged, rows, bucket, sent)
 
     copy = 4 * min(bucket, count)  # gradients are put side by side to be sent, in fp32
     norm = 8 * min(student.largest, share)  # a gradient is squared in fp64
@@ -107,6 +93,28 @@ def student_state(student: Cut, recipe: Recipe, world: int, device: Device) -> S
         bucket=0 if device.cpu else sent * bucket,
         reduction=reduction,
         update=4 * share + max(norm, 4 * share),
+    )
+
+
+def _flat_state(student: Cut, world: int, device: Device, averaged: int, rows: float, bucket: int, sent: int) -> State:
+    """That of DeepSpeed's BF16_Optimizer, which it takes at stage 1 under bf16 and which keeps whole fp32 gradients.
+
+    ``averaged`` parameters travel whole, and ``rows`` bytes are received of a word embedding that travels as rows.
+    """
+    count, share = student.parameters, student.parameters / world
+    buckets = min(averaged, bucket + student.largest)  # a bucket is sent with the gradient that overfills it
+    words = student.words.rows * student.words.width
+    group = max(words, count - words) if world > 1 else count
+    adding = (2 + 4 * device.cpu) * group  # gradients side by side, and on CPUs once more in the sum's fp32
+    gathered_weights = 2 * averaged if device.cpu and world > 1 else 0
+    return State(
+        weights=2 * count,
+        masters=4 * share,
+        moments=8 * share,
+        gradients=4 * count,
+        accumulated=2 * count,
+        reduction=2 * count + max(adding, (4 + (sent if sent != 4 else 0)) * buckets + rows),
+        update=2 * count + gathered_weights,
     )
 
 
