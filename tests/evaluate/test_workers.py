@@ -127,4 +127,4 @@ def test_a_dry_run_prints_what_is_left_and_the_hours_by_what_is_done(words, tmp_
 
 @pytest.mark.slow
 def test_kills_at_random_moments_lose_no_cell(tmp_path):
-    killed_cells.main(tmp_path, 3)
+    killed_cells.main(tmp_path, 2)

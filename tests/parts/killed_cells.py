@@ -30,7 +30,7 @@ def command(folder: Path, out: str, *options: object) -> list[str]:
         "--out",
         folder / out,
     ]
-    words += ["--data", folder / "data", "--epochs", 40, "--length", 32, "--seeds", *range(8), *options]
+    words += ["--data", folder / "data", "--epochs", 25, "--length", 32, "--seeds", *range(6), *options]
     return [str(word) for word in words]
 
 
