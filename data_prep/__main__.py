@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep import bench
-from data_prep.cli import Parser, UserError, aligned, run_command, whole_number
+from data_prep.cli import Parser, UserError, aligned, run_command
 from data_prep.definitions.extract import lines_of
 from data_prep.description import Description, parse_source, read_description, select, shipped, with_templates
 from data_prep.files import REMEDY, write_text
@@ -20,6 +20,7 @@ from data_prep.options import (
     add_pack,
     add_prepare,
     add_templates,
+    add_verify,
     add_workers,
     exponent,
     folder_or_url,
@@ -243,17 +244,8 @@ def parser() -> Parser:
     showing = verb("status", _status, "report the progress of a corpus that is being made, from any terminal or node")
     showing.add_argument("data", type=local_only, metavar="DIR")
 
-    verifying = verb(
-        "verify", _verify, "check a corpus: exit code 0 if whole, 1 with findings, 2 if there is no corpus"
-    )
-    verifying.add_argument("data", type=local_only, metavar="DIR")
-    verifying.add_argument("--deep", action="store_true", help="read every byte: hashes, ids, document ends, receipts")
-    verifying.add_argument(
-        "--roundtrip",
-        type=whole_number(0),
-        default=0,
-        metavar="K",
-        help="read K documents again from their source and compare",
+    add_verify(
+        verb("verify", _verify, "check a corpus: exit code 0 if whole, 1 with findings, 2 if there is no corpus")
     )
 
     pushing = verb(

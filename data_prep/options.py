@@ -43,6 +43,19 @@ def add_pack(to: argparse.ArgumentParser) -> None:
     to.add_argument("--pairs", action="store_true", help="for pieces that are read as pairs of segments")
 
 
+def add_verify(to: argparse.ArgumentParser) -> None:
+    """Add verify's options."""
+    to.add_argument("data", type=local_only, metavar="DIR")
+    to.add_argument("--deep", action="store_true", help="read every byte: hashes, ids, document ends, receipts")
+    to.add_argument(
+        "--roundtrip",
+        type=whole_number(0),
+        default=0,
+        metavar="K",
+        help="read K documents again from their source and compare",
+    )
+
+
 def add_templates(to: argparse.ArgumentParser) -> None:
     """Add templates' options."""
     to.add_argument("dumps", nargs="+", metavar="DUMP", help="a MediaWiki dump that holds the namespace Template")

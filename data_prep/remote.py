@@ -102,7 +102,8 @@ class Remote:
                 return work()
             except UserError:
                 raise
-            except Exception as error:  # each of fsspec's libraries has its own
+            except Exception as raised:  # each of fsspec's libraries has its own
+                error = _first(raised)
                 self._refuse_what_stays(name, error)
                 passed = time.monotonic() - begun
                 if passed + pause > PATIENCE:
@@ -141,6 +142,12 @@ class Remote:
         except ImportError:
             package = _SCHEMES[self._scheme][0]
             raise UserError(f"{self.url}: needs {package}; pip install {package}") from None
+
+
+def _first(error: Exception) -> Exception:
+    """What an error is about: fsspec's for HTTP says of a lost connection, too, that the file is not there."""
+    cause = error.__cause__
+    return cause if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) else error
 
 
 def _status(error: Exception) -> int | None:

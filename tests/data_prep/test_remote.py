@@ -21,6 +21,7 @@ from data_prep.mirror import Cache
 from data_prep.push import push
 from data_prep.remote import Remote
 from data_prep.shards import MANIFEST, open_corpus
+from pipeline.processes import free_port
 from tests.parts.bucket import BUCKET, bucket, proxy
 from tests.parts.corpora import ROOT, run_cli, write_corpus
 from tests.parts.tiny import make_corpus
@@ -304,6 +305,15 @@ def test_a_web_server_without_ranges_serves_a_corpus(web, data, tmp_path):
     handler.closed = {"manifest.json"}
     with pytest.raises(UserError, match=r"manifest.json: no right to it \(403"):
         open_corpus(url, cache(tmp_path))
+    handler.closed, handler.files = set(), {}
+    with pytest.raises(UserError, match=r"manifest.json: is not there; see that the URL"):
+        open_corpus(url, cache(tmp_path))
+
+
+def test_a_web_server_that_does_not_answer_is_a_lost_connection_and_no_missing_file(monkeypatch):
+    monkeypatch.setattr(remotes, "PATIENCE", 0.7)
+    with pytest.raises(UserError, match=r"manifest.json: the connection fails \(.*\), 2 tries in"):
+        open_corpus(f"http://127.0.0.1:{free_port()}")
 
 
 def change(manifest: dict, key: str, value: str) -> dict:
