@@ -12,7 +12,7 @@ import numpy as np
 from data_prep.cli import UserError
 from data_prep.mirror import AT_ONCE, Mirror
 from data_prep.shards import Corpus
-from pipeline.data.order import BLOCK, Order
+from pipeline.data.order import Order
 from pipeline.data.windows import Windows
 
 _PAUSE = 0.05  # seconds between two looks at how far reading is
@@ -40,25 +40,26 @@ def followed(
     """
     if corpus.mirror is None or os.environ.get("LOCAL_RANK", "0") != "0":
         return batches
-    return _paced(batches, _Following(corpus.mirror, windows, order, start * batch, stop * batch), batch, start)
+    return _paced(batches, _Following(corpus.mirror, windows, order, batch, start, stop), start)
 
 
-def _paced(batches: Iterator[Item], following: "_Following", batch: int, start: int) -> Iterator[Item]:
+def _paced(batches: Iterator[Item], following: "_Following", start: int) -> Iterator[Item]:
     try:
         for step, item in enumerate(batches, start):
             yield item
-            following.read_to = (step + 1) * batch
+            following.read_to = step + 1
     finally:
         following.stop()
 
 
 class _Following:
-    """A thread that fetches and holds the shards of samples ``start`` … ``stop`` − 1, as many as the cache has room for."""
+    """A thread that fetches and holds the shards of steps ``start`` … ``stop`` − 1, as many as the cache has room for."""
 
-    def __init__(self, mirror: Mirror, windows: Windows, order: Order, start: int, stop: int):
+    def __init__(self, mirror: Mirror, windows: Windows, order: Order, batch: int, start: int, stop: int):
         self._mirror, self._windows, self._order = mirror, windows, order
-        self.read_to = start  # how far the samples have been read
-        self._last_use: dict[int, int] = {}  # held shards: the sample up to which each is known to be needed
+        self._batch = batch
+        self.read_to = start  # the step that is read next
+        self._last_use: dict[int, int] = {}  # held shards: the step after the last one that is known to need each
         self._bytes = [shard.path_bytes for shard in windows.shards]
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(start, stop), name="following", daemon=True)
@@ -71,13 +72,12 @@ class _Following:
     def _run(self, start: int, stop: int) -> None:
         try:
             with ThreadPoolExecutor(AT_ONCE, "fetch") as pool:
-                for begin in range(start - start % BLOCK, stop, BLOCK):
-                    end = min(begin + BLOCK, stop)
-                    needed = self._shards_of(max(begin, start), end)
+                for step in range(start, stop):
+                    needed = self._shards_of(step)
                     if not self._has_room(needed):
                         return
                     new = [shard for shard in needed if shard not in self._last_use]
-                    self._last_use |= dict.fromkeys(needed, end)
+                    self._last_use |= dict.fromkeys(needed, step + 1)
                     list(pool.map(self._fetch, new))
                     if len(self._last_use) == len(self._bytes):
                         break  # all are there, and stay
@@ -88,14 +88,14 @@ class _Following:
             for shard in self._last_use:
                 self._mirror.release(self._windows.shards[shard].path)
 
-    def _shards_of(self, start: int, stop: int) -> list[int]:
-        """The shards of samples, in the order of their first use."""
-        source, _, window = self._order(start, stop)
+    def _shards_of(self, step: int) -> list[int]:
+        """The shards of a step, in the order of their first use."""
+        source, _, window = self._order(step * self._batch, (step + 1) * self._batch)
         shards, first = np.unique(self._windows.shard_of(source, window), return_index=True)
         return [int(shard) for shard in shards[np.argsort(first)]]
 
     def _has_room(self, needed: list[int]) -> bool:
-        """Wait until what is held has room for more; False if the reading has ended."""
+        """Wait until there is room for more than is held; False if the reading has ended, or a step needs more than fits."""
         while not self._stopped.is_set():
             wanted = {*needed, *self._last_use}
             if sum(self._bytes[shard] for shard in wanted) <= self._mirror.cache.size:
@@ -104,8 +104,8 @@ class _Following:
             for shard in done:
                 del self._last_use[shard]
                 self._mirror.release(self._windows.shards[shard].path)
-            if not done and (self.read_to >= max(self._last_use.values(), default=0)):
-                return True  # more than fits is needed at once: it is fetched as it is read
+            if not done and self.read_to >= max(self._last_use.values(), default=0):
+                return False  # it is fetched as it is read
             if not done:
                 self._stopped.wait(_PAUSE)
         return False
