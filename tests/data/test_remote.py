@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.cli import UserError
 from data_prep.mirror import Cache
 from data_prep.push import push
 from data_prep.shards import open_corpus, write_manifest
-from pipeline.artifacts.metrics import read_metrics
 from pipeline.data import following
 from pipeline.data.fits import about_cache
 from pipeline.data.following import bytes_at_once, followed
@@ -144,9 +142,9 @@ def test_a_cache_that_is_too_small_is_told_with_what_it_needs(url, tmp_path):
     assert not about_cache(corpus, windows, 2)
 
 
-def test_a_run_from_a_url_is_that_of_the_disk_bit_for_bit(url, folder, server):
+def test_a_run_from_a_url_is_that_of_the_disk_bit_for_bit(url, folder, server, monkeypatch):
     """On two ranks, through a slow link, with a cache that does not hold the corpus; and the second half from the disk."""
-    # Three of ten shards: an epoch is 800 samples, more than the run reads, so that turns change with steps of 100.
+    # A shard has a hundred windows: with steps of as many, turns change.
     own = [
         f"cache={folder / 'cache'}",
         f"cache_gb={5 * ALL / SHARDS / 1e9}",
@@ -155,7 +153,7 @@ def test_a_run_from_a_url_is_that_of_the_disk_bit_for_bit(url, folder, server):
         "micro_batch=10",
     ]
     with proxy(server.port, 3e5) as link:
-        os.environ.update(link.environment)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", link.environment["AWS_ENDPOINT_URL"])
         there, half, here = (job(folder, name, *own) for name in ("there", "half", "here"))
         for remote in (there, half):
             remote["overrides"].append(f"data={url}")
@@ -163,11 +161,9 @@ def test_a_run_from_a_url_is_that_of_the_disk_bit_for_bit(url, folder, server):
     for other in ("there", "half"):
         assert_same_state(folder / "here", folder / other)
         assert untimed(folder / "here") == untimed(folder / other)
-    assert read_metrics(folder / "there")
 
 
 def test_a_run_whose_cache_is_too_small_is_refused(url, folder):
     refused = job(folder, "refused", f"data={url}", f"cache={folder / 'cache'}", "cache_gb=1e-5", "shuffle_shards=4")
     (error, _) = launching.run_jobs(folder, 1, [refused])
     assert "tiny.toml: cache_gb = 1e-05: two turns of shuffle_shards = 4 take" in error
-    assert UserError.__name__ in error or error.count("\n") == 0
