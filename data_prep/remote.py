@@ -103,7 +103,7 @@ class Remote:
             except UserError:
                 raise
             except Exception as raised:  # each of fsspec's libraries has its own
-                error = _first(raised)
+                error = _first(raised) if self._scheme in ("http", "https") else raised
                 self._refuse_what_stays(name, error)
                 passed = time.monotonic() - begun
                 if passed + pause > PATIENCE:
