@@ -1,4 +1,4 @@
-"""The command ``python -m data_prep``: plan | prepare | pack | status | verify | stats | extend | templates | bench."""
+"""The command ``python -m data_prep``: plan | prepare | pack | status | verify | stats | push | extend | templates | bench."""
 
 import argparse
 import sys
@@ -8,15 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep import bench
-from data_prep.cli import Parser, UserError, aligned, number, run_command, whole_number
+from data_prep.cli import Parser, UserError, aligned, run_command
 from data_prep.definitions.extract import lines_of
 from data_prep.description import Description, parse_source, read_description, select, shipped, with_templates
 from data_prep.files import REMEDY, write_text
 from data_prep.forecast import amount, forecast, free_bytes, table
-from data_prep.formats.by_name import FORMATS
-from data_prep.machine import cores
+from data_prep.options import (
+    add_bench,
+    add_corpus,
+    add_extend,
+    add_pack,
+    add_prepare,
+    add_templates,
+    add_verify,
+    add_workers,
+    exponent,
+    folder_or_url,
+    local_only,
+)
 from data_prep.packing import index_folder, packing_findings, packing_of
-from data_prep.prepare import Share, asked_plan, budget, extend, planned_again, prepare, say
+from data_prep.prepare import asked_plan, budget, extend, planned_again, prepare, say
+from data_prep.push import push
 from data_prep.roundtrip import roundtrip
 from data_prep.sampling import measure_all
 from data_prep.shards import SIDES, open_corpus, verify
@@ -153,6 +165,11 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _push(arguments: argparse.Namespace) -> int:
+    push(arguments.data, arguments.url)
+    return 0
+
+
 def _templates(arguments: argparse.Namespace) -> int:
     if (out := arguments.out) and (out.is_dir() or not out.parent.is_dir()):
         raise UserError(f"--out {out}: cannot be written; name a file in a folder that is there")
@@ -208,180 +225,48 @@ def parser() -> Parser:
         return added
 
     planning = verb("plan", _plan, "forecast tokens, shares, epochs, disk and time of a corpus from a small sample")
-    _add_corpus(planning)
+    add_corpus(planning)
     planning.add_argument(
-        "--out", type=Path, default=Path(), metavar="DIR", help="folder whose free space is checked (default: .)"
+        "--out", type=local_only, default=Path(), metavar="DIR", help="folder whose free space is checked (default: .)"
     )
-    _add_workers(planning)
+    add_workers(planning)
 
-    _add_prepare(
+    add_prepare(
         verb("prepare", _prepare, "read, clean, encode and write a corpus; resumes where an earlier run stopped")
     )
 
-    _add_pack(
+    add_pack(
         verb("pack", _pack, "pack whole documents into rows, for layout = 'packed'; a run does it by itself if need be")
     )
 
-    _add_extend(verb("extend", _extend, "add sources or a larger budget to a corpus; existing shards are kept"))
+    add_extend(verb("extend", _extend, "add sources or a larger budget to a corpus; existing shards are kept"))
 
     showing = verb("status", _status, "report the progress of a corpus that is being made, from any terminal or node")
-    showing.add_argument("data", type=Path, metavar="DIR")
+    showing.add_argument("data", type=local_only, metavar="DIR")
 
-    verifying = verb(
-        "verify", _verify, "check a corpus: exit code 0 if whole, 1 with findings, 2 if there is no corpus"
+    add_verify(
+        verb("verify", _verify, "check a corpus: exit code 0 if whole, 1 with findings, 2 if there is no corpus")
     )
-    verifying.add_argument("data", type=Path, metavar="DIR")
-    verifying.add_argument("--deep", action="store_true", help="read every byte: hashes, ids, document ends, receipts")
-    verifying.add_argument(
-        "--roundtrip",
-        type=whole_number(0),
-        default=0,
-        metavar="K",
-        help="read K documents again from their source and compare",
+
+    pushing = verb(
+        "push", _push, "copy a corpus to a URL (s3://, gs://) and read it back; resumes where an earlier one stopped"
     )
+    pushing.add_argument("data", type=local_only, metavar="DIR")
+    pushing.add_argument("url", metavar="URL", help="where its manifest.json will be, as s3://bucket/name")
 
     counting = verb("stats", _stats, "show what a corpus holds, source by source")
-    counting.add_argument("data", type=Path, metavar="DIR")
+    counting.add_argument("data", type=folder_or_url, metavar="DIR", help="a folder, or the URL of one")
     counting.add_argument(
-        "--alpha", type=_exponent, default=1.0, metavar="A", help="exponent α for the shares (default: %(default)s)"
+        "--alpha", type=exponent, default=1.0, metavar="A", help="exponent α for the shares (default: %(default)s)"
     )
 
-    _add_templates(
+    add_templates(
         verb("templates", _templates, "write a table of the words of templates, by their definitions in dumps")
     )
-    _add_bench(
+    add_bench(
         verb("bench", _bench, "measure the speed compared with the tokenizer alone, speed-up from workers, and memory")
     )
     return top
-
-
-def _add_prepare(to: argparse.ArgumentParser) -> None:
-    _add_corpus(to)
-    _add_out(to)
-    _add_workers(to)
-    to.add_argument(
-        "--node", type=_share, metavar="I/N", help="do part I (0 to N-1) of N; each node that sees DIR does another"
-    )
-    to.add_argument(
-        "--refresh",
-        action="store_true",
-        help="accept files that have changed as they are now, and make their units again",
-    )
-
-
-def _add_extend(to: argparse.ArgumentParser) -> None:
-    to.add_argument("data", nargs="?", metavar="DIR", help="the corpus folder")
-    _add_corpus(to)
-    to.add_argument("--out", type=Path, metavar="DIR", help="the same, where it is not the first word")
-    _add_workers(to)
-
-
-def _add_pack(to: argparse.ArgumentParser) -> None:
-    to.add_argument("data", type=Path, metavar="DIR")
-    to.add_argument(
-        "--length", type=whole_number(1), required=True, metavar="N", help="positions of a row, as the recipe's length"
-    )
-    to.add_argument("--pairs", action="store_true", help="for pieces that are read as pairs of segments")
-
-
-def _add_templates(to: argparse.ArgumentParser) -> None:
-    to.add_argument("dumps", nargs="+", metavar="DUMP", help="a MediaWiki dump that holds the namespace Template")
-    to.add_argument("--out", type=Path, metavar="FILE", help="the table to write (default: print it)")
-
-
-def _add_bench(to: argparse.ArgumentParser) -> None:
-    to.add_argument("case", nargs="?", default="all", choices=("tokenizer", "workers", "memory", "all"))
-    to.add_argument("--text", metavar="GLOB", help="text files, compressed or not; needed except for memory")
-    to.add_argument("--tokenizer", type=Path, action="append", metavar="PATH", help="tokenizer to measure; repeatable")
-    to.add_argument("--mib", type=number, default=16, metavar="M", help="MiB of text (default: %(default)s)")
-    count = whole_number(1)
-    to.add_argument(
-        "--workers", type=count, default=2, metavar="N", help="workers to compare with one (default: %(default)s)"
-    )
-    to.add_argument("--repeats", type=count, default=5, metavar="R", help="repetitions (default: %(default)s)")
-    to.add_argument(
-        "--memory-mib", type=count, default=1024, metavar="M", help="size of the worst-case file (default: %(default)s)"
-    )
-    to.add_argument("--json", action="store_true", help="print JSON, one object per row")
-
-
-def _add_corpus(to: argparse.ArgumentParser) -> None:
-    """Add the options that describe a corpus."""
-    to.add_argument(
-        "corpus", nargs="?", metavar="CORPUS", help=f"a .toml file, or a shipped one: {', '.join(shipped())}"
-    )
-    to.add_argument("--root", type=Path, metavar="DIR", help="the folder of CORPUS's files (default: .)")
-    to.add_argument("--languages", metavar="A,B,…", help="take only these sources of CORPUS")
-    to.add_argument(
-        "--source",
-        action="append",
-        metavar="NAME=FORMAT[.FIELD]:GLOB",
-        help=f"name a source without CORPUS, may be repeated; FORMAT is one of {', '.join(FORMATS)}",
-    )
-    to.add_argument(
-        "--templates",
-        metavar="FILE",
-        help="a table of the words of templates, such as `templates` makes, for sources of format wikipedia",
-    )
-    to.add_argument(
-        "--tokenizer",
-        metavar="PATH",
-        help="a Hugging Face folder, a tokenizer.json, a vocab.txt, an XLM-R SentencePiece .model, or a model id of the hub",
-    )
-    to.add_argument(
-        "--heldout",
-        type=number,
-        metavar="SHARE",
-        help="share of documents to set aside (default: that of CORPUS, else 0.01)",
-    )
-    to.add_argument(
-        "--unit-mib",
-        type=number,
-        metavar="M",
-        help="MiB of input files in one shard, from 0.0625 (default: that of CORPUS, else 64)",
-    )
-    to.add_argument(
-        "--budget-tokens",
-        type=number,
-        metavar="N",
-        help="tokens that a training run will read (steps x batch x length; 2e9, 20G): prepare only what it needs",
-    )
-    to.add_argument(
-        "--alpha",
-        type=_exponent,
-        metavar="A",
-        help="sources are read in proportion to their tokens ** A (default: that of CORPUS, else 1)",
-    )
-
-
-def _add_out(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--out", type=Path, required=True, metavar="DIR", help="the corpus folder")
-
-
-def _add_workers(to: argparse.ArgumentParser) -> None:
-    to.add_argument(
-        "--workers",
-        type=whole_number(1),
-        default=cores().number,
-        metavar="N",
-        help="processes (default: one per core that this process may use)",
-    )
-
-
-def _exponent(text: str) -> float:
-    if not 0 <= (value := number(text)) <= 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not from 0 (all sources alike) to 1 (in proportion to their tokens)"
-        )
-    return value
-
-
-def _share(text: str) -> Share:
-    """Read a node's part of the work: "2/8" is node 2 of 8."""
-    node, slash, nodes = text.partition("/")
-    if not (slash and node.isdecimal() and nodes.isdecimal() and int(node) < int(nodes)):
-        raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 0 to N-1, such as 0/4")
-    return Share(int(node), int(nodes))
 
 
 if __name__ == "__main__":

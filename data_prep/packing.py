@@ -24,7 +24,8 @@ import numpy as np
 from data_prep.cli import UserError
 from data_prep.files import file_sha256, new_folder, sealed, write_json
 from data_prep.locks import sole_process
-from data_prep.shards import SIDES, Corpus, GrowingArray, Shard, array_problem
+from data_prep.npy import GrowingArray, array_problem
+from data_prep.shards import SIDES, Corpus, Shard
 
 VERSION = 1  # of the index on disk, and of how pieces are packed
 FOLDER = ".packed"

@@ -11,18 +11,21 @@ its source, and of the unit in the file. It may be empty.
 """
 
 import hashlib
-import io
-import os
+import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.cli import UserError
-from data_prep.files import REMEDY, GrowingFile, encode_json, file_sha256, read_json, sealed, write_json
+from data_prep.files import REMEDY, encode_json, file_sha256, read_json, sealed, write_json
+from data_prep.mirror import Cache, File, Mirror
+from data_prep.npy import GrowingArray, array_problem, header, mapped_array
+from data_prep.remote import Remote, is_url
 
 VERSION = 2  # of the format on disk
 MANIFEST = "manifest.json"
@@ -31,25 +34,38 @@ HELDOUT = "heldout"
 SIDES = {"train": "sources", "heldout": HELDOUT}  # side: its key in the manifest
 ENDS_DTYPE = np.dtype("uint64")
 
+_PLAIN_NAME = re.compile(r"[^/\\\0.][^/\\\0]*")  # of a file or a folder in a folder
 _CONTROL_TOKEN = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A stretch of documents of one input file. ``path`` is the tokens file."""
+    """A stretch of documents of one input file. ``path`` is the tokens file, fetched when it is opened if need be."""
 
     path: Path
     tokens: int
     documents: int
     docs_path: Path
+    mirror: Mirror | None = field(default=None, compare=False, repr=False)  # of a corpus at a URL
 
     def open(self) -> np.ndarray:
         """Token ids [tokens], read-only and memory-mapped."""
-        return _mapped(self.path)
+        with self.present(self.path):
+            return mapped_array(self.path)
 
     def ends(self) -> np.ndarray:
         """Document ends [documents]: document i is ``tokens[ends[i-1]:ends[i]]``, its separator included."""
-        return _mapped(self.docs_path)
+        with self.present(self.docs_path):
+            return mapped_array(self.docs_path)
+
+    @property
+    def path_bytes(self) -> int:
+        """The size of the tokens file."""
+        return self.mirror.bytes_of(self.path) if self.mirror else self.path.stat().st_size
+
+    def present(self, path: Path) -> AbstractContextManager[None]:
+        """Have one of its two files be there until the block ends."""
+        return self.mirror.using(path) if self.mirror else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -77,13 +93,17 @@ class Corpus:
     sources: dict[str, Source]
     heldout: dict[str, Source]
     manifest: dict[str, Any]
+    mirror: Mirror | None = None  # of a corpus at a URL, of which ``path`` has what was fetched
 
 
-def open_corpus(path: str | Path) -> Corpus:
+def open_corpus(path: str | Path, cache: Cache | None = None) -> Corpus:
     """Open DATA after a quick check: manifest id, and every file's size, dtype and length.
 
-    Raises UserError naming the first file that is not as the manifest says, and the way out.
+    DATA may be a URL: then its manifest is read, and shards are fetched into ``cache``, None: the default one, when they are
+    opened. Raises UserError naming the first file that is not as the manifest says, and the way out.
     """
+    if is_url(path):
+        return _open_mirrored(Remote(str(path)), cache or Cache.of())
     corpus = _read_corpus(Path(path))
     for finding in _manifest_findings(corpus) or _array_findings(corpus):
         raise UserError(f"{finding}; {REMEDY}")
@@ -184,36 +204,6 @@ def write_manifest(data: Path, content: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def array_problem(path: Path, dtype: np.dtype, length: int) -> str | None:
-    """The reason why a .npy file is not a whole one-dimensional array of that dtype and length; None if it is."""
-    header = _header(dtype, length)
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            found = file.read(len(header))
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    expected = len(header) + length * dtype.itemsize
-    if size != expected:
-        return f"has {size} bytes instead of {expected}"
-    return None if found == header else f"has another .npy header than that of {dtype}[{length}]"
-
-
-def _mapped(path: Path) -> np.ndarray:
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
-
-
-def _header(dtype: np.dtype, length: int) -> bytes:
-    """The header of a .npy file. NumPy leaves room in it for a length of 21 digits, so it can be rewritten in place."""
-    content = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, content)
-    return header.getvalue()
-
-
 def _read_corpus(path: Path) -> Corpus:
     """Read the manifest. Raises UserError if there is none, saying what is there instead."""
     try:
@@ -230,6 +220,43 @@ def _read_corpus(path: Path) -> Corpus:
         return Corpus(path, manifest["id"], manifest["tokenizer"], train, heldout, manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path / MANIFEST}: not a manifest ({error!r}); {REMEDY}") from None
+
+
+def _open_mirrored(remote: Remote, cache: Cache) -> Corpus:
+    """Open the corpus at a URL. Raises UserError if what is there is no manifest, or names files that are not its own."""
+    content = remote.read(MANIFEST)
+    try:
+        manifest = json.loads(content)
+        names = [name for key in SIDES.values() for name in manifest[key]]
+        names += [row["file"] for key in SIDES.values() for entry in manifest[key].values() for row in entry["shards"]]
+        if odd := [name for name in names if not _PLAIN_NAME.fullmatch(name)]:
+            raise ValueError(f"{odd[0]!r} is no name of a source or a shard")
+        if sealed(manifest)["id"] != manifest["id"]:
+            raise ValueError("its id is not that of its content")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{remote.url}/{MANIFEST}: not a manifest ({error}); copy the corpus there again") from None
+    folder = cache.folder / manifest["id"][:16]
+    mirror = Mirror(remote, cache, folder, {})
+    mirror.keep(MANIFEST, content)
+    corpus = _read_corpus(folder)
+    mirror.files |= dict(_files(corpus))
+    sides = [{name: _mirrored(one, mirror) for name, one in side.items()} for side in (corpus.sources, corpus.heldout)]
+    return replace(corpus, sources=sides[0], heldout=sides[1], mirror=mirror)
+
+
+def _mirrored(source: Source, mirror: Mirror) -> Source:
+    return replace(source, shards=tuple(replace(shard, mirror=mirror) for shard in source.shards))
+
+
+def _files(corpus: Corpus) -> Iterator[tuple[str, File]]:
+    """By its name below the corpus, what the manifest says of each array's file."""
+    dtype = token_dtype(corpus.tokenizer["vocab_size"])
+    for row, shard in _shards(corpus):
+        arrays = (shard.path, dtype, shard.tokens, "tokens"), (shard.docs_path, ENDS_DTYPE, shard.documents, "docs")
+        for path, kind, length, key in arrays:
+            head = header(kind, length)
+            size = len(head) + length * kind.itemsize
+            yield path.relative_to(corpus.path).as_posix(), File(size, head, row["sha256"][key])
 
 
 def _what_else(path: Path) -> str:
@@ -320,24 +347,3 @@ def _content_findings(shard: Shard, vocab_size: int, separator: int) -> list[str
     if (tokens[ends - np.uint64(1)] != separator).any() or np.count_nonzero(tokens == separator) != len(ends):
         findings.append(f"{shard.path}: separators do not stand exactly where documents end")
     return findings
-
-
-class GrowingArray:
-    """A one-dimensional .npy file that grows aside. Its header has a fixed length and is rewritten at the end."""
-
-    def __init__(self, path: Path, dtype: np.dtype) -> None:
-        self._file, self._dtype = GrowingFile(path), dtype
-        self._file.write(_header(dtype, 0))
-        self.length = 0
-
-    def extend(self, values: np.ndarray) -> None:
-        """Append ``values`` [n]."""
-        self._file.write(np.ascontiguousarray(values, self._dtype).data)  # ndarray.tofile loses a full disk's errno
-        self.length += len(values)
-
-    def finish(self) -> str:
-        """Give the file its name. Returns its sha256."""
-        return self._file.finish(_header(self._dtype, self.length))
-
-    def discard(self) -> None:
-        self._file.discard()

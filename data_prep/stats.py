@@ -13,7 +13,7 @@ _TEMPLATES = 20  # shown of each source
 _BINS = (0, 32, 128, 512, 2048, 8192)  # tokens
 
 
-def stats_lines(data: Path, alpha: float = 1.0) -> list[str]:
+def stats_lines(data: Path | str, alpha: float = 1.0) -> list[str]:
     """A table row for each source and side, then document lengths, drops, repairs, templates. Raises UserError as open_corpus.
 
     "read at" is the share of a training run's samples at ``alpha``, in proportion to (tokens of the whole source) ** alpha.

@@ -21,7 +21,8 @@ from data_prep.formats.by_name import CLEANUPS, open_format
 from data_prep.formats.readers import PIECE, Document, Format
 from data_prep.guard import NOTHING, SECONDS, Guard, LeftOut
 from data_prep.inputs import InputFile
-from data_prep.shards import ENDS_DTYPE, VERSION, ShardWriter, array_problem, receipt_path, shard_folder, token_dtype
+from data_prep.npy import array_problem
+from data_prep.shards import ENDS_DTYPE, VERSION, ShardWriter, receipt_path, shard_folder, token_dtype
 
 _BATCH = 1 << 18  # characters encoded at once
 _FILES = 1024  # small files in one unit, at most

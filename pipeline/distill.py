@@ -34,7 +34,7 @@ from pipeline.artifacts.run_folder import (
     refuse_other_teacher,
     root_of,
 )
-from pipeline.data.fits import check_bytes, check_corpus
+from pipeline.data.fits import about_cache, check_bytes, check_corpus
 from pipeline.data.reading import training_windows
 from pipeline.data.windows import Windows
 from pipeline.engines import slurm
@@ -125,7 +125,7 @@ def check(recipes: list[Recipe]) -> tuple[list[Recipe], Corpus, Windows, PreTrai
         check_teacher(student, teacher_config, starts=student in starting)
         read_what_is_named(student)
 
-    corpus = open_corpus(recipe.data)
+    corpus = open_corpus(recipe.data, recipe.shards_cache)
     tokenizer = load_tokenizer(recipe.teacher.model, recipe.teacher.revision)
     for student in starting:
         if student.student.init not in INITS:
@@ -134,6 +134,8 @@ def check(recipes: list[Recipe]) -> tuple[list[Recipe], Corpus, Windows, PreTrai
     paired = recipes[0].segments == "pairs"
     windows = training_windows(corpus, recipe.length, recipe.layout, paired)
     check_corpus(corpus, tokenizer, recipe.teacher.model, recipe.layout, teacher_config.vocab_size)
+    if why := about_cache(corpus, windows, recipe.shuffle_shards):
+        recipe.refuse("cache_gb", why)
     recipe.accumulation(int(os.environ.get("WORLD_SIZE", 1)))
     return recipes, corpus, windows, tokenizer
 

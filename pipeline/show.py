@@ -54,11 +54,11 @@ def recipe_to_show(what: str, overrides: list[str]) -> Recipe:
 
 def samples_of(recipe: Recipe, count: int, source: str | None) -> Iterator[list[str]]:
     """The lines on the data, then those of each of the first ``count`` samples of the run, of a ``source`` or of all."""
-    corpus = open_corpus(recipe.data)
+    corpus = open_corpus(recipe.data, recipe.shards_cache)
     pieces = Pieces(encoder_of(recipe, corpus))
     paired = recipe.segments == "pairs"
     windows = training_windows(corpus, recipe.length, recipe.layout, paired)
-    order = order_of(windows, recipe.sampling_alpha, recipe.seed)
+    order = order_of(windows, recipe.sampling_alpha, recipe.seed, recipe.shuffle_shards)
     names = ", ".join(windows.names)
     if source is not None and source not in windows.names:
         raise UserError(f"--source {source}: no source of {corpus.path} with a window of this length; it has {names}")

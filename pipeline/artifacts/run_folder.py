@@ -31,7 +31,7 @@ EARLY = 75  # exit code of a run that has more to do: EX_TEMPFAIL of sysexits.h,
 # its weights and by its config (training/resuming.py), not by its name, so that it may be a hub id first and a folder then.
 FREE = {
     "out", "data", "micro_batch", "log_every", "eval_every", "eval_samples", "checkpoint_every", "keep_checkpoints",
-    "keep_every", "deterministic", "loss_kernel", "arithmetic",
+    "cache", "cache_gb", "keep_every", "deterministic", "loss_kernel", "arithmetic",
     "compile", "teacher.model", "teacher.revision", "teacher.micro_batch", "teacher.hosting", "teacher.shard_group",
     "teacher.ds_config", "student.ds_config",
 }  # fmt: skip

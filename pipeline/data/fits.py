@@ -6,6 +6,7 @@ from typing import Any
 
 from data_prep.cli import UserError
 from data_prep.shards import Corpus, verify, vocabulary_hash
+from pipeline.data.following import bytes_at_once
 from pipeline.data.order import BLOCK, Order
 from pipeline.data.reading import filled, read_of, sequences_a_row
 from pipeline.data.windows import Windows
@@ -41,6 +42,24 @@ def notes(corpus: Corpus, windows: Windows, order: Order, batch: int, steps: int
             "" if windows.a_row is None else f"a row has {sequences_a_row(windows, order):.1f} pieces in the mean; "
         )
         yield f"{shared}{1 - filled(windows, order):.1%} of the positions that are read are padding"
+
+
+def about_cache(corpus: Corpus, windows: Windows, shuffle_shards: int) -> str:
+    """Why the cache of a corpus at a URL is too small for how it will be read; empty if it is not."""
+    if corpus.mirror is None:
+        return ""
+    needed, size = bytes_at_once(windows, shuffle_shards), corpus.mirror.cache.size
+    if needed <= size:
+        return ""
+    if shuffle_shards:
+        way = (
+            f"two turns of shuffle_shards = {shuffle_shards} take {needed / 1e9:.3g} GB; use as much, or a smaller one"
+        )
+    else:
+        way = (
+            f"samples are drawn from all shards, {needed / 1e9:.3g} GB; use as much, or shuffle_shards = 8, 8 at a time"
+        )
+    return way
 
 
 _REHASHED = 2**30  # bytes; a larger corpus is not read whole at each start
@@ -99,6 +118,8 @@ def about_heldout(path: Path, windows: int, length: int, asked: int) -> str:
 
 def check_bytes(corpus: Corpus) -> None:
     """Re-hash a corpus of up to 1 GiB, so that an altered shard is refused. Larger ones: `data_prep verify --deep`."""
+    if corpus.mirror:
+        return  # each file was compared when it was fetched
     everything = [*corpus.sources.values(), *corpus.heldout.values()]
     if sum(shard.path.stat().st_size for source in everything for shard in source.shards) <= _REHASHED:
         for finding in verify(corpus.path, deep=True):

@@ -8,6 +8,9 @@ reads, so a checkpoint stores one integer and any number of ranks reads the same
 * Inside each (source, epoch) the windows follow a keyed permutation: a Feistel network over a grid that hardly exceeds
   their number, walked until it falls inside (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002). A source's
   windows are all read once before any is read again, in a new order each epoch.
+
+``shuffle_shards`` goes between: a source's shards come some at a time, and the permutation is of the windows of these
+(in_turn.py).
 """
 
 import functools
@@ -17,9 +20,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers = NDArray[np.uint64]
+from pipeline.data.feistel import Grid, Numbers, mix, permute
+from pipeline.data.in_turn import InTurn
+
 BLOCK = 8192
-_ROUNDS = 6
 
 
 class Samples(NamedTuple):
@@ -33,8 +37,18 @@ class Samples(NamedTuple):
 class Order:
     """The sampling order over sources of ``windows[i]`` windows each, drawn in proportion to ``weights[i]``."""
 
-    def __init__(self, windows: Sequence[int], weights: Sequence[float], seed: int):
-        """Raises ValueError if a source that has a quota has no window."""
+    def __init__(
+        self,
+        windows: Sequence[int],
+        weights: Sequence[float],
+        seed: int,
+        shards: Sequence[np.ndarray] | None = None,
+        at_a_time: int = 0,
+    ):
+        """``shards``: the windows of each shard of each source, int64, of which so many are taken ``at_a_time``; 0: all.
+
+        Raises ValueError if a source that has a quota has no window.
+        """
         self.quotas = quotas(weights, BLOCK)
         counts = np.asarray(windows, np.uint64)
         if (counts[self.quotas > 0] == 0).any():
@@ -47,6 +61,10 @@ class Order:
         root = mix(np.asarray([seed], np.uint64))
         self._layout_key, self._key = mix(root), mix(root + np.uint64(1) + source.astype(np.uint64))
         self._bits_key = mix(~root)
+        self._in_turn = None
+        if shards is not None and at_a_time:
+            numbers: Numbers = np.arange(len(counts), dtype=np.uint64)
+            self._in_turn = InTurn(shards, at_a_time, mix(root + np.uint64(1) + numbers))
         self._block = functools.lru_cache(maxsize=4)(self._samples)
 
     def __call__(self, start: int, stop: int) -> Samples:
@@ -68,6 +86,11 @@ class Order:
         numbers: Numbers = np.arange(start, stop, dtype=np.uint64)
         return mix(self._bits_key + numbers)
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether shards come some at a time: then nothing else that a sample needs may lie in another shard."""
+        return self._in_turn is not None
+
     def forget(self) -> None:
         """Drop the blocks that are kept, so that the next call takes as long as a first one."""
         self._block.cache_clear()
@@ -76,7 +99,10 @@ class Order:
         """All the samples of block ``number``."""
         drawn = np.uint64(number) * self._quota + self._rank  # how many samples of this source came before this one
         epoch, rest = np.divmod(drawn, self._grid.size)
-        window = permute(rest, self._grid, mix(self._key + epoch))
+        if self._in_turn:
+            window = self._in_turn(self._source, epoch, rest)
+        else:
+            window = permute(rest, self._grid, mix(self._key + epoch))
         source = self._shuffled(number)
         by_source = np.argsort(source, kind="stable")  # a source's samples come in the order in which they are drawn
         samples = Samples(source.astype(np.int64), *np.empty((2, BLOCK), np.int64))
@@ -91,19 +117,6 @@ class Order:
         return self._source[np.argsort(hashes, kind="stable")]
 
 
-class Grid(NamedTuple):
-    """The smallest grid with ``size`` cells whose number of rows is a power of two near the square root; uint64 [n] each."""
-
-    size: Numbers
-    rows: Numbers
-    columns: Numbers
-
-    @classmethod
-    def over(cls, size: Numbers) -> "Grid":
-        rows = np.uint64(1) << (np.log2(size).astype(np.uint64) >> np.uint64(1))
-        return cls(size, rows, (size - np.uint64(1)) // rows + np.uint64(1))
-
-
 def quotas(weights: Sequence[float], block: int) -> Numbers:
     """Integers [sources] that sum to ``block``, in proportion to ``weights`` by largest remainder."""
     exact = np.asarray(weights, float) / np.sum(weights) * block
@@ -111,43 +124,3 @@ def quotas(weights: Sequence[float], block: int) -> Numbers:
     rest = np.argsort(-(exact - whole), kind="stable")[: block - whole.sum()]
     whole[rest] += 1
     return whole.astype(np.uint64)
-
-
-def permute(x: Numbers, grid: Grid, key: Numbers) -> Numbers:
-    """A bijection of 0 … size−1 for each key, elementwise; all uint64 [n]."""
-    result = _feistel(x, grid, key)
-    outside = np.flatnonzero(result >= grid.size)
-    while len(outside):
-        some = Grid(*(values[outside] for values in grid))
-        result[outside] = _feistel(result[outside], some, key[outside])
-        outside = outside[result[outside] >= some.size]
-    return result
-
-
-def _feistel(x: Numbers, grid: Grid, key: Numbers) -> Numbers:
-    """A bijection of the grid's cells: row and column in turn are moved by a hash of the other."""
-    row, column = np.divmod(x, grid.columns)
-    for number in range(0, _ROUNDS, 2):
-        row = _moved(row, grid.rows, column + key, _SPREAD[number])
-        column = _moved(column, grid.columns, row + key, _SPREAD[number + 1])
-    return row * grid.columns + column
-
-
-def _moved(x: Numbers, size: Numbers, seed: Numbers, spread: np.uint64) -> Numbers:
-    """``x`` + a hash of ``seed``, modulo ``size``."""
-    half = np.uint64(32)
-    hashed = seed * spread
-    hashed = (hashed ^ hashed >> half) * spread >> half
-    moved = x + (hashed * size >> half)  # 32 bits as a fraction of size: cheaper than a remainder
-    return np.minimum(moved, moved - size)  # below size, the difference wraps around to a huge number
-
-
-def mix(x: Numbers) -> Numbers:
-    """The finaliser of splitmix64 (Steele, Lea & Flood 2014): a bijection that spreads every bit over all."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return x ^ x >> np.uint64(31)
-
-
-_SPREAD = mix(np.arange(_ROUNDS, dtype=np.uint64)) | np.uint64(1)  # an odd multiplier for each round

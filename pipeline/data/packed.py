@@ -14,8 +14,9 @@ from data_prep.packing import Packing
 from data_prep.shards import Shard, Source
 from pipeline.data.arrays import mapped, ranges
 from pipeline.data.documents import check_padding
+from pipeline.data.feistel import mix
 from pipeline.data.inputs import Inputs, Pieces
-from pipeline.data.order import Order, mix
+from pipeline.data.order import Order
 from pipeline.data.segments import another, cut
 from pipeline.data.windows import Windows
 
@@ -107,7 +108,11 @@ class PackedWindows(Windows):
         """
         source, number = np.repeat(source, counts), ranges(np.zeros_like(counts), counts).astype(np.uint64)
         bits = mix(np.repeat(order.bits(start, stop), counts) + (number + np.uint64(1)) * _SPREAD)
-        before, pieces = self._source_pieces[source], np.diff(self._source_pieces)[source]
+        place, bounds = source, self._source_pieces
+        if order.in_turn:
+            bounds = self._before_pieces
+            place = np.searchsorted(bounds, piece, side="right") - 1
+        before, pieces = bounds[place], np.diff(bounds)[place]
         own, other = self._size[piece].astype(np.int64), piece.copy()
         first = cut(own, bits)
         room = own - first

@@ -13,7 +13,7 @@ import torch
 
 from data_prep.cli import UserError
 from data_prep.packing import packing_of
-from data_prep.shards import Corpus
+from data_prep.shards import Corpus, Source
 from pipeline.data.documents import DocWindows
 from pipeline.data.inputs import Inputs
 from pipeline.data.order import Order
@@ -27,6 +27,17 @@ LAYOUTS = ("full", "doc", "packed")
 def windows_of(corpus: Corpus, side: str, length: int, layout: str = "full", paired: bool = False) -> Windows:
     """The windows of one side of a corpus, "train" or "heldout", in a layout. An index that it needs is made if need be."""
     sources = corpus.sources if side == "train" else corpus.heldout
+    if corpus.mirror and layout != "full":  # where documents end decides how windows are cut
+        corpus.mirror.fetch_all(shard.docs_path for source in sources.values() for shard in source.shards)
+    windows = _windows_of(corpus, side, sources, length, layout, paired)
+    if corpus.mirror:
+        windows.keep_open(corpus.mirror.cache.size)
+    return windows
+
+
+def _windows_of(
+    corpus: Corpus, side: str, sources: dict[str, Source], length: int, layout: str, paired: bool
+) -> Windows:
     if layout == "packed":
         first = os.environ.get("LOCAL_RANK", "0") == "0"  # each rank of a run waits for the index, one says so
         say = partial(print, flush=True) if first else lambda _: None
@@ -113,12 +124,20 @@ def heldout_of(
     if not count:
         return None
     order = order_of(windows, alpha, seed)
+    if corpus.mirror:
+        source, _, window = order(0, count)
+        shards = np.unique(windows.shard_of(source, window)).tolist()
+        corpus.mirror.fetch_all(windows.shards[shard].path for shard in shards)
     return Heldout(read(windows, order, 0, count), [windows.names[number] for number in order(0, count).source])
 
 
-def order_of(windows: Windows, alpha: float, seed: int) -> Order:
-    """The sampling order over ``windows``: sources in proportion to their tokens ** alpha."""
-    return Order(windows.counts, [float(n) ** alpha for n in windows.sizes], seed)
+def order_of(windows: Windows, alpha: float, seed: int, shuffle_shards: int = 0) -> Order:
+    """The sampling order over ``windows``: sources in proportion to their tokens ** alpha.
+
+    ``shuffle_shards``: how many shards of a source come at a time; 0: all of them.
+    """
+    weights = [float(n) ** alpha for n in windows.sizes]
+    return Order(windows.counts, weights, seed, windows.by_shard, shuffle_shards)
 
 
 def steps(

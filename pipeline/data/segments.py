@@ -18,12 +18,13 @@ from pipeline.data.windows import Windows
 def read_pairs(windows: Windows, order: Order, start: int, stop: int) -> Inputs:
     """Samples ``start`` … ``stop`` − 1 of the order as pairs; ``windows`` are of length − 3 tokens at most.
 
-    A source that has a single window gives continuations only. Raises UserError naming the shard that holds an id outside
-    the vocabulary.
+    A source, or a shard where these come in turn, that has a single window gives continuations only. Raises UserError naming
+    the shard that holds an id outside the vocabulary.
     """
     source, _, window = order(start, stop)
     bits = order.bits(start, stop)
-    other = another(window, np.asarray(windows.counts)[source], bits)
+    first, count = windows.others(source, window, near=order.in_turn)
+    other = first + another(window - first, count, bits)
     elsewhere = np.flatnonzero(other != window)
 
     tokens, sizes = windows.texts(np.append(source, source[elsewhere]), np.append(window, other[elsewhere]))

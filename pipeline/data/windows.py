@@ -51,9 +51,43 @@ class Windows:
         self._before_piece = np.cumsum(np.concatenate([[0], *pieces], dtype=np.int64))  # windows
         self._before_shard = np.cumsum([0, *map(len, pieces)])  # pieces
         self.shards = [shard for source in kept for shard in source.shards]
-        self._marks = {path: mark_of(path) for shard in self.shards for path in (shard.path, shard.docs_path)}
-        self.tokens = functools.cache(lambda shard: mapped(self.shards[shard].open()))
-        self._grid = functools.cache(self._as_grid)
+        self._shards_of = [len(source.shards) for source in kept]
+        own = [shard for shard in self.shards if not shard.mirror]  # fetched files come and go, and are always the same
+        self._marks = {path: mark_of(path) for shard in own for path in (shard.path, shard.docs_path)}
+        self._before_windows = self._before_piece[self._before_shard]
+        self._keep_open(None)
+
+    def keep_open(self, size: int) -> None:
+        """Of the shards keep about ``size`` bytes mapped: a removed file takes its room until nobody has it mapped."""
+        mean = sum(shard.path_bytes for shard in self.shards) / max(len(self.shards), 1)
+        self._keep_open(max(1, int(size / max(mean, 1))))
+
+    def _keep_open(self, shards: int | None) -> None:
+        self.tokens = functools.lru_cache(shards)(self._mapped)
+        self._grid = functools.lru_cache(shards)(self._as_grid)
+
+    def _mapped(self, number: int) -> np.ndarray:
+        shard = self.shards[number]
+        with shard.present(shard.path):
+            return mapped(shard.open())
+
+    @property
+    def by_shard(self) -> list[np.ndarray]:
+        """The windows of each shard, int64 [shards], source by source."""
+        return np.split(np.diff(self._before_windows), np.cumsum(self._shards_of)[:-1])
+
+    def shard_of(self, sources: np.ndarray, windows: np.ndarray) -> np.ndarray:
+        """The number in ``shards`` of the shard that each window lies in, int64 [n]."""
+        wanted = self._before_source[sources] + windows
+        shard: np.ndarray = np.searchsorted(self._before_windows, wanted, side="right") - 1
+        return shard
+
+    def others(self, sources: np.ndarray, windows: np.ndarray, near: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Windows from which another may be drawn for each: the first and their number, int64 [n]; all, or its shard's."""
+        if not near:
+            return np.zeros_like(windows), np.asarray(self.counts)[sources]
+        shard = self.shard_of(sources, windows)
+        return self._before_windows[shard] - self._before_source[sources], np.diff(self._before_windows)[shard]
 
     def __len__(self) -> int:
         return sum(self.counts)

@@ -59,7 +59,7 @@ def check_folders(stages: list[list[Recipe]]) -> None:
     for recipe in (recipe for recipes in stages for recipe in recipes):
         if not recipe.previous:
             check_folder(recipe.teacher.model)
-        open_corpus(recipe.data)
+        open_corpus(recipe.data, recipe.shards_cache)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from data_prep.cli import UserError
+from data_prep.remote import is_url
 from data_prep.shards import MANIFEST, open_corpus
 from pipeline.engines.hosting import Hosting, hosting_of
 from pipeline.engines.traffic import zero_config
@@ -190,10 +191,10 @@ def with_micro_batch(recipe: Recipe, micro: int) -> Recipe:
 
 def disk_of(recipe: Recipe, models: Models) -> Disk:
     """Shards of the corpus, or of as many tokens as the run reads; and checkpoints, with the one that is being written."""
-    prepared = (Path(recipe.data) / MANIFEST).is_file()
+    prepared = is_url(recipe.data) or (Path(recipe.data) / MANIFEST).is_file()
     tokens = recipe.steps * recipe.tokens_per_step
     if prepared:
-        tokens = sum(source.tokens for source in open_corpus(recipe.data).sources.values())
+        tokens = sum(source.tokens for source in open_corpus(recipe.data, recipe.shards_cache).sources.values())
     token_bytes = 2 if models.config.vocab_size <= 2**16 else 4
 
     # fp32 weights, and two moments of those that are trained

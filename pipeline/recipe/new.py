@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from data_prep.cli import UserError, as_typed
 from data_prep.files import write_text
+from data_prep.remote import is_url
 from data_prep.shards import Corpus, open_corpus
 from pipeline.data.fits import check_corpus
 from pipeline.models.configs import planned_config
@@ -56,6 +57,8 @@ def _check_file(file: Path) -> None:
 
 def _corpus(data: str, teacher: str) -> Corpus:
     """The prepared corpus. Raises UserError with the command that prepares it."""
+    if is_url(data):
+        return open_corpus(data)
     folder = Path(data)
     if folder.is_dir() and any(folder.iterdir()):
         return open_corpus(folder)

@@ -24,7 +24,7 @@ def data_lines(recipe: Recipe, config: PreTrainedConfig) -> Iterator[str]:
     Raises UserError for data of another tokenizer than the teacher's, or without a window to train on.
     """
     try:
-        corpus = open_corpus(recipe.data)
+        corpus = open_corpus(recipe.data, recipe.shards_cache)
     except UserError as error:
         yield f"note: {error}"
         return
@@ -50,7 +50,7 @@ def _reading(recipe: Recipe, corpus: Corpus, tokens: int) -> Iterator[str]:
     """Epochs, held-out windows, and the notes that a run begins with."""
     paired = recipe.segments == "pairs"
     windows = training_windows(corpus, recipe.length, recipe.layout, paired)
-    order = order_of(windows, recipe.sampling_alpha, recipe.seed)
+    order = order_of(windows, recipe.sampling_alpha, recipe.seed, recipe.shuffle_shards)
     samples = recipe.steps * recipe.batch
     read = times_read(filled(windows, order) * recipe.steps * recipe.tokens_per_step, tokens)
     yield f"the run reads {read}: {samples:,} samples of {len(windows):,} windows, {samples / len(windows):.2g} epochs"

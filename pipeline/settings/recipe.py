@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.cli import UserError
+from data_prep.mirror import CACHE_GB, Cache
 from pipeline.pairs import PAIRS, VALUE_MSE, VECTORS
 
 INITS = ("random", "teacher", "pca")  # and any other student, by its folder or hub id
@@ -50,7 +51,7 @@ class Student:
 class Recipe:
     """Everything that decides a run's result. Batch sizes are in sequences, lengths in tokens, steps in updates."""
 
-    data: str  # folder that `python -m data_prep prepare` wrote
+    data: str  # folder that `python -m data_prep prepare` wrote, or its URL: s3://, gs://, hf://, https://
     out: str  # run folder
     teacher: Teacher
     student: Student
@@ -77,6 +78,9 @@ class Recipe:
     adam_eps: float = 1e-6
     gradient_clipping: float = 1.0  # of the global norm; 0 = none
     sampling_alpha: float = 1.0  # sources are drawn in proportion to tokens ** alpha
+    shuffle_shards: int = 0  # a source's shards that are read at a time, shuffled among each other; 0: all of them
+    cache: str = ""  # folder for shards of data at a URL, which the ranks of a host share; "": in the user's ~/.cache
+    cache_gb: float = CACHE_GB  # of shards that are kept there
     seed: int = 42
     log_every: int = 50
     eval_every: int = 5000
@@ -176,6 +180,8 @@ class Recipe:
         for key in ("weight_decay", "gradient_clipping", "eval_samples", "keep_every"):
             self.need(key, 0 <= getattr(self, key) < math.inf, "at least 0 and finite")
         self.need("sampling_alpha", 0 <= self.sampling_alpha <= 10, "from 0 (sources alike) to 10; 1 is in proportion")
+        self.need("shuffle_shards", self.shuffle_shards >= 0, "at least 0")
+        self.need("cache_gb", 0 < self.cache_gb < math.inf, "above 0 and finite")
         self.need("seed", 0 <= self.seed < 2**64, "at least 0 and below 2**64")
         self.need("steps", self.steps * self.batch < 2**63, "below 2**63 / batch: samples are numbered in 64 bits")
         self.need(
@@ -213,6 +219,11 @@ class Recipe:
             self.refuse("segments", "a pair is no text to embed; use 'single' or 'auto'")
         if self.layout == "doc" and self.micro_batch == 1:
             self.refuse("micro_batch", "a text is compared with the others of its micro-batch; use 2 or more")
+
+    @property
+    def shards_cache(self) -> Cache:
+        """Where shards of data at a URL are kept."""
+        return Cache.of(self.cache, self.cache_gb)
 
     @property
     def exported(self) -> Path:
@@ -274,7 +285,16 @@ OWN = {
 }
 OF_RELATIONS = ("pairs", "relation_heads", "loss_kernel")
 TEXTS = {spec.name for kind in (Recipe, Teacher, Student) for spec in dataclasses.fields(kind) if spec.type is str}
-PATHS = {"data", "out", "teacher.model", "teacher.ds_config", "student.vocab", "student.init", "student.ds_config"}
+PATHS = {
+    "data",
+    "cache",
+    "out",
+    "teacher.model",
+    "teacher.ds_config",
+    "student.vocab",
+    "student.init",
+    "student.ds_config",
+}
 
 
 def teacher_layers(recipes: list[Recipe]) -> tuple[int, ...]:

@@ -107,7 +107,7 @@ def _losses(
     Raises UserError if data or teacher are not there or not the run's, or do not fit this process's memory.
     """
     recipe = dataclasses.replace(_alone(recipe), arithmetic=way_of(checkpoint.info.get("arithmetic")) or "auto")
-    corpus = open_corpus(recipe.data)
+    corpus = open_corpus(recipe.data, recipe.shards_cache)
     if corpus.id != checkpoint.info["corpus"]:
         raise UserError(f"{recipe.data}: not the corpus of the run")
     check_bytes(corpus)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data_prep.shards import Corpus
+from pipeline.data.following import followed
 from pipeline.data.inputs import Inputs
 from pipeline.data.order import Order
 from pipeline.data.reading import ReadAhead, filled, order_of, steps
@@ -61,7 +62,11 @@ class Run:
     @cached_property
     def order(self) -> Order:
         """The sampling order: which window is sample number g."""
-        return order_of(self.windows, self.recipe.sampling_alpha, self.recipe.seed)
+        return self._order()
+
+    def _order(self) -> Order:
+        recipe = self.recipe
+        return order_of(self.windows, recipe.sampling_alpha, recipe.seed, recipe.shuffle_shards)
 
     @property
     def tokens_per_step(self) -> float:
@@ -72,6 +77,7 @@ class Run:
         """(step, this rank's samples, what gives those of the next one if they have been read), from step ``first`` on."""
         batch, ranks = self.recipe.batch, self.ranks
         read = steps(self.windows, self.order, first, self.last, batch, ranks.rank, ranks.world)
+        read = followed(read, self.corpus, self.windows, self._order(), batch, first, self.last)
         ready = ReadAhead(read, ranks.device)
         return ((step, samples, ready.coming) for step, samples in enumerate(ready, first))
 

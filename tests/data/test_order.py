@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.data.order import BLOCK, Grid, Order, permute, quotas
+from pipeline.data.feistel import Grid, permute
+from pipeline.data.order import BLOCK, Order, quotas
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 64, 1000, 4097])

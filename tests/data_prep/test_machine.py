@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from data_prep import __main__ as command
+from data_prep import options
 from data_prep.machine import Allowed, cores, memory, threads
 from tests.parts.launching import ROOT
 
@@ -144,5 +145,5 @@ def test_pages_of_files_that_were_read_are_free(system, files):
 
 
 def test_workers_are_as_many_as_the_cores(monkeypatch):
-    monkeypatch.setattr(command, "cores", lambda: Allowed(37, "37 cores"))
+    monkeypatch.setattr(options, "cores", lambda: Allowed(37, "37 cores"))
     assert command.parser().parse_args(["extend", "--out", "corpus"]).workers == 37

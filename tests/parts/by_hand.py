@@ -8,7 +8,7 @@ import torch
 from data_prep.packing import pack
 from data_prep.shards import Corpus, open_corpus
 from pipeline.data.documents import DocWindows
-from pipeline.data.order import mix
+from pipeline.data.feistel import mix
 from pipeline.data.reading import order_of, windows_of
 from pipeline.data.segments import another, cut
 from pipeline.models.cut import cut_encoder, split

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import packing
-from data_prep.shards import ENDS_DTYPE, GrowingArray, open_corpus, write_manifest
+from data_prep.npy import GrowingArray
+from data_prep.shards import ENDS_DTYPE, open_corpus, write_manifest
 
 
 def make_up(folder: Path, median: float, spread: float, documents: int, shards: int) -> None:
