@@ -63,7 +63,7 @@ def holders(folder: Path) -> list[tuple[str, str, float]]:
             found.append((path.name, "perhaps another user", since))
             continue
         with path.open("a+" if os.access(path, os.W_OK) else "r") as file:
-            if not _try_lock(file, fcntl.LOCK_SH) or (path.name == _LOCK and not _try_lock(file, fcntl.LOCK_EX)):
+            if not try_lock(file, fcntl.LOCK_SH) or (path.name == _LOCK and not try_lock(file, fcntl.LOCK_EX)):
                 file.seek(0)
                 found.append((path.name, file.read().strip() or "an unknown process", since))
     return found
@@ -86,7 +86,7 @@ def _hold(
         raise UserError(f"{folder}: cannot be used as a folder to write to ({error.strerror}); name another") from None
     deadline = time.monotonic() + patience
     waiting = False
-    while not _try_lock(file, kind):
+    while not try_lock(file, kind):
         file.seek(0)
         holder = file.read().strip() or "an unknown process"
         if time.monotonic() > deadline:
@@ -100,7 +100,8 @@ def _hold(
     file.flush()
 
 
-def _try_lock(file: TextIO, kind: int) -> bool:
+def try_lock(file: TextIO, kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock the file if nobody else holds it now. Raises UserError where the file system has no locks."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

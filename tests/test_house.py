@@ -179,7 +179,7 @@ def test_nobody_takes_a_private_name_of_another_file():
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 # A new key or option is a decision: raise the number in the same change, and say why there.
-RECIPE_KEYS, OPTIONS = 45, 183
+RECIPE_KEYS, OPTIONS = 45, 185
 
 
 def test_files_have_at_most_400_lines_and_functions_60():

@@ -4,9 +4,9 @@ A task that trains nothing has one cell.
 """
 
 import argparse
-import functools
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ import datasets
 import torch
 import transformers
 
-from data_prep.cli import UserError, shows_bars, some
-from data_prep.files import write_json
+from data_prep.cli import UserError, some
+from data_prep.files import aside, write_json
 from pipeline.artifacts import results
 from pipeline.evaluate import embedding, finetune, keeping, qa
 from pipeline.evaluate.baseline import baseline
@@ -46,6 +46,11 @@ class Cell:
     @property
     def failure(self) -> Path:
         return self.path.with_name(self.path.stem + results.FAILED)
+
+    @property
+    def claim(self) -> Path:
+        """The file by which a process says that it runs the cell."""
+        return self.path.with_name(f".{self.path.stem}.claim")
 
     def __str__(self) -> str:
         if "seed" in self.settings:
@@ -112,12 +117,18 @@ def _job(
 
     Raises UserError for one of other weights, data or settings.
     """
-    scored = [cell for cell in cells if cell.path.exists()]
-    for cell in scored:
-        _check_same(cell, model, facts)
-    finished = [cell for cell in scored if all(path.exists() for path in keeping.paths(cell.path, keep, data.scored))]
-    failed = [cell for cell in cells if cell.failure.exists()]
-    return Job(model, task, data, facts, list(label_order(model, task)), cells, finished, failed, keep)
+    job = Job(model, task, data, facts, list(label_order(model, task)), cells, [], [], keep)
+    job.finished.extend(cell for cell in cells if is_finished(job, cell))
+    job.failed.extend(cell for cell in cells if cell.failure.exists())
+    return job
+
+
+def is_finished(job: Job, cell: Cell) -> bool:
+    """Whether the cell has its scores, and all that is to be kept. Raises UserError if they are of another evaluation."""
+    if not cell.path.exists():
+        return False
+    _check_same(cell, job.model, job.facts)
+    return all(path.exists() for path in keeping.paths(cell.path, job.keep, job.data.scored))
 
 
 def _settings(options: argparse.Namespace, task: str, rate: float, epochs: int, seed: int) -> dict:
@@ -162,41 +173,14 @@ def check_card(model: ScoredModel, out: Path) -> None:
         )
 
 
-def run_job(job: Job, say: Callable[..., object], label: str) -> list[str]:
-    """Run the cells that are not finished. Returns a line for each that failed."""
-    again = sum(cell.path.exists() for cell in job.cells) - len(job.finished)
-    if again:
-        say(
-            f"{label}: {again} of {len(job.cells)} cells are trained again: their {' and '.join(job.keep)} were not kept"
-        )
-    if job.finished:
-        say(f"{label}: {len(job.finished)} of {len(job.cells)} cells were finished earlier")
-    done, failed_before = ({cell.path for cell in cells} for cells in (job.finished, job.failed))
-    left = [(number, cell) for number, cell in enumerate(job.cells, 1) if cell.path not in done]
-    # Those that failed before come last: under several processes a failure ends the run, and others must not wait for it.
-    left.sort(key=lambda numbered: numbered[1].path in failed_before)
-
-    encoded = functools.cache(lambda: encode(job))
-    on_bars = shows_bars()  # progress bars come between a line's beginning and its end
-    failed = []
-    for number, cell in left:
-        line = f"{label} {number}/{len(job.cells)}: {cell} …"
-        say(line, end="\n" if on_bars else "", flush=True)
-        ending, well = run_cell(job, cell, encoded)
-        say(f"{line} {ending}" if on_bars else f" {ending}")
-        if not well:
-            failed.append(f"{label} {cell}: {ending}")
-    return failed
-
-
 def run_cell(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> tuple[str, bool]:
     """Train, score and write one cell, or the reason why it failed. Returns how it ended, and whether well."""
-    start, before = time.monotonic(), _inode(cell.failure)
+    start, before = time.monotonic(), inode(cell.failure)
     try:
         scores, dev = _scores(job, cell, encoded)
     except Exception as error:  # whatever it is, the other cells are worth having
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        if _inode(cell.failure) == before:  # otherwise another process failed first, and this one as a consequence
+        if inode(cell.failure) == before:  # otherwise another process failed first, and this one as a consequence
             _write(cell.failure, _record(job, cell) | {"error": reason})
         if finetune.distributed():
             raise  # the other processes wait for this one in a collective
@@ -242,29 +226,6 @@ def _scores(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> tu
     return finetune.finetune(job.model, job.task, job.order, encoded(), cell.settings, keep=keep)
 
 
-def encode(job: Job) -> finetune.Encoded:
-    """The task's rows as the model's inputs."""
-    task, length = TASKS[job.task], job.cells[0].settings["length"]
-
-    def encoded(rows: datasets.Dataset) -> datasets.Dataset:
-        if task.answers:
-            return qa.encode_questions(rows, job.model.tokenizer, length, task.stride, finetune.IN_MEMORY)
-        return finetune.encode_labelled(rows, task, job.model.tokenizer, length, job.order)
-
-    def scored_set(key: str, rows: datasets.Dataset) -> finetune.ScoredSet:
-        features = encoded(rows).sort("length", keep_in_memory=True)  # so that batches are padded little
-        if task.answers:
-            language = key if job.task == "mlqa" else None
-            score = qa.scorer(rows, features, language, task.unanswerable)
-            return finetune.ScoredSet(features.remove_columns(["start_positions", "end_positions"]), score)
-        return finetune.labelled_set(features, task, job.order)
-
-    dev = {key: scored_set(key, rows) for key, rows in job.data.dev.items()}
-    test = {key: scored_set(key, rows) for key, rows in job.data.test.items()}
-    assert job.data.train is not None
-    return finetune.Encoded(encoded(job.data.train), test or dev, dev)
-
-
 def scored(job: Job, scores: dict[str, dict[str, float]], dev: dict[str, dict[str, float]]) -> dict:
     """The scores in a cell's file."""
     task = TASKS[job.task]
@@ -288,6 +249,20 @@ def _record(job: Job, cell: Cell) -> dict:
     }
 
 
+def make_model_folder(out: Path, model: ScoredModel) -> None:
+    """Make the model's folder among results, whole with its model.json: other processes may read at any moment."""
+    folder = out / model.name
+    if folder.exists() or not is_first():
+        write_cell(folder / results.MODEL, model.card)
+        return
+    written = aside(folder)
+    _write(written / results.MODEL, model.card)
+    try:
+        written.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(written)
+
+
 def write_cell(path: Path, record: dict) -> None:
     """Write a file of results, on the first process alone."""
     if is_first():
@@ -299,7 +274,7 @@ def _write(path: Path, record: dict) -> None:
     write_json(path, record)
 
 
-def _inode(path: Path) -> int | None:
+def inode(path: Path) -> int | None:
     """The file's number, which changes when another one takes its place; None if there is no file."""
     return path.stat().st_ino if path.exists() else None
 

@@ -16,9 +16,9 @@ from transformers import AutoModelForSequenceClassification
 
 from data_prep.cli import UserError
 from pipeline.artifacts import results
-from pipeline.evaluate import cells, finetune, preparing
+from pipeline.evaluate import finetune, preparing, running
 from pipeline.evaluate.__main__ import main, parser
-from pipeline.evaluate.cells import run_cell, run_job
+from pipeline.evaluate.cells import run_cell
 from pipeline.evaluate.preparing import agree, prepare
 from pipeline.evaluate.scored_model import label_order, open_model, unknown_share
 from pipeline.evaluate.task_data import read_task
@@ -181,9 +181,12 @@ def test_all_processes_run_the_cells_that_the_first_has_not_finished_in_its_orde
     monkeypatch.setattr(arithmetic, "measure", lambda _: Rates(2.0, 1.0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     ran = []
-    monkeypatch.setattr(cells, "run_cell", lambda _, cell, __: (ran.append(cell.settings["seed"]), ("", True))[1])
+    monkeypatch.setattr(running, "run_cell", lambda _, cell, __: (ran.append(cell.settings["seed"]), ("", True))[1])
+    chosen = iter([[0], [1], [None]])  # of the cells that are left, those that no other call runs
+    monkeypatch.setattr(running, "broadcast_object_list", lambda _: next(chosen))
+    monkeypatch.setattr(running, "is_first", lambda: False)
     agree([job])
-    run_job(job, lambda *_, **__: None, "rte")
+    running.run(running.turns_of([job]), lambda *_, **__: None)
     assert ran == [3, 1]
     assert finetune.precision() == "fp32"  # what suits the first one's CPU
 
