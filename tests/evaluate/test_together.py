@@ -5,12 +5,11 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from pipeline.evaluate import cells, claims, finetune, running, sharing, workers
 from pipeline.evaluate.__main__ import main, parser
 from pipeline.evaluate.preparing import prepare
 from pipeline.evaluate.sharing import encode
+from pipeline.evaluate.tasks import TASKS
 from tests.parts import task_files as files
 from tests.parts.tiny import make_teacher
 
@@ -110,7 +110,7 @@ def test_locks_that_another_host_does_not_see_are_noticed_by_its_touches(path, m
     touching.start()
     try:
         with pytest.raises(
-            UserError, match="gamma is at work on this cell, and locks .* give each host an --out of its"
+            UserError, match=r"gamma is at work on this cell, and locks .* give each host an --out of its"
         ):
             claims.take(path)
     finally:
@@ -135,7 +135,7 @@ def test_a_file_system_without_locks_is_one_line_with_the_way_out(words, monkeyp
 
     monkeypatch.setattr(fcntl, "flock", none)
     monkeypatch.setattr(sys, "argv", ["evaluate", *words])
-    with pytest.raises(UserError, match="this file system has no locks .*; use one that has"):
+    with pytest.raises(UserError, match=r"this file system has no locks .*; use one that has"):
         main()
 
 
@@ -161,8 +161,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it_and_waited_for(jobs, mon
 
     running.run(running.turns_of([job]), say)
     assert [line for line in said if "seed 1" in line] == [] and any("seed 2" in line for line in said)
-    found = results.read_results(first.path.parents[2])
-    assert [cell.score for cell in found.cells] == [7.0, 52.0, 53.0]
+    assert [results.read_cell(cell.path).score for cell in job.cells] == [7.0, 52.0, 53.0]
 
 
 def test_a_cell_whose_process_died_is_run_by_the_one_that_waits(jobs, monkeypatch):
@@ -225,9 +224,7 @@ def rows(encoded):
 
 def test_rows_are_encoded_once_for_all_processes_and_read_as_they_were(jobs, monkeypatch):
     (job,) = jobs()
-    own = finetune.encode_labelled(
-        job.data.train, running.is_finished and sharing.TASKS["rte"], job.model.tokenizer, 32, job.order
-    )
+    own = finetune.encode_labelled(job.data.train, TASKS["rte"], job.model.tokenizer, 32, job.order)
     first = rows(encode(job))
     assert first[0] == own.to_dict()
     monkeypatch.setattr(finetune, "encode_labelled", None)
@@ -235,14 +232,16 @@ def test_rows_are_encoded_once_for_all_processes_and_read_as_they_were(jobs, mon
     assert rows(encode(again)) == first
 
 
-def test_other_lengths_tokenizers_and_data_are_encoded_apart(jobs, tmp_path):
-    keys = [sharing._key(jobs(*more)[0]) for more in ((), ("--length", "30"))]
-    other = make_teacher(tmp_path / "other", layers=1, hidden=16, positions=160)
+def test_other_lengths_tokenizers_and_data_are_encoded_apart(jobs, tmp_path, model):
+    other = shutil.copytree(model, tmp_path / "other")
     path = other / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_lower_case": False}))
+    changed = json.loads(path.read_text())
+    path.write_text(json.dumps(changed | {"do_lower_case": not changed.get("do_lower_case", True)}))
+    for more in ((), ("--length", "30"), ("--model", str(other))):
+        encode(jobs(*more)[-1])
     files.write_glue(tmp_path / "data", "rte", train=26)
-    keys.append(sharing._key(jobs()[0]))
-    assert len(set(keys)) == 3
+    encode(jobs()[0])
+    assert len([each for each in (tmp_path / "out" / sharing.FOLDER).iterdir() if each.is_dir()]) == 4
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------
