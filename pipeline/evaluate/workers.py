@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable
 from typing import IO
 
-import psutil
 import torch
 
+from data_prep import machine
 from data_prep.cli import UserError
 from pipeline.evaluate import WORKER
 from pipeline.models.arithmetic import Rates, adopt, rates
@@ -32,9 +32,9 @@ def begin() -> None:
 def count(asked: str, cells: int) -> int:
     """How many workers ``--workers`` means for so many cells. Raises UserError for more than there are cores."""
     gpus = torch.cuda.device_count()
-    cores = len(os.sched_getaffinity(0))
+    cores = machine.cores().number
     if asked == "auto":
-        most = gpus or min(cores, psutil.virtual_memory().available // MEMORY)
+        most = gpus or min(cores, machine.memory()["free"] // MEMORY)
         return max(1, min(most, cells))
     if not gpus and int(asked) > cores:
         raise UserError(f"--workers {asked}: {cores} cores here; give {cores} at most")
@@ -71,16 +71,15 @@ def run(number: int, say: Callable[..., object]) -> list[str]:
 
 def _places(number: int) -> list[tuple[dict[str, str], str, set[int]]]:
     """For each worker its variables, what it has in words, and its cores (none: all)."""
+    threads = max(1, machine.threads().number // number)
     if gpus := torch.cuda.device_count():
         names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         names = names[:gpus] if names != [""] else [str(gpu) for gpu in range(gpus)]
-        threads = max(1, torch.get_num_threads() // number)
         devices = [names[place % gpus] for place in range(number)]
         return [
             ({"CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": str(threads)}, "a GPU", set()) for device in devices
         ]
     cores = sorted(os.sched_getaffinity(0))
-    threads = max(1, torch.get_num_threads() // number)
     share = len(cores) // number
     variables = {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
     words = f"{threads} threads" if threads > 1 else "a thread"

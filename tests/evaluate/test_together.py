@@ -276,7 +276,7 @@ def test_under_torchrun_there_are_no_workers(jobs, monkeypatch):
 def test_each_worker_has_a_gpu_or_cores_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a,7")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
     assert [(place[0]["CUDA_VISIBLE_DEVICES"], place[0]["OMP_NUM_THREADS"]) for place in workers._places(2)] == [
         ("GPU-5a", "4"), ("7", "4"),
     ]  # fmt: skip
