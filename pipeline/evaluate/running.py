@@ -1,8 +1,9 @@
 """The loop of one process over the cells: it claims the next that nobody runs, runs it, and waits for those of others."""
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from accelerate.utils import broadcast_object_list
@@ -78,13 +79,14 @@ def run(turns: Sequence[Turn], say: Callable[..., object]) -> None:
     """Run the cells that no other process runs, and wait until those of others have ended."""
     job, encoded = None, None
     on_bars = shows_bars()  # progress bars come between a line's beginning and its end
-    for turn in _claimed(turns, say):
-        if turn.job is not job:
-            job, encoded = turn.job, functools.cache(functools.partial(encode, turn.job))
-        assert encoded is not None
-        say(f"{turn} …", end="\n" if on_bars else "", flush=True)
-        ending, _ = run_cell(turn.job, turn.cell, encoded)
-        say(f"{turn} … {ending}" if on_bars else f" {ending}", flush=True)
+    with contextlib.closing(_claimed(turns, say)) as claimed:  # the claim is released, however this ends
+        for turn in claimed:
+            if turn.job is not job:
+                job, encoded = turn.job, functools.cache(functools.partial(encode, turn.job))
+            assert encoded is not None
+            say(f"{turn} …", end="\n" if on_bars else "", flush=True)
+            ending, _ = run_cell(turn.job, turn.cell, encoded)
+            say(f"{turn} … {ending}" if on_bars else f" {ending}", flush=True)
 
 
 def failures(turns: Sequence[Turn]) -> list[str]:
@@ -96,7 +98,7 @@ def failures(turns: Sequence[Turn]) -> list[str]:
     ]
 
 
-def _claimed(turns: Sequence[Turn], say: Callable[..., object]) -> Iterator[Turn]:
+def _claimed(turns: Sequence[Turn], say: Callable[..., object]) -> Generator[Turn]:
     """The cells that this process is to run, each claimed until the next is asked for.
 
     Under torchrun the first process chooses for all, and does not wait for other calls.

@@ -172,6 +172,23 @@ def test_a_cell_whose_process_died_is_run_by_the_one_that_waits(jobs, monkeypatc
     assert all(cell.path.exists() and not cell.claim.exists() for cell in job.cells)
 
 
+def test_a_cell_that_is_finished_just_before_it_is_claimed_is_not_run_again(jobs, monkeypatch):
+    (job,) = jobs()
+    ran, take = [], claims.take
+    monkeypatch.setattr(
+        finetune, "finetune", lambda *args: (ran.append(args[-1]["seed"]), ({"": {"accuracy": 50.0}}, {}))[1]
+    )
+
+    def finish_first(path):
+        if not job.cells[0].path.exists():
+            cells.run_cell(job, job.cells[0], lambda: encode(job))
+        return take(path)
+
+    monkeypatch.setattr(claims, "take", finish_first)
+    running.run(running.turns_of([job]), lambda *_, **__: None)
+    assert ran == [1, 2, 3] and not job.cells[0].claim.exists()
+
+
 def test_a_cell_that_failed_elsewhere_is_reported_and_not_tried_again(jobs, monkeypatch):
     (job,) = jobs()
     turns = running.turns_of([job])
@@ -194,6 +211,17 @@ def test_a_cell_that_another_command_made_with_other_settings_is_not_believed(jo
     running.run(running.turns_of([job]), lambda *_, **__: None)
     with pytest.raises(UserError, match="was made with batch 32, now batch 16"):
         running.run(running.turns_of([other]), lambda *_, **__: None)
+
+
+def test_an_interrupt_releases_the_claim(jobs, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    (job,) = jobs()
+    monkeypatch.setattr(finetune, "finetune", interrupt)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        running.run(running.turns_of([job]), lambda *_, **__: None)
+    assert kept and not job.cells[0].claim.exists()
 
 
 def test_a_models_folder_appears_with_what_the_model_is(jobs, tmp_path):
