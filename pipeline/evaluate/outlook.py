@@ -29,16 +29,14 @@ def outlook(jobs: Sequence[Job], turns: Sequence[Turn], done: Sequence[results.C
         counts = (len(job.cells), len(job.finished), running, len(job.failed), len(left))
         rows.append([job.model.name, job.task, *map(str, counts), hours])
     lines = [*aligned(rows, left=2), "", *(f"left: {turn}" for turn in turns)]
-    lines.append(
-        f"{len(turns)} cells are left: {total / workers / _HOUR:.2f} hours by those that are done{_by(workers)}"
-    )
+    parts = [f"{len(turns)} cells are left"]
+    if unknown < len(turns):
+        shared = f", with {workers} workers" if workers > 1 else ""
+        parts.append(f"{total / workers / _HOUR:.2f} hours by those that are done{shared}")
     if unknown:
-        lines[-1] += f", and {unknown} cells of tasks of which none is done yet"
+        parts.append(f"no estimate for {unknown}, of whose model and task none is done with this batch and length")
+    lines.append("; ".join(parts))
     return "\n".join(lines)
-
-
-def _by(workers: int) -> str:
-    return f", with {workers} workers" if workers > 1 else ""
 
 
 def seconds_of(job: Job, settings: dict, done: Sequence[results.Cell]) -> float | None:

@@ -327,7 +327,7 @@ def test_a_dry_run_says_what_is_left_and_how_long_and_runs_nothing(words, tmp_pa
         return capsys.readouterr().out
 
     said = dry()
-    assert "3 cells are left" in said and "3 cells of tasks of which none is done yet" in said
+    assert "3 cells are left; no estimate for 3, of whose model and task none is done" in said
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(finetune, "finetune", lambda *args: ({"": {"accuracy": 50.0}}, {}))
     monkeypatch.setattr(sys, "argv", ["evaluate", *words, "--seeds", "1"])
@@ -338,5 +338,8 @@ def test_a_dry_run_says_what_is_left_and_how_long_and_runs_nothing(words, tmp_pa
     said = dry("--epochs", "1", "2")
     # One of them is finished, one is running; two of the five that are left have one epoch.
     assert ["small", "rte", "6", "1", "1", "0", "5", "8.00"] in [line.split() for line in said.splitlines()]
-    assert "left: rte 2/6: lr 3e-05, 1 epochs, seed 2" in said and "5 cells are left: 8.00 hours" in said
+    assert (
+        "left: rte 2/6: lr 3e-05, 1 epochs, seed 2" in said
+        and "5 cells are left; 8.00 hours by those that are done\n" in said
+    )
     claim.release()
