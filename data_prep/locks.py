@@ -100,8 +100,8 @@ def _hold(
     file.flush()
 
 
-def try_lock(file: TextIO, kind: int) -> bool:
-    """Whether ``file`` could be locked at once. Raises UserError where the file system has no locks."""
+def try_lock(file: TextIO, kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock the file if nobody else holds it now. Raises UserError where the file system has no locks."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -16,7 +16,7 @@ LONG = (
     "test_two_hosts", "test_slurm_cluster", "test_hanging", "test_world_size", "test_fuzz_faults", "test_engines",
     "test_two_hosts_doctor", "test_layouts", "test_launch", "test_losses", "test_modern", "test_resume", "test_stages",
     "test_students", "test_watchdog", "test_teacher", "test_compiled", "test_bench", "test_embedding", "test_gpu",
-    "test_ahead", "test_kernels", "test_which_loss", "test_static", "test_fused", "test_launches",
+    "test_ahead", "test_evaluate_together", "test_kernels", "test_which_loss", "test_static", "test_fused", "test_launches",
 )  # fmt: skip
 
 

@@ -195,7 +195,10 @@ def _read_task(folder: Path, model: str, found: Results) -> None:
         if path.is_dir() or path.suffix != ".json":
             raise UserError(f"{path}: not a cell's file; move it elsewhere")
         failed = path.name.endswith(FAILED)
-        record: Cell | Failure = read_failure(path) if failed else read_cell(path)
+        try:
+            record: Cell | Failure = read_failure(path) if failed else read_cell(path)
+        except FileNotFoundError:  # another process has removed it since: the cell has succeeded
+            continue
         if (record.model, record.task) != (model, folder.name):
             raise UserError(
                 f"{path}: is of the model {record.model!r} and the task {record.task!r}; move it to their folder"

@@ -16,9 +16,10 @@ from transformers import DataCollatorWithPadding, Trainer, set_seed
 from data_prep.cli import UserError
 from pipeline.bench.tools import Row
 from pipeline.evaluate.__main__ import parser
-from pipeline.evaluate.cells import Job, encode, scored
+from pipeline.evaluate.cells import Job, scored
 from pipeline.evaluate.finetune import Encoded, arguments, make_trainer, quieten, scores_of, train, with_head
 from pipeline.evaluate.preparing import prepare, quieten_libraries
+from pipeline.evaluate.sharing import encode
 from pipeline.evaluate.tasks import TASKS
 from pipeline.measuring import device_here, interleaved_times, median_ratio
 

@@ -4,29 +4,28 @@
     python -m pipeline.evaluate --model student --model teacher --task lee --out results/
     python -m pipeline.evaluate --model student --model student/onnx/model.onnx --task lee --out results/
     python -m pipeline.evaluate --model student --task mnli --grid --out results/       # data from the hub
+    python -m pipeline.evaluate --model student --task mnli,qnli --grid --out results/ --workers auto
     torchrun --nproc-per-node 8 -m pipeline.evaluate --model student --task squad2 --out results/
 
 A cell is one model on one task at one learning rate, number of epochs and seed; sts, lee and bitext train nothing and have one
 cell. Everything is checked before the first is trained. A finished cell is written to OUT at once and not run again, by any
 command; one that fails is recorded with its reason, the others are run, and the command ends with code 1. Any number of
-commands may work on one OUT at once, on one host or several: each cell is run by one of them, that of one that dies by another.
+commands, on any number of hosts, may work on one OUT at the same time: each cell is run once.
 """
 
 import argparse
 import math
+import os
+import re
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_prep.cli import Parser, aligned, run_command, sign_of_life, whole_number
 from pipeline.artifacts import results
+from pipeline.evaluate import WORKER
 from pipeline.evaluate.tasks import TASKS, check_task, is_own, names_in
 from pipeline.forms.files import is_form
 from pipeline.models.folders import check_folder
-
-if TYPE_CHECKING:
-    from pipeline.evaluate.cells import Job
 
 SEEDS = (1, 2, 3, 4)  # the papers give means of four runs
 
@@ -86,15 +85,18 @@ def parser() -> Parser:
     add(
         "--workers",
         type=_workers,
+        default="1",
         metavar="N",
-        help="processes that each run cells alone, on a GPU or a share of the threads; auto: one a GPU, or a core",
+        help="processes that run cells at the same time; auto: one on each GPU, without GPUs one on each core (default: 1)",
     )
-    add("--dry-run", action="store_true", help="print the cells, those left and the hours they will take; run nothing")
+    add("--dry-run", action="store_true", help="print the cells, those left, and the hours by those done; run nothing")
     return made
 
 
 def _workers(text: str) -> str:
-    return text if text == "auto" else str(whole_number(1)(text))
+    if not re.fullmatch("auto|[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto or a whole number of at least 1")
+    return text
 
 
 def _rate(text: str) -> float:
@@ -115,54 +117,56 @@ def main() -> int:
     for model in options.model:
         if not is_form(model):
             check_folder(model)
-    sign_of_life("Loading torch, transformers and datasets, then tasks and models")
-    from pipeline.evaluate import (
-        cells,
-        outlook,
-        preparing,
-        running,
-        workers,
-    )  # torch, transformers, datasets take seconds
+    worker = WORKER in os.environ
+    if not worker:
+        sign_of_life("Loading torch, transformers and datasets, then tasks and models")
+    from pipeline.evaluate import cells, outlook, preparing, running, workers  # torch and others take seconds
 
+    if worker:
+        workers.begin()
     preparing.quieten_libraries()
-    is_worker = workers.become()
-    say = print if cells.is_first() and not is_worker else _say_nothing
-    jobs = preparing.prepare(options, say)
-    preparing.agree(jobs)
-    names = running.labels(jobs)
-    left = [each for job, name in zip(jobs, names, strict=True) for each in running.left_of(job, name)]
-    number = workers.count(options.workers, len(left))
+    say = print if cells.is_first() else _say_nothing
+    note = _say_nothing if worker else say
+    jobs = preparing.prepare(options, note)
+    turns = running.turns_of(jobs)
     if options.dry_run:
-        say(outlook.outlook(jobs, names, left, number))
+        number = workers.count(options.workers, len(turns))
+        done = results.read_results(options.out).cells if options.out.exists() else []
+        say(outlook.outlook(jobs, turns, done, number))
         return 0
+
     results.make_folder(options.out)
-    for job, name in zip(jobs, names, strict=True):
-        cells.write_cell(options.out / job.model.name / results.MODEL, job.model.card)
-        running.say_what_is_there(job, name, say)
-    if number > 1:
-        failed = workers.run(number, left, say)
+    preparing.agree(jobs)
+    turns = running.turns_of(jobs)
+    for model in {job.model.name: job.model for job in jobs}.values():
+        cells.make_model_folder(options.out, model)
+    running.introduce(jobs, note)
+    ended = []
+    if options.workers != "1" and turns:
+        ended = workers.run(workers.count(options.workers, len(turns)), say)
     else:
-        failed = running.run_jobs(left, print if cells.is_first() else _say_nothing, whole_lines=is_worker)
-    if cells.is_first() and not is_worker:
-        _conclude(options, jobs, failed, say)
-    return 1 if failed else 0
+        running.run(turns, say)
+    return 0 if worker else _conclude(options.out, jobs, turns, ended)
 
 
-def _conclude(
-    options: argparse.Namespace, jobs: "Sequence[Job]", failed: list[str], say: Callable[..., object]
-) -> None:
-    """Print the table of all cells that are there, and the lines of those that failed; write the models' cards."""
-    from pipeline.evaluate import model_index, sharing  # datasets take seconds
+def _conclude(out: Path, jobs: list, turns: list, ended: list[str]) -> int:
+    """Print the table, update model cards, report what failed. ``ended``: workers that did not come to their end."""
+    from pipeline.evaluate import cells, model_index, running
 
-    sharing.remove(options.out)
+    if not cells.is_first():
+        return 0
+    found = results.read_results(out)
     models, tasks = (list(dict.fromkeys(names)) for names in zip(*((j.model.name, j.task) for j in jobs), strict=True))
-    found = results.read_results(options.out)
-    say("\n" + table(found, models, tasks))
+    print("\n" + table(found, models, tasks))
     for model in {job.model.name: job.model for job in jobs if not job.model.form}.values():
         if line := model_index.record_scores(Path(model.path), model.name, model.card["weights"], found):
-            say(line)
+            print(line)
+    failed = running.failures(turns)
+    if missing := sum(not turn.ended for turn in turns):
+        failed += [*ended, f"{missing} cells are not finished; run the same command again"]
     for line in failed:
         print(line, file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _say_nothing(*_: object, **__: object) -> None:

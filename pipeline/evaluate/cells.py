@@ -6,6 +6,7 @@ A task that trains nothing has one cell.
 import argparse
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ import torch
 import transformers
 
 from data_prep.cli import UserError, some
-from data_prep.files import write_json
+from data_prep.files import aside, write_json
 from pipeline.artifacts import results
-from pipeline.evaluate import embedding, finetune, keeping, qa, sharing
+from pipeline.evaluate import embedding, finetune, keeping, qa
 from pipeline.evaluate.baseline import baseline
 from pipeline.evaluate.rows import TaskData
 from pipeline.evaluate.scored_model import ScoredModel, check_fit, label_order
@@ -46,6 +47,11 @@ class Cell:
     def failure(self) -> Path:
         return self.path.with_name(self.path.stem + results.FAILED)
 
+    @property
+    def claim(self) -> Path:
+        """The file by which a process says that it runs the cell."""
+        return self.path.with_name(f".{self.path.stem}.claim")
+
     def __str__(self) -> str:
         if "seed" in self.settings:
             return "lr {learning_rate}, {epochs} epochs, seed {seed}".format(**self.settings)
@@ -66,11 +72,6 @@ class Job:
     finished: list[Cell]
     failed: list[Cell]
     keep: tuple[str, ...] = ()  # of keeping.CHOICES
-
-    @property
-    def out(self) -> Path:
-        """The results folder."""
-        return self.cells[0].path.parents[2]
 
 
 def make_job(options: argparse.Namespace, model: ScoredModel, task: str, data: TaskData, facts: dict) -> Job:
@@ -116,14 +117,14 @@ def _job(
 
     Raises UserError for one of other weights, data or settings.
     """
-    failed = [cell for cell in cells if cell.failure.exists()]
-    job = Job(model, task, data, facts, list(label_order(model, task)), cells, [], failed, keep)
+    job = Job(model, task, data, facts, list(label_order(model, task)), cells, [], [], keep)
     job.finished.extend(cell for cell in cells if is_finished(job, cell))
+    job.failed.extend(cell for cell in cells if cell.failure.exists())
     return job
 
 
 def is_finished(job: Job, cell: Cell) -> bool:
-    """Whether a cell has its scores, and all that is to be kept of it. Raises UserError if they are of something else."""
+    """Whether the cell has its scores, and all that is to be kept. Raises UserError if they are of another evaluation."""
     if not cell.path.exists():
         return False
     _check_same(cell, job.model, job.facts)
@@ -225,39 +226,6 @@ def _scores(job: Job, cell: Cell, encoded: Callable[[], finetune.Encoded]) -> tu
     return finetune.finetune(job.model, job.task, job.order, encoded(), cell.settings, keep=keep)
 
 
-def encode(job: Job, out: Path | None = None) -> finetune.Encoded:
-    """The task's rows as the model's inputs; with the results folder ``out`` once for all processes that work there."""
-    task, length = TASKS[job.task], job.cells[0].settings["length"]
-
-    def encoded(rows: datasets.Dataset, name: str) -> datasets.Dataset:
-        if out is None:
-            return encode_rows(rows)
-        key = sharing.key_of(
-            job.model, job.task, name, job.facts["fingerprint"], length, task.stride, job.order, len(rows)
-        )
-        return sharing.encoded_once(out, key, lambda: encode_rows(rows))
-
-    def encode_rows(rows: datasets.Dataset) -> datasets.Dataset:
-        if task.answers:
-            return qa.encode_questions(rows, job.model.tokenizer, length, task.stride, finetune.IN_MEMORY)
-        return finetune.encode_labelled(rows, task, job.model.tokenizer, length, job.order)
-
-    def scored_set(split: str, key: str, rows: datasets.Dataset) -> finetune.ScoredSet:
-        features = encoded(rows, f"{split} {key}").sort(
-            "length", keep_in_memory=True
-        )  # so that batches are padded little
-        if task.answers:
-            language = key if job.task == "mlqa" else None
-            score = qa.scorer(rows, features, language, task.unanswerable)
-            return finetune.ScoredSet(features.remove_columns(["start_positions", "end_positions"]), score)
-        return finetune.labelled_set(features, task, job.order)
-
-    dev = {key: scored_set("dev", key, rows) for key, rows in job.data.dev.items()}
-    test = {key: scored_set("test", key, rows) for key, rows in job.data.test.items()}
-    assert job.data.train is not None
-    return finetune.Encoded(encoded(job.data.train, "train"), test or dev, dev)
-
-
 def scored(job: Job, scores: dict[str, dict[str, float]], dev: dict[str, dict[str, float]]) -> dict:
     """The scores in a cell's file."""
     task = TASKS[job.task]
@@ -279,6 +247,20 @@ def _record(job: Job, cell: Cell) -> dict:
         "settings": cell.settings,
         "data": job.facts,
     }
+
+
+def make_model_folder(out: Path, model: ScoredModel) -> None:
+    """Make the model's folder among results, whole with its model.json: other processes may read at any moment."""
+    folder = out / model.name
+    if folder.exists() or not is_first():
+        write_cell(folder / results.MODEL, model.card)
+        return
+    written = aside(folder)
+    _write(written / results.MODEL, model.card)
+    try:
+        written.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(written)
 
 
 def write_cell(path: Path, record: dict) -> None:

@@ -1,61 +1,129 @@
-"""Claims on cells: any number of processes on any number of hosts work on one results folder, each cell is run by one of them.
+"""Claims on cells, by which any number of processes on any number of hosts share one results folder.
 
-A claim is an ``flock`` on a file next to the cell's, so that of a process that dies is free at once, on every host.
+A claim is an ``flock`` on a file beside the cell's, which names its holder. The kernel frees it the moment the holder ends, and
+a file server once it has missed a dead host for its lease; no clock is read. Some file systems lock within each host alone.
+So a holder touches its file, and whoever gets the lock of a claim of another host first looks whether somebody still does.
 """
 
-import fcntl
+import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
+from data_prep.cli import UserError
 from data_prep.locks import try_lock
 
-CLAIM = ".claim"
+BEAT = 5.0  # seconds between two touches
+LEASE = 30.0  # seconds without one, after which the holder on another host is dead
+_WRITING = 2.0  # seconds between making a claim and writing into it, at most
+_BOOT = Path("/proc/sys/kernel/random/boot_id")  # the same for all processes of one kernel: its locks are theirs
 
 
-@contextmanager
-def claim(cell: Path) -> Iterator[str]:
-    """Hold the claim on a ``cell``, by its file, until the block ends; give "", or who else holds it.
+class Claim:
+    """One cell's claim, held until ``release``."""
 
-    Raises UserError on a file system without locks.
+    def __init__(self, path: Path, file: TextIO) -> None:
+        self._path, self._file, self._ended = path, file, threading.Event()
+        file.truncate(0)
+        file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "kernel": _kernel()}))
+        file.flush()
+        os.fsync(file.fileno())
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def release(self) -> None:
+        """Remove the claim. Whoever waits for its lock sees that the file is gone, and asks for a new one."""
+        self._ended.set()
+        self._path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            with suppress(OSError):  # just released
+                os.utime(self._path)
+
+
+def take(path: Path) -> Claim | None:
+    """Claim the cell of this file; None if another process holds it.
+
+    Raises UserError where the file system has no locks, or none that other hosts see, or the file cannot be made.
     """
-    path = cell.with_name(f".{cell.stem}{CLAIM}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with path.open("a+") as file:
-            if not try_lock(file, fcntl.LOCK_EX):
-                file.seek(0)
-                yield file.read().strip() or "another process"
-                return
-            if not _is_at(path, file.fileno()):  # its last holder has removed it since it was opened
-                continue
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            try:
-                yield ""
-            finally:
-                path.unlink(missing_ok=True)
-            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file, is_new = _opened(path)
+        except FileNotFoundError:  # released just now
+            continue
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
+        if not try_lock(file):
+            file.close()
+            return None
+        if not _is(path, file):  # released between our opening and locking
+            file.close()
+            continue
+        if not is_new:
+            _check_dead(path, file)
+        return Claim(path, file)
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def _opened(path: Path) -> tuple[TextIO, bool]:
+    """The file, and whether this process has made it."""
     try:
-        return path.stat().st_ino == os.fstat(descriptor).st_ino
+        return path.open("x+"), True
+    except FileExistsError:
+        return path.open("r+"), False
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process of this kernel, or of a host whose locks are seen here, holds the claim."""
+    try:
+        with path.open("r+") as file:
+            return not try_lock(file)
     except FileNotFoundError:
         return False
 
 
-def holders(out: Path) -> set[str]:
-    """Who is at work in a results folder now."""
-    found = set()
-    for path in out.glob(f"*/*/.*{CLAIM}"):
-        try:
-            with path.open("r") as file:
-                if not try_lock(file, fcntl.LOCK_SH):
-                    found.add(file.read().strip() or "another process")
-        except FileNotFoundError:  # that cell is done
-            continue
-    return found
+def _check_dead(path: Path, file: TextIO) -> None:
+    """Look for ``LEASE`` s at a claim of another host, or one without a holder's name.
+
+    Raises UserError if it is touched though its lock was to be had.
+    """
+    before = _touched(path)
+    try:
+        holder = json.loads(file.read())
+    except ValueError:  # it is between making and writing it, or died there
+        holder = {}
+    file.seek(0)
+    if holder.get("kernel") == _kernel():
+        return
+    seconds = LEASE if holder else min(_WRITING, LEASE)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(seconds / 20)
+        if _touched(path) != before:
+            file.close()
+            raise UserError(
+                f"{path}: {holder.get('host', 'another host')} is at work on this cell, and locks of this file system are not "
+                "seen by other hosts; mount it with locks (NFS 4, Lustre with flock), or give each host an --out of its own"
+            )
+
+
+def _touched(path: Path) -> int:
+    """When the file was last touched or written; it is opened, lest a network file system answers from memory."""
+    with path.open() as file:
+        return os.fstat(file.fileno()).st_mtime_ns
+
+
+def _is(path: Path, file: TextIO) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _kernel() -> str:
+    return _BOOT.read_text().strip() if _BOOT.exists() else socket.gethostname()

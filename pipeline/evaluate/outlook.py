@@ -1,45 +1,54 @@
-"""What is left to do in a results folder, and how long that will take by what was done."""
+"""What is left to be run, and how long it will take by the cells that are done."""
 
 import statistics
 from collections.abc import Sequence
 
 from data_prep.cli import aligned
 from pipeline.artifacts import results
+from pipeline.evaluate import claims
 from pipeline.evaluate.cells import Job
-from pipeline.evaluate.claims import holders
-from pipeline.evaluate.running import Left
+from pipeline.evaluate.running import Turn
+
+_HOUR = 3600.0
 
 
-def outlook(jobs: Sequence[Job], labels: Sequence[str], left: list[Left], workers: int) -> str:
-    """A table of the cells of each job, and the hours that those left will take ``workers`` processes."""
-    out = jobs[0].out
-    done = results.read_results(out).cells if out.is_dir() else []
-    rows = [["", "cells", "finished", "failed earlier", "left", "hours"]]
-    hours: list[float | None] = []
-    for job, label in zip(jobs, labels, strict=True):
-        own = [each for each in left if each.job is job]
-        hours.append(_hours(job, own, done))
-        failed = len([cell for cell in job.failed if cell not in job.finished])
-        shown = [str(count) for count in (len(job.cells), len(job.finished), failed, len(own))]
-        rows.append([label, *shown, "unknown" if hours[-1] is None else f"{hours[-1]:.2f}"])
-    known = [each for each in hours if each is not None]
-    share = f" in {workers} workers" if workers > 1 else ""
-    unknown = (
-        f", {len(hours) - len(known)} rows unknown: none of their cells is done" if len(known) < len(hours) else ""
-    )
-    lines = [*aligned(rows), f"{len(left)} cells left: {sum(known) / workers:.2f} hours{share}, by those done{unknown}"]
-    if others := holders(out):
-        lines.append(f"at work now: {', '.join(sorted(others))}")
+def outlook(jobs: Sequence[Job], turns: Sequence[Turn], done: Sequence[results.Cell], workers: int) -> str:
+    """A table of cells by model and task, the cells that are left, and the hours that they will take.
+
+    ``done``: all cells of the results folder. ``workers``: those that share the work.
+    """
+    rows = [["", "task", "cells", "finished", "running", "failed", "left", "hours"]]
+    total, unknown = 0.0, 0
+    for job in jobs:
+        left = [turn for turn in turns if turn.job is job]
+        running = sum(claims.is_held(turn.cell.claim) for turn in left)
+        times = [seconds_of(job, turn.cell.settings, done) for turn in left]
+        known = [seconds for seconds in times if seconds is not None]
+        total, unknown = total + sum(known), unknown + len(times) - len(known)
+        hours = f"{sum(known) / _HOUR:.2f}" if len(known) == len(times) else "?"
+        counts = (len(job.cells), len(job.finished), running, len(job.failed), len(left))
+        rows.append([job.model.name, job.task, *map(str, counts), hours])
+    lines = [*aligned(rows, left=2), "", *(f"left: {turn}" for turn in turns)]
+    parts = [f"{len(turns)} cells are left"]
+    if unknown < len(turns):
+        shared = f", with {workers} workers" if workers > 1 else ""
+        parts.append(f"{total / workers / _HOUR:.2f} hours by those that are done{shared}")
+    if unknown:
+        parts.append(f"no estimate for {unknown}, of whose model and task none is done with this batch and length")
+    lines.append("; ".join(parts))
     return "\n".join(lines)
 
 
-def _hours(job: Job, left: list[Left], done: list[results.Cell]) -> float | None:
-    """By the seconds of an epoch in cells of the same model and task, else of the task; None where there are none."""
-    if not left:
-        return 0.0
-    same = [cell for cell in done if cell.task == job.task and cell.seconds > 0]
-    same = [cell for cell in same if cell.model == job.model.name] or same
-    if not same:
-        return None
-    epoch = statistics.fmean(cell.seconds / cell.settings.get("epochs", 1) for cell in same)
-    return epoch * sum(each.cell.settings.get("epochs", 1) for each in left) / 3600
+def seconds_of(job: Job, settings: dict, done: Sequence[results.Cell]) -> float | None:
+    """The seconds that a cell of these settings takes: the median of those of its model and task, by epochs.
+
+    None if there are none. Cells of other batches and lengths are not compared.
+    """
+    same = [
+        cell.seconds * settings.get("epochs", 1) / cell.settings.get("epochs", 1)
+        for cell in done
+        if (cell.model, cell.task) == (job.model.name, job.task)
+        and cell.seconds > 0
+        and all(cell.settings.get(key) == settings.get(key) for key in ("batch", "length"))
+    ]
+    return statistics.median(same) if same else None

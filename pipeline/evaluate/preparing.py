@@ -34,8 +34,12 @@ def check_options(options: argparse.Namespace) -> tuple[list[str], list[str]]:
         raise UserError(f"--name {options.name}: with {len(options.model)} models; evaluate them one after the other")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out}: is not a folder")
+    if options.workers != "1" and finetune.distributed():
+        raise UserError(
+            f"--workers {options.workers}: under torchrun all processes share each cell; leave one of them out"
+        )
     trained = [task for task in tasks if not TASKS[task].embeds]
-    for task in trained:
+    for task in trained if options.workers == "1" else ():  # each worker looks for itself
         finetune.check_batch(options.batch or TASKS[task].batch)
     if not trained and (unused := _unused(options)):
         raise UserError(f"{unused}: nothing is trained for {', '.join(tasks)}; leave it out")

@@ -1,124 +1,144 @@
-"""The loop over cells: each that nobody else has claimed is run, and those of others are waited for."""
+"""The loop of one process over the cells: it claims the next that nobody runs, runs it, and waits for those of others."""
 
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from accelerate.utils import broadcast_object_list
 
-from data_prep.cli import shows_bars, some
+from data_prep.cli import shows_bars
 from pipeline.artifacts import results
-from pipeline.evaluate import finetune
-from pipeline.evaluate.cells import Cell, Job, encode, inode, is_finished, is_first, run_cell
-from pipeline.evaluate.claims import claim
+from pipeline.evaluate import claims, finetune
+from pipeline.evaluate.cells import Cell, Job, inode, is_finished, is_first, run_cell
+from pipeline.evaluate.sharing import encode
 
-PAUSE = 1.0  # seconds between two looks at cells that others run
-RUN, DONE, TAKEN, FAILED = "run", "done", "taken", "failed"
+LOOK = 0.5  # seconds between two looks at what others run
 
 
-@dataclass(frozen=True)
-class Left:
-    """A cell that was not finished when this process looked first."""
+@dataclass
+class Turn:
+    """A cell that was not finished when this process began."""
 
+    label: str  # of its job
     job: Job
-    label: str
-    number: int  # from 1
+    number: int  # of the cell in its job, from 1
     cell: Cell
-    failure: int | None  # the file of its failure then
-    encoded: Callable[[], finetune.Encoded]
+    failure: int | None  # the inode of what an earlier call recorded
 
     @property
-    def line(self) -> str:
-        """The beginning of what is said of it."""
-        return f"{self.label} {self.number}/{len(self.job.cells)}: {self.cell} …"
+    def failed(self) -> bool:
+        """Whether it has failed since this process began, here or elsewhere."""
+        return inode(self.cell.failure) not in (None, self.failure)
 
-    def failed(self, ending: str) -> str:
-        """What is said of it at the end if it failed."""
-        return f"{self.label} {self.cell}: {ending}"
+    @property
+    def ended(self) -> bool:
+        return is_finished(self.job, self.cell) or self.failed
 
-
-def labels(jobs: Sequence[Job]) -> list[str]:
-    """What the lines of each job begin with."""
-    several = len({job.model.name for job in jobs}) > 1
-    return [f"{job.model.name} {job.task}" if several else job.task for job in jobs]
+    def __str__(self) -> str:
+        return f"{self.label} {self.number}/{len(self.job.cells)}: {self.cell}"
 
 
-def left_of(job: Job, label: str) -> list[Left]:
-    """The cells that are not finished. Those that failed before come last: a failure ends a run of several processes."""
-    done, failed_before = ({cell.path for cell in cells} for cells in (job.finished, job.failed))
-    encoded = functools.cache(lambda: encode(job, job.out))
-    found = [
-        Left(job, label, number, cell, inode(cell.failure), encoded)
-        for number, cell in enumerate(job.cells, 1)
-        if cell.path not in done
-    ]
-    return sorted(found, key=lambda left: left.cell.path in failed_before)
+def turns_of(jobs: Sequence[Job]) -> list[Turn]:
+    """The cells that are not finished, by job.
 
-
-def say_what_is_there(job: Job, label: str, say: Callable[..., object]) -> None:
-    """Say which cells are not run, or are run again."""
-    again = sum(cell.path.exists() for cell in job.cells) - len(job.finished)
-    if again:
-        say(
-            f"{label}: {again} of {len(job.cells)} cells are trained again: their {' and '.join(job.keep)} were not kept"
-        )
-    if job.finished:
-        say(f"{label}: {len(job.finished)} of {len(job.cells)} cells were finished earlier")
-
-
-def run_jobs(left: Iterable[Left], say: Callable[..., object], whole_lines: bool = False) -> list[str]:
-    """Run the cells that nobody else runs, and wait for the others. Returns a line for each that failed, whoever ran it.
-
-    The cell of a process that dies is run here. ``whole_lines``: say nothing of a cell before its end.
+    A job's cells that failed before come last: under torchrun a failure ends the run, and others must not wait for it.
     """
-    failed, left, waits = [], list(left), False
-    while left:
-        taken, others = [], set()
-        for each in left:
-            with claim(each.cell.path) if is_first() else contextlib.nullcontext("") as holder:
-                state, reason = _agreed(_state(each, holder))
-                if state == RUN:
-                    ending, well = _run(each, say, whole_lines)
-                    failed += [] if well else [each.failed(ending)]
-                elif state == TAKEN:
-                    taken.append(each)
-                    others.add(reason)
-                elif state == FAILED:
-                    failed.append(each.failed(f"failed: {reason}"))
-        if taken and len(taken) == len(left):
-            if not waits and not whole_lines:
-                say(f"{len(taken)} of the cells are run by {some(sorted(others))}; waiting for them", flush=True)
-            waits = True
-            time.sleep(PAUSE)
-        left = taken
-    return failed
+    found = []
+    for job in jobs:
+        label = _label(job, jobs)
+        done, failed_before = ({cell.path for cell in cells} for cells in (job.finished, job.failed))
+        left = [
+            Turn(label, job, number, cell, inode(cell.failure))
+            for number, cell in enumerate(job.cells, 1)
+            if cell.path not in done
+        ]
+        found += sorted(left, key=lambda turn: turn.cell.path in failed_before)
+    return found
 
 
-def _state(left: Left, holder: str) -> tuple[str, str]:
-    """What is to be done with a cell whose claim ``holder`` has, or this process; and who has it, or why it failed."""
-    if holder:
-        return TAKEN, holder
-    if is_finished(left.job, left.cell):
-        return DONE, ""
-    if inode(left.cell.failure) not in (None, left.failure):
-        return FAILED, results.read_failure(left.cell.failure).error
-    return RUN, ""
+def _label(job: Job, jobs: Sequence[Job]) -> str:
+    several = len({each.model.name for each in jobs}) > 1
+    return f"{job.model.name} {job.task}" if several else job.task
 
 
-def _agreed(found: tuple[str, str]) -> tuple[str, str]:
-    """What the first of several processes that share a batch has found."""
-    if not finetune.distributed():
-        return found
-    agreed: list[tuple[str, str]] = broadcast_object_list([found])
-    return agreed[0]
+def introduce(jobs: Sequence[Job], say: Callable[..., object]) -> None:
+    """Say for each job what is finished, and what is run once more."""
+    for job in jobs:
+        label = _label(job, jobs)
+        again = sum(cell.path.exists() for cell in job.cells) - len(job.finished)
+        if again > 0:
+            kept = " and ".join(job.keep)
+            say(f"{label}: {again} of {len(job.cells)} cells are trained again: their {kept} were not kept")
+        if job.finished:
+            say(f"{label}: {len(job.finished)} of {len(job.cells)} cells were finished earlier")
 
 
-def _run(left: Left, say: Callable[..., object], whole_lines: bool) -> tuple[str, bool]:
-    on_bars = whole_lines or shows_bars()  # progress bars come between a line's beginning and its end
-    if not whole_lines:
-        say(left.line, end="\n" if on_bars else "", flush=True)
-    ending, well = run_cell(left.job, left.cell, left.encoded)
-    say(f"{left.line} {ending}" if on_bars else f" {ending}", flush=True)
-    return ending, well
+def run(turns: Sequence[Turn], say: Callable[..., object]) -> None:
+    """Run the cells that no other process runs, and wait until those of others have ended."""
+    job, encoded = None, None
+    on_bars = shows_bars()  # progress bars come between a line's beginning and its end
+    with contextlib.closing(_claimed(turns, say)) as claimed:  # the claim is released, however this ends
+        for turn in claimed:
+            if turn.job is not job:
+                job, encoded = turn.job, functools.cache(functools.partial(encode, turn.job))
+            assert encoded is not None
+            say(f"{turn} …", end="\n" if on_bars else "", flush=True)
+            ending, _ = run_cell(turn.job, turn.cell, encoded)
+            say(f"{turn} … {ending}" if on_bars else f" {ending}", flush=True)
+
+
+def failures(turns: Sequence[Turn]) -> list[str]:
+    """A line for each cell that has failed since this process began."""
+    return [
+        f"{turn.label} {turn.cell}: failed: {results.read_failure(turn.cell.failure).error}"
+        for turn in turns
+        if turn.failed
+    ]
+
+
+def _claimed(turns: Sequence[Turn], say: Callable[..., object]) -> Generator[Turn]:
+    """The cells that this process is to run, each claimed until the next is asked for.
+
+    Under torchrun the first process chooses for all, and does not wait for other calls.
+    """
+    left, claim = list(range(len(turns))), None
+    try:
+        while True:
+            number = None
+            if is_first():
+                number, claim = _next(turns, left, say)
+            if finetune.distributed():
+                (number,) = broadcast_object_list([number])
+            if number is None:
+                return
+            yield turns[number]
+            if claim:
+                claim.release()
+            claim = None
+    finally:
+        if claim:
+            claim.release()
+
+
+def _next(turns: Sequence[Turn], left: list[int], say: Callable[..., object]) -> tuple[int | None, claims.Claim | None]:
+    """Claim the first of the cells ``left`` that nobody runs, and remove from them those that have ended."""
+    waits = False
+    while True:
+        for number in list(left):
+            turn = turns[number]
+            claim = None if turn.ended else claims.take(turn.cell.claim)
+            if turn.ended:  # also if somebody has ended it just before it was claimed
+                left.remove(number)
+            elif claim:
+                left.remove(number)
+                return number, claim
+            if claim:
+                claim.release()
+        if not left or finetune.distributed():
+            return None, None
+        if not waits:
+            say(f"waiting for {len(left)} cells that other processes run")
+        waits = True
+        time.sleep(LOOK)

@@ -1,4 +1,4 @@
-"""A real Slurm: the batch script as it is shipped, driven out by its time limit; tasks with a GPU each; an array of prepare."""
+"""A real Slurm: the batch script as it is shipped, driven out by its time limit; tasks with a GPU each; arrays of two verbs."""
 
 import json
 import sys
@@ -6,14 +6,16 @@ import time
 
 import pytest
 
+from pipeline.artifacts import results
 from pipeline.distill import distill
 from pipeline.engines import slurm
 from pipeline.settings.reading import load_recipe
+from tests.parts import task_files
 from tests.parts.corpora import run_cli
 from tests.parts.launching import ROOT, environment
 from tests.parts.runs import losses
 from tests.parts.slurm_cluster import SlurmCluster, missing
-from tests.parts.tiny import make_recipe
+from tests.parts.tiny import make_recipe, make_teacher
 
 pytestmark = [
     pytest.mark.slow,
@@ -126,3 +128,18 @@ def test_an_array_prepares_a_corpus(cluster, tmp_path):
     assert run_cli("prepare", *asked, "--out", tmp_path / "alone").returncode == 0
     manifests = [(tmp_path / name / "manifest.json").read_bytes() for name in ("array", "alone")]
     assert manifests[0] == manifests[1], logs
+
+
+def test_an_array_evaluates_each_cell_once(cluster, tmp_path):
+    model = make_teacher(tmp_path / "small", layers=1, hidden=16, positions=160)
+    task_files.write_glue(tmp_path / "data", "rte")
+    words = f"-m pipeline.evaluate --model {model} --data {tmp_path / 'data'} --task rte --out {tmp_path / 'out'}"
+    words = f"{sys.executable} {words} --epochs 2 --batch 4 --length 32 --seeds 1 2 3 4"
+    paths = ["--chdir", ROOT, "--output", tmp_path / "log-%a"]
+    job = submitted(cluster, "--wait", "--array=0-1", *paths, "--wrap", words, **environment())
+    logs = [path.read_text() for path in sorted(tmp_path.glob("log-*"))]
+    assert set(cluster.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").split()) <= {"COMPLETED"}, logs
+    assert len(results.read_results(tmp_path / "out").of("small", "rte")) == 4
+    for number in range(1, 5):
+        assert sum(f"rte {number}/4: lr 3e-05, 2 epochs, seed {number} … " in log for log in logs) == 1, logs
+    assert all("(n = 4, lr 3e-05, 2 epochs)" in log for log in logs)  # the table is of all
