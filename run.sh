@@ -12,8 +12,8 @@ Usage: ./run.sh [VERB] [ARGUMENTS]        (no verb: demo)
                             export, report (3 to 5 minutes)
   demo-multilingual         the same with XLM-R's vocabulary, on 99 languages, reported by language
   test [PYTEST ARGUMENTS]   the test suite; test -m "not slow": its quick part, under 2 minutes
-  prep VERB …               text to token shards: plan, prepare, status, verify, stats, extend, pack, templates, bench
-                                                                             (python -m data_prep)
+  prep VERB …               text to token shards: plan, prepare, status, verify, stats, extend, pack, push,
+                            templates, bench                                 (python -m data_prep)
   show RECIPE | DATA        what a model will read: the first samples, decoded   (python -m pipeline.show)
   distill RECIPE [key=value …] [--hostfile FILE]
                             train a student on this machine, one process per GPU, or RANKS on a CPU, or on the hosts of
@@ -69,7 +69,7 @@ set_up() {
         local python=${PYTHON:-python3}
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
             die "$python is not Python 3.11 or newer; name one with PYTHON=/path/to/python3.11"
-        echo "Making the environment $venv (once; a few minutes) ..."
+        echo "Making the environment $venv (once; a few minutes) ..." >&2
         "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
         "$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable "${root}[test]"
         rm -f "$venv"/.installed-*

@@ -1,5 +1,6 @@
 """Files below a URL, read and written through fsspec. A lost connection is retried, and then reported in one line."""
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -138,6 +139,8 @@ class Remote:
 
                 quiet = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
                 options["client_kwargs"] = {"timeout": quiet}
+            if self._scheme == "gs":
+                logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints what is tried again, and reported, here
             return fsspec.filesystem(self._scheme, **options)
         except ImportError:
             package = _SCHEMES[self._scheme][0]

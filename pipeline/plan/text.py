@@ -4,6 +4,7 @@ import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pipeline.engines.traffic import dense_bytes, rows_bytes, sends_rows
@@ -59,7 +60,8 @@ def about_models(plan: Plan) -> list[str]:
         )
     for own, cut in zip(plan.recipes, models.students, strict=True):
         size = f"{(cut.parameters + cut.tail) / 1e6:,.1f} M parameters, {cut.parameters / 1e6:,.1f} M of them trained"
-        lines.append(_labelled("Student", f"{own.student.layers} layers × {own.student.hidden}: {size}"))
+        name = f"{Path(own.out).name}, " if len(plan.recipes) > 1 else ""
+        lines.append(_labelled("Student", f"{name}{own.student.layers} layers × {own.student.hidden}: {size}"))
     lines.append(_labelled("Hosting", f"{hosting.kind}: {hosting.reason}"))
     if hosting.shards > 1:
         group = "all GPUs" if hosting.shards == plan.cluster.world else "the GPUs of a node"

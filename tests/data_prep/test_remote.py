@@ -24,6 +24,7 @@ from data_prep.shards import MANIFEST, open_corpus
 from pipeline.processes import free_port
 from tests.parts.bucket import BUCKET, bucket, proxy
 from tests.parts.corpora import ROOT, run_cli, write_corpus
+from tests.parts.hub import hub
 from tests.parts.tiny import make_corpus
 
 pytestmark = pytest.mark.slow
@@ -308,6 +309,55 @@ def test_a_web_server_without_ranges_serves_a_corpus(web, data, tmp_path):
     handler.closed, handler.files = set(), {}
     with pytest.raises(UserError, match=r"manifest.json: is not there; see that the URL"):
         open_corpus(url, cache(tmp_path))
+
+
+READ = """
+import sys
+from pathlib import Path
+from data_prep.mirror import Cache
+from data_prep.shards import open_corpus
+
+corpus = open_corpus(sys.argv[1], Cache(Path(sys.argv[2]), 10**9))
+print(corpus.id, sum(int(shard.open().sum()) for source in corpus.sources.values() for shard in source.shards))
+"""
+
+
+def read_apart(url: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A process that opens a corpus and reads all its tokens."""
+    words = [sys.executable, "-c", READ, url, folder / "cache"]
+    return subprocess.run(list(map(str, words)), env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+def seen_in(data: Path) -> str:
+    corpus = open_corpus(data)
+    return f"{corpus.id} {sum(int(shard.open().sum()) for source in corpus.sources.values() for shard in source.shards)}\n"
+
+
+def test_a_data_set_of_the_hub_is_read(data, tmp_path):
+    files = {path.relative_to(data).as_posix(): path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    with hub(files, tmp_path / "home") as (environment, _):
+        done = read_apart("hf://datasets/org/name", tmp_path, environment)
+        assert done.stdout == seen_in(data), done.stderr
+        refused = read_apart("hf://datasets/org/name/below", tmp_path, environment)
+    assert "hf://datasets/org/name/below/manifest.json: is not there" in refused.stderr
+
+
+def test_a_bucket_of_google_is_written_and_read(data, tmp_path):
+    pytest.importorskip("gcsfs", reason="needs gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs gcp-storage-emulator")
+    port = free_port()
+    server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
+    server.start()
+    environment = os.environ | {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}"}
+    push_apart = [sys.executable, "-m", "data_prep", "push", data, f"gs://{BUCKET}/x"]
+    try:
+        for copied in ("18", "0"):
+            done = subprocess.run(map(str, push_apart), env=environment, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0 and f"{copied} of them copied now" in done.stdout, done.stdout + done.stderr
+        done = read_apart(f"gs://{BUCKET}/x", tmp_path, environment)
+        assert done.stdout == seen_in(data), done.stderr
+    finally:
+        server.stop()
 
 
 def test_a_web_server_that_does_not_answer_is_a_lost_connection_and_no_missing_file(monkeypatch):

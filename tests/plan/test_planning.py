@@ -38,6 +38,12 @@ def test_students_add_up_but_their_activations_do_not():
     assert together.memory.peak == pytest.approx(alone.memory.peak + extra)
 
 
+def test_students_are_named_where_there_are_several():
+    swept = report(planned(cluster(), "minilmv2_ablation"), [], [], [])
+    assert "without-qq, 6 layers × 384: 22.7 M" in swept and "12-heads, 6 layers × 384" in swept
+    assert "Student   6 layers × 384" in report(planned(cluster(), "minilm_6x384"), [], [], [])
+
+
 def test_accumulated_gradients_stay_next_to_activations():
     one, two = (planned(cluster(gpus=g), "minilm_6x384", "micro_batch=16") for g in (16, 8))
     count = one.models.students[0].parameters
