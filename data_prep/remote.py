@@ -140,7 +140,9 @@ class Remote:
                 quiet = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
                 options["client_kwargs"] = {"timeout": quiet}
             if self._scheme == "gs":
-                logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints what is tried again, and reported, here
+                logging.getLogger("gcsfs").setLevel(
+                    logging.CRITICAL
+                )  # it prints what is tried again, and reported, here
             return fsspec.filesystem(self._scheme, **options)
         except ImportError:
             package = _SCHEMES[self._scheme][0]

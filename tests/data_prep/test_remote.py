@@ -330,7 +330,9 @@ def read_apart(url: str, folder: Path, environment: dict[str, str]) -> subproces
 
 def seen_in(data: Path) -> str:
     corpus = open_corpus(data)
-    return f"{corpus.id} {sum(int(shard.open().sum()) for source in corpus.sources.values() for shard in source.shards)}\n"
+    return (
+        f"{corpus.id} {sum(int(shard.open().sum()) for source in corpus.sources.values() for shard in source.shards)}\n"
+    )
 
 
 def test_a_data_set_of_the_hub_is_read(data, tmp_path):
