@@ -43,10 +43,11 @@ def start(words: list[str], log: Path) -> int:
         os._exit(70)
 
 
-def records(out: Path) -> dict[str, object]:
-    """The files of cells and predictions by name, without the seconds."""
-    found: dict[str, object] = {path.name: path.read_text() for path in out.glob("small/rte/*.predictions.jsonl")}
-    for path in out.glob("small/rte/*.json"):
+def records(out: Path, model: str = "small") -> dict[str, object]:
+    """The files of cells and predictions of RTE by name, without the seconds."""
+    folder = out / model / "rte"
+    found: dict[str, object] = {path.name: path.read_text() for path in folder.glob("*.predictions.jsonl")}
+    for path in folder.glob("*.json"):
         found[path.name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "seconds"}
     return found
 

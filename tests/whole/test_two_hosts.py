@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts import launching, namespaces
+from tests.parts import launching, namespaces, task_files
+from tests.parts.killed_cells import records
 from tests.parts.runs import final_state, untimed
-from tests.parts.tiny import make_recipe
+from tests.parts.tiny import make_recipe, make_teacher
 
 MISSING = namespaces.missing()
 pytestmark = [
@@ -53,6 +54,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(folder):
+    return torchrun_alone(folder)
+
+
+def torchrun_alone(folder: Path) -> Path:
     """The run of two ranks on one host, by torchrun."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline.distill"]
     result = subprocess.run(
@@ -198,6 +203,30 @@ def test_a_run_that_is_stopped_killed_and_cut_off_comes_to_the_same_student(host
     launches = [Launch(hosts, folder, *node, str(rank), host=host) for rank, host in enumerate(namespaces.NAMES)]
     assert [launch.wait()[0] for launch in launches] == [0, 0], [launch.output.read_text() for launch in launches]
     assert_same(run, alone)
+
+
+def test_rows_travel_between_hosts_that_share_an_evaluation_meanwhile(hosts, tmp_path):
+    make_teacher(tmp_path / "teacher", vocab_size=1000)  # far more than what a step reads
+    make_recipe(tmp_path)
+    (tmp_path / "hosts").write_text("alpha slots=1\nbeta slots=1\n")
+    task_files.write_glue(tmp_path / "glue", "rte", train=64, dev=20)
+    evaluate = [sys.executable, "-m", "pipeline.evaluate", "--model", "teacher", "--data", "glue", "--task", "rte"]
+    evaluate += ["--length", "16", "--batch", "4", "--epochs", "2", "--keep", "predictions", "--seeds", *"1234"]
+    variables = [f"{key}={value}" for key, value in launching.environment().items()]
+    wanted = torchrun_alone(tmp_path)
+    subprocess.run([*evaluate, "--out", "one"], cwd=tmp_path, env=launching.environment(), check=True)
+
+    launch = Launch(hosts, tmp_path, "out=both")
+    shared = [
+        subprocess.Popen(hosts.command(name, "env", *variables, *evaluate, "--out", "two", folder=tmp_path))
+        for name in namespaces.NAMES
+    ]
+    code, output = launch.wait()
+    assert code == 0 and "word embedding travels as rows" in output, output
+    assert_same(tmp_path / "both", wanted)
+    assert [process.wait(600) for process in shared] == [0, 0]
+    one, two = (records(tmp_path / name, "teacher") for name in ("one", "two"))
+    assert one == two and len(one) == 8  # cells and predictions
 
 
 def test_a_host_that_cannot_take_part_is_named_before_anything_starts(hosts, folder):
