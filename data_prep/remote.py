@@ -23,6 +23,9 @@ _SCHEMES = {
     "https": ("aiohttp", "use an address that needs none"),
     "http": ("aiohttp", "use an address that needs none"),
 }
+_NO_CORPUS = (
+    "see that the URL is that of a corpus's folder and the copy was finished (`python -m data_prep push DIR URL`)"
+)
 _NO_RIGHTS = ("NoCredentialsError", "PartialCredentialsError", "GatedRepoError")
 _OF_NETWORKS = (
     "aiohttp",
@@ -89,10 +92,13 @@ class Remote:
         if self._scheme not in ("s3", "gs"):
             way = "`hf upload`" if self._scheme == "hf" else "its server's own tool"
             raise UserError(f"{self.url}: is written to by {way}, not from here; s3:// and gs:// are")
-        self.retried(name, lambda: self._files.put_file(str(path), f"{self.url}/{name}"))
+        absent = f"see that {self.url.split('/')[2]} is there, and make it"
+        self.retried(name, lambda: self._files.put_file(str(path), f"{self.url}/{name}"), absent)
 
-    def retried(self, name: str, work: Callable[[], Result]) -> Result:
+    def retried(self, name: str, work: Callable[[], Result], absent: str = _NO_CORPUS) -> Result:
         """What ``work`` on a file returns, tried again for PATIENCE s while the connection fails.
+
+        ``absent``: the way out where nothing is there.
 
         Raises UserError with the way out where rights or the file are missing, at once, or when trying has not helped.
         """
@@ -105,7 +111,7 @@ class Remote:
                 raise
             except Exception as raised:  # each of fsspec's libraries has its own
                 error = _first(raised) if self._scheme in ("http", "https") else raised
-                self._refuse_what_stays(name, error)
+                self._refuse_what_stays(name, error, absent)
                 passed = time.monotonic() - begun
                 if passed + pause > PATIENCE:
                     raise UserError(
@@ -115,16 +121,13 @@ class Remote:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _refuse_what_stays(self, name: str, error: Exception) -> None:
+    def _refuse_what_stays(self, name: str, error: Exception, absent: str) -> None:
         """Raise UserError for an error that another try would not mend."""
         where, status = f"{self.url}/{name}", _status(error)
         if isinstance(error, PermissionError) or status in (401, 403) or type(error).__name__ in _NO_RIGHTS:
             raise UserError(f"{where}: no right to it ({_reason(error)}); {_SCHEMES[self._scheme][1]}") from None
         if isinstance(error, FileNotFoundError) or status == 404:
-            raise UserError(
-                f"{where}: is not there; see that the URL is that of a corpus's folder and the copy was finished "
-                "(`python -m data_prep push DIR URL`)"
-            ) from None
+            raise UserError(f"{where}: is not there; {absent}") from None
         if not isinstance(error, OSError | EOFError) and type(error).__module__.split(".")[0] not in _OF_NETWORKS:
             raise UserError(f"{where}: cannot be used ({_reason(error)})") from None
 

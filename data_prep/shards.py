@@ -95,6 +95,11 @@ class Corpus:
     manifest: dict[str, Any]
     mirror: Mirror | None = None  # of a corpus at a URL, of which ``path`` has what was fetched
 
+    @property
+    def place(self) -> str:
+        """The folder or URL that it was opened by."""
+        return self.mirror.remote.url if self.mirror else str(self.path)
+
 
 def open_corpus(path: str | Path, cache: Cache | None = None) -> Corpus:
     """Open DATA after a quick check: manifest id, and every file's size, dtype and length.

@@ -61,10 +61,10 @@ def samples_of(recipe: Recipe, count: int, source: str | None) -> Iterator[list[
     order = order_of(windows, recipe.sampling_alpha, recipe.seed, recipe.shuffle_shards)
     names = ", ".join(windows.names)
     if source is not None and source not in windows.names:
-        raise UserError(f"--source {source}: no source of {corpus.path} with a window of this length; it has {names}")
+        raise UserError(f"--source {source}: no source of {corpus.place} with a window of this length; it has {names}")
     read_as = "pairs [CLS] A [SEP] B [SEP]" if paired else "single texts"
     yield [
-        f"{corpus.path}: {len(windows):,} windows of {recipe.length} positions, layout {recipe.layout!r}, {read_as}",
+        f"{corpus.place}: {len(windows):,} windows of {recipe.length} positions, layout {recipe.layout!r}, {read_as}",
         f"sources: {names}",
     ]
     for number in itertools.islice(_numbers(order, windows, source), count):
@@ -85,7 +85,7 @@ def encoder_of(recipe: Recipe, corpus: Corpus) -> Encoder:
     encoder = load_encoder(tokenizer_path(recipe.teacher.model))
     if vocabulary_hash(encoder.vocabulary) != corpus.tokenizer["vocabulary"]:
         raise UserError(
-            f"{corpus.path}: made with another vocabulary than that of {recipe.teacher.model}; give the tokenizer that it was "
+            f"{corpus.place}: made with another vocabulary than that of {recipe.teacher.model}; give the tokenizer that it was "
             "made with by teacher.model=FOLDER"
         )
     return encoder

@@ -1,7 +1,6 @@
 """Whether a corpus fits a tokenizer and a run, and what a person should know about how it will be read."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from data_prep.cli import UserError
@@ -17,7 +16,7 @@ MANY_EPOCHS = 20
 def notes(corpus: Corpus, windows: Windows, order: Order, batch: int, steps: int) -> Iterator[str]:
     """Notes for a person on how this corpus will be read in ``steps`` steps."""
     if len(windows) < batch:
-        yield f"{corpus.path} has {len(windows)} windows of {windows.length} tokens, less than a batch: they repeat in a step"
+        yield f"{corpus.place} has {len(windows)} windows of {windows.length} tokens, less than a batch: they repeat in a step"
     for name in sorted(corpus.sources.keys() - windows.names):
         why = f"fills a window of {windows.length} tokens" if windows.padding is None else "has a document with a token"
         yield f"source {name} is left out: no shard of it {why}"
@@ -73,19 +72,19 @@ def check_tokenizer(corpus: Corpus, tokenizer: Any, model: str, roles: Iterable[
     own, remedy = corpus.tokenizer, f"prepare the data with --tokenizer {model}"
     if own["vocabulary"] != vocabulary_hash(tokenizer.get_vocab()):
         raise UserError(
-            f"{corpus.path}: made with another vocabulary ({own['vocab_size']} ids) than that of {model} ({len(tokenizer)}): "
+            f"{corpus.place}: made with another vocabulary ({own['vocab_size']} ids) than that of {model} ({len(tokenizer)}): "
             f"some ids mean other pieces; {remedy}"
         )
     probe = own["probe"]
     if (ids := tokenizer(probe["text"], add_special_tokens=False)["input_ids"]) != probe["ids"]:
         raise UserError(
-            f"{corpus.path}: made with another tokenizer than that of {model}: a probe text comes out as "
+            f"{corpus.place}: made with another tokenizer than that of {model}: a probe text comes out as "
             f"{probe['ids'][:4]}… there and {ids[:4]}… here; {remedy}"
         )
     for role in roles:
         if (number := getattr(tokenizer, f"{role}_token_id")) != own["special"][role]:
             raise UserError(
-                f"{corpus.path}: has {role} = {own['special'][role]}, the tokenizer of {model} has {number}; {remedy}"
+                f"{corpus.place}: has {role} = {own['special'][role]}, the tokenizer of {model} has {number}; {remedy}"
             )
 
 
@@ -94,7 +93,7 @@ def check_corpus(corpus: Corpus, tokenizer: Any, model: str, layout: str, embedd
     check_tokenizer(corpus, tokenizer, model, ("cls", "sep") if layout == "full" else ("cls", "sep", "pad"))
     if corpus.tokenizer["vocab_size"] > embeddings:
         raise UserError(
-            f"{corpus.path}: {corpus.tokenizer['vocab_size']} token ids, the teacher has {embeddings} embeddings; prepare the "
+            f"{corpus.place}: {corpus.tokenizer['vocab_size']} token ids, the teacher has {embeddings} embeddings; prepare the "
             "data with the teacher's own tokenizer"
         )
 
@@ -105,12 +104,13 @@ def times_read(tokens: float, of: int) -> str:
     return f"{ratio:.2f} times that number" if ratio >= 0.1 else f"{100 * ratio:.2g} % of that number"
 
 
-def about_heldout(path: Path, windows: int, length: int, asked: int) -> str:
+def about_heldout(place: str, windows: int, length: int, asked: int) -> str:
     """A note on too few held-out windows for ``asked`` samples of an evaluation; empty if there are enough."""
     if not asked:
         return "eval_samples = 0: no held-out losses"
     if not windows:
-        return f"{path} has no held-out window of {length} tokens: no held-out losses; prepare the data with a larger --heldout"
+        remedy = "prepare the data with a larger --heldout"
+        return f"{place} has no held-out window of {length} tokens: no held-out losses; {remedy}"
     if windows < asked:
         return f"eval_samples = {asked}, but {windows} windows are held out: held-out losses are means over {windows}"
     return ""

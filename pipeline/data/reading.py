@@ -85,10 +85,10 @@ def training_windows(corpus: Corpus, length: int, layout: str = "full", paired: 
     """The windows to train on, to be cut in two segments if ``paired``. Raises UserError if there are none."""
     windows = windows_of(corpus, "train", length, layout, paired)
     if not len(windows) and windows.padding is not None:
-        raise UserError(f"{corpus.path}: no document to train on holds a token; prepare it from other text")
+        raise UserError(f"{corpus.place}: no document to train on holds a token; prepare it from other text")
     if not len(windows):
         raise UserError(
-            f"{corpus.path}: no shard holds the {windows.inner} tokens of one window; use a shorter length, or layout = 'doc'"
+            f"{corpus.place}: no shard holds the {windows.inner} tokens of one window; use a shorter length, or layout = 'doc'"
         )
     return windows
 

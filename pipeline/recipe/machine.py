@@ -45,7 +45,7 @@ def fitted(
         sum(getattr(source, of) for source in corpus.sources.values()) for of in ("tokens", "documents")
     )
     if not tokens:
-        raise UserError(f"{corpus.path}: no document to train on holds a token; prepare it from other text")
+        raise UserError(f"{corpus.place}: no document to train on holds a token; prepare it from other text")
     machine = this_machine(products_of([replace(recipe, length=128, micro_batch=8)], config))
     cpu = machine.is_cpu
     why: dict[str, str] = {}

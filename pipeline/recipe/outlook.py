@@ -41,7 +41,7 @@ def data_lines(recipe: Recipe, config: PreTrainedConfig) -> Iterator[str]:
         yield f"the run reads up to {times_read(recipe.steps * recipe.tokens_per_step, tokens)}"
         heldout = sum(source.tokens for source in corpus.heldout.values())
         if not heldout or not recipe.eval_samples:
-            yield f"note: {about_heldout(corpus.path, heldout, recipe.length, recipe.eval_samples)}"
+            yield f"note: {about_heldout(corpus.place, heldout, recipe.length, recipe.eval_samples)}"
         return
     yield from _reading(recipe, corpus, tokens)
 
@@ -55,7 +55,7 @@ def _reading(recipe: Recipe, corpus: Corpus, tokens: int) -> Iterator[str]:
     read = times_read(filled(windows, order) * recipe.steps * recipe.tokens_per_step, tokens)
     yield f"the run reads {read}: {samples:,} samples of {len(windows):,} windows, {samples / len(windows):.2g} epochs"
     heldout = len(windows_of(corpus, "heldout", recipe.length, recipe.layout, paired))
-    note = about_heldout(corpus.path, heldout, recipe.length, recipe.eval_samples)
+    note = about_heldout(corpus.place, heldout, recipe.length, recipe.eval_samples)
     yield f"note: {note}" if note else f"held out: {heldout:,} windows, of which {recipe.eval_samples:,} are evaluated"
     for note in notes(corpus, windows, order, recipe.batch, recipe.steps):
         yield f"note: {note}"

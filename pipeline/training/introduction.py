@@ -55,7 +55,7 @@ def introduce(
     for note in notes(corpus, run.windows, run.order, recipe.batch, recipe.steps):
         everywhere(monitors, f"note: {note}")
     found = len(heldout.sources) if heldout else 0
-    if note := about_heldout(corpus.path, found, recipe.length, recipe.eval_samples):
+    if note := about_heldout(corpus.place, found, recipe.length, recipe.eval_samples):
         everywhere(monitors, f"note: {note}")
 
 
@@ -84,7 +84,7 @@ def shared(run: Run, teacher: HostedTeacher, recipes: list[Recipe]) -> list[str]
         f"Batch: {recipe.batch} sequences × {recipe.length} tokens = {ranks.world} rank{'s' * (ranks.world > 1)} × "
         f"micro-batch {recipe.micro_batch}{window} × accumulation {recipe.accumulation(ranks.world)}; {arithmetic}.",
         *run.about_arithmetic,
-        f"Data: {corpus.path}, {tokens:,} tokens, corpus {corpus.id[:12]}; the run reads "
+        f"Data: {corpus.place}, {tokens:,} tokens, corpus {corpus.id[:12]}; the run reads "
         f"{times_read(recipe.steps * run.tokens_per_step, tokens)}, as {read_as}.",
     ]
 

@@ -145,7 +145,7 @@ def _losses(
     trainee = Trainee(recipe, cut, teacher_layers=layers)
     (losses,), _ = Evaluation(run, teach).losses([trainee])
     if not losses:
-        raise UserError(f"{corpus.path} has no held-out window of {recipe.length} tokens")
+        raise UserError(f"{corpus.place} has no held-out window of {recipe.length} tokens")
     return losses, arithmetic_of(recipe.precision, ranks.device, recipe.arithmetic)
 
 

@@ -246,9 +246,11 @@ def test_a_full_disk_is_one_line(url, tmp_path):
         subprocess.run(["umount", small], check=True)
 
 
-def test_rights_places_and_schemes_are_told_in_one_line(s3, monkeypatch):
+def test_rights_places_and_schemes_are_told_in_one_line(s3, data, monkeypatch):
     with pytest.raises(UserError, match=r"s3://no-such-bucket/x/manifest.json: is not there"):
         open_corpus("s3://no-such-bucket/x")
+    with pytest.raises(UserError, match=r"npy: is not there; see that no-such-bucket is there, and make it"):
+        push(data, "s3://no-such-bucket/x")
     for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(key)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
