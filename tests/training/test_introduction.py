@@ -30,7 +30,7 @@ def test_deterministic_algorithms_are_said_where_they_are_asked_for(device, valu
     run = SimpleNamespace(
         recipe=load_recipe("minilm_6x384", [f"deterministic={value}", "precision=fp32"]),
         ranks=ranks(device),
-        corpus=SimpleNamespace(path="data", id="0" * 64, sources={}),
+        corpus=SimpleNamespace(place="data", id="0" * 64, sources={}),
         windows=SimpleNamespace(paired=False),
         tokens_per_step=1,
         about_arithmetic=(),
