@@ -73,6 +73,7 @@ def kept(folder: Path) -> list[Path]:
 def test_a_mirrored_corpus_is_that_of_the_disk_and_is_fetched_once(url, data, tmp_path):
     here, there = open_corpus(data), open_corpus(url, cache(tmp_path))
     assert there.id == here.id and not kept(tmp_path)  # the manifest is enough to open it
+    assert (here.place, there.place) == (str(data), url)  # which people know it by
     assert there.sources == {name: there.sources[name] for name in here.sources}
     assert all(np.array_equal(a, b) for a, b in zip(arrays(here), arrays(there), strict=True))
     times = {path: path.stat().st_ino for path in kept(tmp_path)}
