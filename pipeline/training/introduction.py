@@ -129,20 +129,22 @@ def about_attention(recipe: Recipe, ranks: Ranks) -> list[str]:
 
 
 def about_pooling(recipe: Recipe) -> list[str]:
-    """Notes if nobody says that the teacher's vectors are worth learning, or it puts a prompt before its texts."""
+    """Notes if nobody says that the teacher's vectors are worth learning, or it is given texts otherwise than in training."""
     pooling, model = pooling_of(recipe), recipe.teacher.model
     if pooling is None:
         return []
-    if pooling.prompt:
+    if not pooling.stated:
         return [
-            f"note: {model} puts {pooling.prompt!r} before each text; here texts are read as {recipe.data} has them"
+            f"note: nothing in {model} says how it makes a vector of a text (modules.json): its students learn the "
+            "mean over a text's tokens, which a model that was not trained for it seldom makes worth learning"
         ]
-    if pooling.stated:
-        return []
-    return [
-        f"note: nothing in {model} says how it makes a vector of a text (modules.json): its students learn the "
-        "mean over a text's tokens, which a model that was not trained for it seldom makes worth learning"
-    ]
+    read, notes = f"here texts are read as {recipe.data} has them", []
+    if pooling.prompt:
+        pooled = "" if pooling.includes_prompt else ", and a prompt in them is pooled too, which that folder leaves out"
+        notes.append(f"note: {model} puts {pooling.prompt!r} before each text; {read}{pooled}")
+    if pooling.lowers:
+        notes.append(f"note: {model} puts texts in lower case; {read}")
+    return notes
 
 
 def about_steps(student: Built) -> list[str]:

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from pipeline.engines.ranks import Ranks
+from pipeline.models.pooling import Pooling
 from pipeline.settings.reading import load_recipe
-from pipeline.training.introduction import about_attention, about_bits, shared
+from pipeline.training import introduction
+from pipeline.training.introduction import about_attention, about_bits, about_pooling, shared
 
 
 def ranks(device):
@@ -64,3 +66,26 @@ def test_a_run_that_is_resumed_another_way_says_that_its_bits_are_others(made_wi
         words in note and "runs/x/checkpoints/10 was made with" in note for words, note in zip(told, notes, strict=True)
     )
     assert about_bits(SimpleNamespace(checkpoint=None)) == []
+
+
+@pytest.mark.parametrize(
+    ("pooling", "told"),
+    [
+        (None, []),
+        (Pooling(stated=True), []),
+        (Pooling(), ["nothing in t says how it makes a vector"]),
+        (
+            Pooling(stated=True, prompt="query: "),
+            ["t puts 'query: ' before each text; here texts are read as d has them"],
+        ),
+        (
+            Pooling(stated=True, prompt="query: ", includes_prompt=False),
+            ["is pooled too, which that folder leaves out"],
+        ),
+        (Pooling(stated=True, lowers=True), ["t puts texts in lower case; here texts are read as d has them"]),
+    ],
+)
+def test_a_teacher_that_is_given_texts_in_another_way_than_in_training_is_noted(monkeypatch, pooling, told):
+    monkeypatch.setattr(introduction, "pooling_of", lambda _: pooling)
+    notes = about_pooling(load_recipe("demo", ["teacher.model=t", "data=d"]))
+    assert len(notes) == len(told) and all(words in note for words, note in zip(told, notes, strict=True))
